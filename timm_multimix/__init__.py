@@ -1,0 +1,13 @@
+"""MultiMix and Dense MultiMix for timm models (arXiv 2311.05538)."""
+from .config import MultiMixConfig
+from .errors import SettingError
+from .mixing import attention, mixed_cross_entropy, sample_lam
+from .task import MultiMixTask
+from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', 'attention',
+    'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
+]

@@ -1,0 +1,247 @@
+"""Features → positions → embeddings → logits, for whatever timm puts at the end of a model.
+
+One idea serves nearly all families: turn every position into an image of its own with a 1×1 feature map (or into a
+sequence of one token, behind the image's prefix tokens) and apply the model's own head. Norms, MLPs and attention pools
+in the head then act exactly as they would on a feature map with that one position.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..errors import SettingError
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one model ends. Made by `inspect_ending`, read by `position_logits`; plain values, so copies stay valid.
+
+    Attributes:
+        layout: of the features: 'NCHW', 'NHWC' or 'NLC' (tokens).
+        prefix: class, register or distillation tokens in front of the patch tokens.
+        positions: P at the size that was tried.
+        width: D, the embedding that the last linear layer takes.
+        direct: `get_classifier()` applied to an embedding gives its logits, so the head need not run twice.
+        bare: the embedding of a position is that position's feature itself: pooling, then the linear layer.
+        batch_norms: names of BatchNorm layers that the head runs; they must not learn statistics from positions.
+    """
+    layout: str
+    prefix: int
+    positions: int
+    width: int
+    direct: bool
+    bare: bool
+    batch_norms: tuple[str, ...]
+
+
+def classifier_leaves(model: nn.Module) -> list[nn.Module]:
+    """The linear layers that give the logits: usually one, several for distilled and multi-headed models.
+
+    Raises:
+        SettingError: the model has no linear classifier.
+    """
+    num_classes = getattr(model, 'num_classes', None)
+    name = type(model).__name__
+    if not hasattr(model, 'get_classifier') or num_classes is None:
+        raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). '
+                           f'Wrap what timm.create_model returns.')
+    if num_classes < 1:
+        raise SettingError(f'{name} has num_classes={num_classes}, so it ends in features, not in a classifier to mix '
+                           f'for. Create it with num_classes=N, or call reset_classifier(N) before wrapping.')
+    found = model.get_classifier()  # type: ignore[operator]
+    heads = found if isinstance(found, (tuple, list)) else [found]
+    leaves = [m for head in heads if isinstance(head, nn.Module) for m in head.modules() if _classes(m) == num_classes]
+    if not leaves:
+        raise SettingError(f'{name} has no linear classifier: get_classifier() holds no Linear or 1×1 convolution with '
+                           f'{num_classes} outputs. Mixing embeddings needs one as the last layer.')
+    return leaves
+
+
+def _classes(module: nn.Module) -> Optional[int]:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) else None
+
+
+def switch_class_token(model: nn.Module) -> dict[str, Any]:
+    """Make a class-token transformer pool its patch tokens instead, in place; the parameters stay the same.
+
+    The final norm stays before the pool. Returns the arguments with which `timm.create_model` builds the same model,
+    empty if there was nothing to switch.
+    """
+    if getattr(model, 'global_pool', None) != 'token':
+        return {}
+    model.global_pool = 'avg'  # type: ignore[assignment]
+    args: dict[str, Any] = {'global_pool': 'avg'}
+    if hasattr(model, 'fc_norm'):
+        args['fc_norm'] = False  # else average pooling would bring a norm of its own, with other keys
+    if hasattr(model, '_model_args'):  # timm ≥ 1.0.31 remembers how a model was made, for the Hub
+        model._model_args = {**model._model_args, **args}  # type: ignore[assignment, dict-item]
+    return args
+
+
+def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = None) -> Ending:
+    """Find out how a model ends by running it once on one image, in eval mode; nothing about it changes.
+
+    Args:
+        model: a timm model with a classifier.
+        input_size: (C, H, W) to try; by default what the model says it takes.
+
+    Raises:
+        SettingError: the model has no positions to mix at, with the reason and what to use instead.
+    """
+    name = type(model).__name__
+    instead = "Use 'multimix', which mixes pooled embeddings and needs no positions."
+    if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
+        raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} does not have. {instead}")
+    parameter = next(model.parameters())
+    size = tuple(input_size) if input_size else _input_size(model)
+    with _evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
+        image = image.view(1, *size).to(parameter.device, parameter.dtype)
+        try:
+            features = model.forward_features(image)  # type: ignore[operator]
+        except Exception as e:
+            raise SettingError(f'{name} cannot take an image of {size}: {e}. Pass input_size=(C, H, W) with the size '
+                               f'you will train at.') from e
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
+            raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "
+                               f'{what}. {instead}')
+        layout = 'NLC' if features.ndim == 3 else getattr(model, 'output_fmt', 'NCHW')
+        prefix = int(getattr(model, 'num_prefix_tokens', 0)) if layout == 'NLC' else 0
+        if layout == 'NLC' and features.shape[1] <= prefix:
+            raise SettingError(f"'dense' needs patch tokens, but {name} returns only its {prefix} class token(s). "
+                               f'{instead}')
+        _check_pooling(model, features, prefix, instead)
+        return _try_head(model, features, layout, prefix, instead)
+
+
+def _check_pooling(model: nn.Module, features: Tensor, prefix: int, instead: str) -> None:
+    """A head that ignores the patch tokens was not trained on them, and must not be applied to them."""
+    if not prefix:
+        return
+    other = features.clone()
+    other[:, prefix:] = 1 - other[:, prefix:]
+    if torch.equal(model.forward_head(features), model.forward_head(other)):  # type: ignore[operator]
+        raise SettingError(f"'dense' trains the classifier on patch tokens, but {type(model).__name__} classifies its "
+                           f'class token alone and could not be switched to average pooling. {instead}')
+
+
+def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, instead: str) -> Ending:
+    fired: set[nn.Module] = set()
+    hooks = [m.register_forward_hook(lambda m, *_: fired.add(m)) for m in model.modules()
+             if isinstance(m, _BATCH_NORMS)]
+    single = _single_positions(features, layout, prefix)
+    try:
+        logits = model.forward_head(single)  # type: ignore[operator]
+        z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
+    except Exception as e:
+        raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
+                           f'{type(model).__name__} does not take one: {e}. {instead}') from e
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if z.ndim != 2 or logits.shape != (len(single), model.num_classes):
+        raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
+                           f'{type(model).__name__} returns embeddings {tuple(z.shape)} and logits '
+                           f'{tuple(logits.shape)} for {len(single)} positions. {instead}')
+    classifier = model.get_classifier()  # type: ignore[operator]
+    direct = False
+    if isinstance(classifier, nn.Module):
+        try:
+            direct = _same(classifier(z), logits)
+        except (RuntimeError, TypeError, ValueError):  # not a layer for flat embeddings, such as a convolution
+            direct = False
+    bare = direct and _same(_channels_last(features, layout, prefix).flatten(0, 1), z)
+    names = tuple(n for n, m in model.named_modules() if m in fired)
+    return Ending(layout, prefix, len(single), z.shape[1], direct, bare, names)
+
+
+def position_logits(model: nn.Module, ending: Ending, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, P, D) and logits (B, P, C) of every position, by the model's own head."""
+    B = features.shape[0]
+    if ending.bare and not getattr(model, 'drop_rate', 0):
+        z = _channels_last(features, ending.layout, ending.prefix)
+        return z, model.get_classifier()(z)  # type: ignore[operator]
+    single = _single_positions(features, ending.layout, ending.prefix)
+    with _frozen_statistics(model, ending.batch_norms):
+        z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
+        logits = (model.get_classifier()(z) if ending.direct  # type: ignore[operator]
+                  else model.forward_head(single))  # type: ignore[operator]
+    return z.unflatten(0, (B, -1)), logits.unflatten(0, (B, -1))
+
+
+def _channels_last(features: Tensor, layout: str, prefix: int) -> Tensor:
+    """(B, P, D), without prefix tokens."""
+    if layout == 'NCHW':
+        return features.flatten(2).transpose(1, 2)
+    return features.flatten(1, 2) if layout == 'NHWC' else features[:, prefix:]
+
+
+def _single_positions(features: Tensor, layout: str, prefix: int) -> Tensor:
+    """Every position as a feature map of its own: (B·P, D, 1, 1), (B·P, 1, 1, D) or (B·P, prefix + 1, D)."""
+    z = _channels_last(features, layout, prefix)
+    P = z.shape[1]
+    z = z.flatten(0, 1)
+    if layout == 'NCHW':
+        return z[:, :, None, None]
+    if layout == 'NHWC':
+        return z[:, None, None, :]
+    return torch.cat([features[:, :prefix].repeat_interleave(P, 0), z[:, None]], 1) if prefix else z[:, None]
+
+
+def _flat(z: Tensor) -> Tensor:
+    return z.flatten(1) if z.ndim == 4 else z
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4)
+
+
+def _input_size(model: nn.Module) -> tuple[int, ...]:
+    cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
+    channels, height, width = cfg.get('input_size') or (3, 224, 224)
+    first = cfg.get('first_conv')
+    first = first[0] if isinstance(first, (tuple, list)) else first
+    try:
+        layer = model.get_submodule(first) if first else None
+    except AttributeError:
+        layer = None
+    if isinstance(layer, nn.Conv2d):
+        channels = layer.in_channels
+    fixed: Union[tuple[int, int], None] = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    return (channels, *fixed) if fixed else (channels, height, width)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and every module's own mode back afterwards (users freeze parts of their models)."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+@contextmanager
+def _frozen_statistics(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """BatchNorm in the head uses its running statistics: a batch of single positions has other ones."""
+    norms = [m for m in (model.get_submodule(name) for name in names) if m.training]
+    for m in norms:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in norms:
+            m.training = True

@@ -1,0 +1,297 @@
+"""Flags of train.py: timm's names, meanings and defaults, and the method's own; YAML sets defaults, flags win."""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NoReturn, Optional, Union
+
+import timm
+import yaml
+from timm.utils import ParseKwargs
+
+from .config import ATTENTION_NORMS, ATTENTIONS, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
+from .data import DIGITS
+from .errors import SettingError, nearest
+
+MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
+                  'attention_detach', 'normalize')
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith('unrecognized arguments: '):
+            for word in message.split(': ', 1)[1].split():
+                if word.startswith('--'):
+                    message += nearest(word.split('=')[0], self._option_string_actions)
+                    break
+        super().error(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags. Help texts say where a default differs from timm's."""
+    parser = _Parser(
+        description='Train a timm model with MultiMix or Dense MultiMix.', allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add, on_off = parser.add_argument, argparse.BooleanOptionalAction
+    add('-c', '--config', metavar='FILE', help='YAML file of defaults; keys are flag names with underscores')
+
+    g = parser.add_argument_group('MultiMix').add_argument
+    g('--multimix', choices=('none', *MODES), default='none', help='mix pooled embeddings, or densely at every position')
+    g('--multimix-preset', choices=tuple(PRESETS), help='where settings that are not given come from (default: default)')
+    g('--multimix-n', type=int, metavar='N', help='mixed examples per step, for dense per position (preset: 1000)')
+    g('--multimix-m', type=int, metavar='N', help='examples mixed in each (preset: the batch)')
+    g('--multimix-alpha', type=float, nargs='+', metavar='A', help='Dirichlet concentration, one number or a range')
+    g('--multimix-effective', type=float, nargs='+', metavar='E',
+      help='the same as an effective number of examples, one number or a range (preset: 1.5 3)')
+    g('--multimix-prob', type=float, metavar='P', help='probability of mixing embeddings on a step (preset: 1)')
+    g('--multimix-clean-weight', type=float, metavar='W', help='weight of the unmixed loss (preset: 1)')
+    g('--multimix-attention', choices=ATTENTIONS, help='dense: where labels are believed (preset: gap)')
+    g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')
+    g('--multimix-attention-detach', action=on_off, default=None, help='dense: attention is a constant (preset: yes)')
+    g('--multimix-normalize', choices=NORMALIZATIONS, help='dense: weights sum to one at each position, or over all')
+
+    g = parser.add_argument_group('Dataset').add_argument
+    g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, in it one per class')
+    g('--dataset', default=None, metavar='NAME', help=f'as in timm: torch/cifar10, hfds/…; without --data-dir {DIGITS}')
+    g('--train-split', default='train', metavar='NAME', help=' ')
+    g('--val-split', default='validation', metavar='NAME', help=' ')
+    g('--dataset-download', action=on_off, default=False, help='let torch/, hfids/ and tfds/ data sets download')
+    g('--class-map', default='', metavar='FILE', help='class to index mapping')
+    g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',
+      help='every image of a folder is opened before training; unreadable ones stop it or are left out. '
+           "'ignore' does not look (timm then replaces an unreadable image by its neighbour)")
+
+    g = parser.add_argument_group('Model').add_argument
+    g('--model', default='resnet50', metavar='MODEL', help='a timm model name, hf-hub:… or local-dir:…')
+    g('--pretrained', action=on_off, default=False, help='start from its published weights')
+    g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights')
+    g('--resume', default='', metavar='PATH', help='a run folder or checkpoint to go on with, in that folder and with '
+                                                   'its args.yaml')
+    g('--no-resume-opt', action='store_true', help='do not resume the optimizer')
+    g('--num-classes', type=int, default=None, metavar='N', help='default: as many as the data set has')
+    g('--gp', default=None, metavar='POOL', help='global pooling of the model')
+    g('--img-size', type=int, default=None, metavar='N', help="default: the model's; 32 for the embedded data set")
+    g('--in-chans', type=int, default=None, metavar='N', help=' ')
+    g('--crop-pct', type=float, default=None, metavar='N', help='of the validation image')
+    g('--mean', type=float, nargs='+', default=None, metavar='X', help=' ')
+    g('--std', type=float, nargs='+', default=None, metavar='X', help=' ')
+    g('--interpolation', default='', metavar='NAME', help=' ')
+    g('-b', '--batch-size', type=int, default=128, metavar='N', help=' ')
+    g('-vb', '--validation-batch-size', type=int, default=None, metavar='N', help=' ')
+    g('--channels-last', action=on_off, default=False, help=' ')
+    g('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per update')
+    g('--grad-checkpointing', action=on_off, default=False, help=' ')
+    g('--torchcompile', nargs='?', const='inductor', default=None, metavar='BACKEND', help='torch.compile the model')
+    g('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V', help='for timm.create_model')
+    g('--drop', type=float, default=0.0, metavar='P', help='dropout')
+    g('--drop-path', type=float, default=None, metavar='P', help='stochastic depth')
+
+    g = parser.add_argument_group('Device').add_argument
+    g('--device', default='auto', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps, cpu (timm: cuda)')
+    g('--amp', action=on_off, default=False, help='mixed precision')
+    g('--amp-dtype', choices=('float16', 'bfloat16'), default=None, help='float16, on the CPU bfloat16')
+
+    g = parser.add_argument_group('Optimizer').add_argument
+    g('--opt', default='sgd', metavar='NAME', help='any of timm.optim.list_optimizers()')
+    g('--opt-eps', type=float, default=None, metavar='X', help=' ')
+    g('--opt-betas', type=float, nargs='+', default=None, metavar='X', help=' ')
+    g('--momentum', type=float, default=0.9, metavar='M', help=' ')
+    g('--weight-decay', type=float, default=2e-5, metavar='X', help=' ')
+    g('--clip-grad', type=float, default=None, metavar='X', help=' ')
+    g('--clip-mode', choices=('norm', 'value', 'agc'), default='norm', help=' ')
+    g('--layer-decay', type=float, default=None, metavar='X', help='layer-wise learning rate decay')
+    g('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V', help=' ')
+
+    g = parser.add_argument_group('Learning rate').add_argument
+    g('--sched', default='cosine', metavar='NAME', help='cosine, step, multistep, poly, …')
+    g('--sched-on-updates', action=on_off, default=False, help='step the schedule on updates, not epochs')
+    g('--lr', type=float, default=None, metavar='LR', help='overrides --lr-base')
+    g('--lr-base', type=float, default=0.1, metavar='LR', help='lr = lr_base * batch size / lr_base_size')
+    g('--lr-base-size', type=int, default=256, metavar='N', help=' ')
+    g('--lr-base-scale', choices=('', 'linear', 'sqrt'), default='', help='by optimizer: sqrt for ada*, lamb')
+    g('--lr-k-decay', type=float, default=1.0, metavar='X', help=' ')
+    g('--warmup-lr', type=float, default=1e-5, metavar='LR', help=' ')
+    g('--min-lr', type=float, default=0.0, metavar='LR', help=' ')
+    g('--epochs', type=int, default=300, metavar='N', help=' ')
+    g('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='N', help=' ')
+    g('--decay-epochs', type=float, default=90, metavar='N', help=' ')
+    g('--decay-rate', type=float, default=0.1, metavar='X', help=' ')
+    g('--warmup-epochs', type=int, default=5, metavar='N', help=' ')
+    g('--warmup-prefix', action=on_off, default=False, help='warm-up comes on top of the epochs')
+    g('--cooldown-epochs', type=int, default=0, metavar='N', help=' ')
+    g('--patience-epochs', type=int, default=10, metavar='N', help=' ')
+
+    g = parser.add_argument_group('Augmentation and regularisation').add_argument
+    g('--no-aug', action='store_true', help='no training augmentation')
+    g('--train-crop-mode', default=None, metavar='MODE', help='rrc, rkrc, rkrr')
+    g('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='X', help='of random resized crops')
+    g('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='X', help='of random resized crops')
+    g('--hflip', type=float, default=0.5, metavar='P', help=' ')
+    g('--vflip', type=float, default=0.0, metavar='P', help=' ')
+    g('--color-jitter', type=float, default=0.4, metavar='X', help=' ')
+    g('--aa', default=None, metavar='NAME', help='AutoAugment or RandAugment policy')
+    g('--reprob', type=float, default=0.0, metavar='P', help='random erasing')
+    g('--remode', default='pixel', metavar='MODE', help=' ')
+    g('--recount', type=int, default=1, metavar='N', help=' ')
+    g('--train-interpolation', default='random', metavar='NAME', help=' ')
+    g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; here also the preset paper: 2)')
+    g('--cutmix', type=float, default=0.0, metavar='A', help='input cutmix')
+    g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
+    g('--mixup-prob', type=float, default=1.0, metavar='P', help='of mixup or cutmix on a step that has them')
+    g('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='of cutmix where both are on')
+    g('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch', help=' ')
+    g('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup or cutmix from this epoch on; 0 is never')
+    g('--smoothing', type=float, default=0.1, metavar='X', help='label smoothing')
+
+    g = parser.add_argument_group('Averaged weights (EMA)').add_argument
+    g('--model-ema', action=on_off, default=False, help=' ')
+    g('--model-ema-decay', type=float, default=0.9998, metavar='X', help=' ')
+    g('--model-ema-warmup', action=on_off, default=False, help=' ')
+
+    g = parser.add_argument_group('Run').add_argument
+    g('--seed', type=int, default=42, metavar='N', help=' ')
+    g('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    g('--pin-mem', action=on_off, default=False, help=' ')
+    g('--log-interval', type=int, default=50, metavar='N', help='updates between refreshes of loss and accuracy')
+    g('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1', help='picks model_best')
+    g('--output', default='', metavar='DIR', help='where runs go (default: ./output/train)')
+    g('--experiment', default='', metavar='NAME', help='folder of this run (default: date-model-size)')
+    return parser
+
+
+def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path, None] = None) -> argparse.Namespace:
+    """Parse flags over the YAML that applies: `--config`; or args.yaml of a resumed run; or, on the embedded data set,
+    its recipe. The namespace gets `recipe`, the path of the YAML that was used ('' for none).
+
+    Raises:
+        SettingError: a YAML that is missing, not a mapping, or holds an unknown key or an impossible value.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    recipe: Optional[Path] = None
+    if args.config:
+        recipe = Path(args.config)
+    elif args.resume:
+        recipe = resume_folder(args.resume) / 'args.yaml'
+        recipe = recipe if recipe.exists() else None
+    elif not args.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
+        recipe = Path(digits_recipe)
+    if recipe is not None:
+        parser.set_defaults(**read_yaml(recipe, parser))
+        args = parser.parse_args(argv)
+    if not args.data_dir and not args.dataset:
+        args.dataset = DIGITS
+    args.recipe = str(recipe or '')
+    return args
+
+
+def resume_folder(path: str) -> Path:
+    """The run folder of `--resume`, which may name the folder or a checkpoint in it."""
+    return Path(path) if os.path.isdir(path) else Path(path).parent
+
+
+def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Settings of a YAML file, checked against the parser's flags. Dashes in keys mean underscores."""
+    if not os.path.isfile(path):
+        raise SettingError(f'--config is {str(path)!r}, but there is no such file.'
+                           f'{nearest(Path(path).name, (p.name for p in Path(path).parent.glob("*.y*ml")))}')
+    try:
+        with open(path) as f:
+            loaded = yaml.safe_load(f)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise SettingError(f'{path} is not YAML: {e}') from e
+    if not isinstance(loaded, dict):
+        raise SettingError(f'{path} must hold settings, one "key: value" a line; it holds {type(loaded).__name__}.')
+    actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
+    settings = {}
+    for key, value in loaded.items():
+        name = str(key).replace('-', '_')
+        if name == 'recipe':  # which recipe a run used, in its args.yaml
+            continue
+        if name not in actions:
+            raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
+        settings[name] = _yaml_value(actions[name], value, f'{path}: {key}')
+    return settings
+
+
+def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+        if not isinstance(value, bool):
+            raise SettingError(f'{where} is {value!r}, but it is true or false.')
+        return value
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise SettingError(f'{where} is {value!r}, but it is a mapping of arguments.')
+        return value
+    values = value if isinstance(value, list) else [value]
+    many = action.nargs in ('+', '*') or isinstance(action.nargs, int)
+    if isinstance(value, (list, dict)) and not many or isinstance(action.nargs, int) and len(values) != action.nargs:
+        raise SettingError(f'{where} is {value!r}, but it is {action.nargs if many else "one"} value'
+                           f'{"s" if many else ""}.')
+    kind: Any = action.type or str
+    try:
+        values = [kind(str(v)) for v in values]
+    except ValueError as e:
+        raise SettingError(f'{where} is {value!r}, but it is {"whole" if kind is int else "a"} '
+                           f'number{"s" if many else ""}.') from e
+    for v in values:
+        if action.choices is not None and v not in action.choices:
+            choices = [str(c) for c in action.choices]
+            raise SettingError(f'{where} is {v!r}, but it is one of {", ".join(filter(None, choices))}.'
+                               f'{nearest(str(v), choices)}')
+    return values if many else values[0]
+
+
+def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
+    """The method's settings from the flags; None for `--multimix none`.
+
+    Raises:
+        SettingError: settings that do not fit together, or any of them with `--multimix none`.
+    """
+    given = {name: tuple(v) if isinstance(v, list) else v for name in MULTIMIX_FLAGS
+             if (v := getattr(args, 'multimix_' + name)) is not None}
+    if args.multimix == 'none':
+        if given:
+            name = next(iter(given))
+            raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: choose '
+                               f'--multimix {" or ".join(MODES)}, or drop it.')
+        return None
+    if args.mixup is not None:
+        given['mixup'] = args.mixup
+    elif args.cutmix > 0 or args.cutmix_minmax:
+        given['mixup'] = 0.0  # cutmix was asked for: the preset's mixup does not come with it
+    return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': args.smoothing, **given})
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise `SettingError` for values that no model or data set could make right."""
+    for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
+                        ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
+                        ('validation_batch_size', 1), ('in_chans', 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
+    for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
+    for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'drop', 'drop_path', 'smoothing',
+                 'model_ema_decay'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
+    if args.smoothing == 1:
+        raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
+    optimizers = timm.optim.list_optimizers()
+    if args.opt.lower() not in optimizers:
+        raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
+    if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
+        raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
+                           f'{nearest(args.model, timm.list_models())}')
+    if (args.mixup or args.cutmix > 0 or args.cutmix_minmax) and args.batch_size % 2:
+        raise SettingError(f'--batch-size is {args.batch_size}, but timm pairs the images of a batch for mixup and '
+                           f'cutmix: it must be even.')

@@ -1,0 +1,236 @@
+"""Every setting of the method: its default, its meaning and its checks."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from .errors import SettingError, nearest
+
+Range = Union[float, tuple[float, float]]
+
+MODES = ('multimix', 'dense')
+ATTENTIONS = ('gap', 'cam', 'uniform')
+ATTENTION_NORMS = ('l1_relu', 'softmax')
+NORMALIZATIONS = ('position', 'all')
+
+# Settings that a preset decides. `paper` is the literal method; `default` is the one that trains in a normal budget:
+# a clean term, and a mixed term that blends a handful of examples instead of the whole batch.
+PRESETS: dict[str, dict[str, Any]] = {
+    'default': dict(effective=(1.5, 3.0), prob=1.0, clean_weight=1.0, mixup=0.0),
+    'paper': dict(alpha=(0.5, 2.0), prob=0.5, clean_weight=0.0, mixup=2.0),
+}
+
+# Only dense has positions to attend to; with plain MultiMix these would be ignored, so giving them is an error.
+_DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=True, normalize='position')
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting, for error messages."""
+    return {'mixup': '--mixup', 'label_smoothing': '--smoothing', 'mode': '--multimix'}.get(
+        name, '--multimix-' + name.replace('_', '-'))
+
+
+def _bad(name: str, value: Any, right: str) -> SettingError:
+    return SettingError(f'{name} ({flag(name)}) is {value!r}, but {right}')
+
+
+def _as_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _bad(name, value, 'it must be a finite number.')
+    return float(value)
+
+
+def _as_range(name: str, value: Any) -> tuple[float, float]:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if len(values) not in (1, 2):
+        raise _bad(name, value, 'it must be one number, or two: the ends of a range.')
+    low, high = _as_number(name, values[0]), _as_number(name, values[-1])
+    if low > high:
+        raise _bad(name, value, f'a range starts with its smaller end: {high:g} {low:g}.')
+    return low, high
+
+
+def alpha_for_effective(effective: float, m: int) -> float:
+    """The Dirichlet α at which m examples mix like `effective` equal ones, from E[1/Σλ²] ≈ (mα+1)/(α+1).
+
+    Where a batch is too small to hold that many (m ≤ effective) the flat Dirichlet, α = 1, is the closest in spirit.
+    """
+    return (effective - 1) / (m - effective) if m > effective else 1.0
+
+
+@dataclass(frozen=True)
+class MultiMixConfig:
+    """Settings of MultiMix and Dense MultiMix. `MultiMixConfig('dense')` is the default preset.
+
+    A setting left at `None` takes its value from the preset. Use `MultiMixConfig('dense', preset='paper', n=500)` or
+    `config.replace(n=500)`; instances do not change.
+
+    Args:
+        mode: 'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position.
+        preset: 'default' trains in a normal budget, 'paper' is the published setting (arXiv 2311.05538).
+        n: mixed examples (tuples) per step; for dense, per step and position.
+        m: examples mixed in each tuple, drawn at random from the batch; None means the whole batch.
+        alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
+            range from which one is drawn each step.
+        effective: the same said as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair.
+            A number or a range. Give this or `alpha`, not both.
+        prob: probability, per step, of mixing embeddings. On the other steps the batch trains plainly, or with input
+            mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
+        mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
+            comes before embedding mixing on every step. Used by `MultiMixTask` only.
+        clean_weight: weight of the ordinary cross-entropy of the unmixed batch, added to the mixed term.
+        attention: dense only: what u is in a = h(zᵀu). 'gap' the image's own mean feature, 'cam' the classifier's row
+            of its class, 'uniform' no attention.
+        attention_norm: dense only: h, 'l1_relu' or 'softmax'.
+        attention_detach: dense only: True (default) takes the attention as a constant. The maps are a confidence in
+            the labels; if the loss could lower itself by moving them it would learn to look where loss is small.
+        normalize: dense only: 'position' divides each position's weighted sum by that position's own total weight and
+            averages over positions; 'all' divides by the total over all positions.
+        label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
+            its own), so smoothing is never applied twice.
+
+    Raises:
+        SettingError: naming the setting, its value, and what would be right.
+    """
+
+    mode: str = 'dense'
+    preset: str = 'default'
+    n: int = 1000
+    m: Optional[int] = None
+    alpha: Optional[Range] = None
+    effective: Optional[Range] = None
+    prob: float = None  # type: ignore[assignment]  # from the preset
+    mixup: float = None  # type: ignore[assignment]
+    clean_weight: float = None  # type: ignore[assignment]
+    attention: str = None  # type: ignore[assignment]
+    attention_norm: str = None  # type: ignore[assignment]
+    attention_detach: bool = None  # type: ignore[assignment]
+    normalize: str = None  # type: ignore[assignment]
+    label_smoothing: float = 0.0
+    _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (('mode', self.mode, MODES), ('preset', self.preset, tuple(PRESETS))):
+            if value not in choices:
+                raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
+        object.__setattr__(self, '_given', frozenset(
+            f.name for f in dataclasses.fields(self) if f.init and getattr(self, f.name) is not None))
+        self._check_given()
+        if self.alpha is not None and self.effective is not None:
+            raise SettingError(
+                f'alpha (--multimix-alpha) is {self.alpha!r} and effective (--multimix-effective) is '
+                f'{self.effective!r}, but they are two ways of saying one thing: give only one.')
+        preset = dict(PRESETS[self.preset])
+        if self.alpha is not None or self.effective is not None:  # either one replaces what the preset says
+            preset.pop('alpha', None), preset.pop('effective', None)
+        if self.mode == 'dense':
+            preset.update(_DENSE_ONLY)
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_values()
+
+    def _check_given(self) -> None:
+        if self.mode != 'dense':
+            for name in _DENSE_ONLY:
+                if getattr(self, name) is not None:
+                    raise _bad(name, getattr(self, name), 'only --multimix dense has positions to weight: drop it, '
+                                                          'or choose dense.')
+        for name, choices in (
+                ('attention', ATTENTIONS), ('attention_norm', ATTENTION_NORMS), ('normalize', NORMALIZATIONS)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
+        if self.attention == 'uniform' and self.attention_norm is not None:
+            raise _bad('attention_norm', self.attention_norm, 'uniform attention has nothing to normalise: drop it.')
+
+    def _check_values(self) -> None:
+        for name in ('n', 'm'):
+            value = getattr(self, name)
+            if value is None and name == 'm':
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise _bad(name, value, 'it must be a whole number of at least 1.')
+        for name in ('alpha', 'effective'):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_range(name, getattr(self, name)))
+        if self.alpha is not None and self.alpha[0] <= 0:  # type: ignore[index]
+            raise _bad('alpha', self.alpha, 'a Dirichlet concentration must be above 0 (the paper draws it from '
+                                            '0.5 to 2).')
+        if self.effective is not None:
+            low, high = self.effective  # type: ignore[misc]
+            if low <= 1:
+                raise _bad('effective', self.effective, 'it must be above 1: one effective example is no mixing.')
+            if self.m is not None and high >= self.m:
+                raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
+        for name, low, high, right in (
+                ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
+                ('mixup', 0, math.inf, 'a Beta concentration cannot be negative (0 switches input mixup off).'),
+                ('clean_weight', 0, math.inf, 'a weight cannot be negative.'),
+                ('label_smoothing', 0, 1, 'it must be from 0 up to, not including, 1.')):
+            value = _as_number(name, getattr(self, name))
+            if not low <= value <= high or (name == 'label_smoothing' and value == 1):
+                raise _bad(name, value, right)
+            object.__setattr__(self, name, value)
+
+    @property
+    def dense(self) -> bool:
+        """Whether features are mixed at every position."""
+        return self.mode == 'dense'
+
+    def alpha_range(self, batch: int) -> tuple[float, float]:
+        """The range α is drawn from for a batch of this size; resolves `effective`.
+
+        Raises:
+            SettingError: when `m` exceeds the batch.
+        """
+        m = self.tuple_size(batch)
+        if self.alpha is not None:
+            return self.alpha  # type: ignore[return-value]
+        low, high = self.effective  # type: ignore[misc]
+        return alpha_for_effective(low, m), alpha_for_effective(high, m)
+
+    def tuple_size(self, batch: int) -> int:
+        """m: how many examples each tuple mixes, in a batch of this size."""
+        if self.m is None:
+            return batch
+        if self.m > batch:
+            raise _bad('m', self.m, f'a batch of {batch} has no {self.m} examples to mix: at most {batch}, or leave '
+                                    f'it out for the whole batch.')
+        return self.m
+
+    def check_batch(self, batch: int) -> None:
+        """Raise `SettingError` unless every setting works with training batches of this size."""
+        self.tuple_size(batch)
+        if self.effective is not None and self.effective[1] >= batch:  # type: ignore[index]
+            raise _bad('effective', self.effective, f'a batch of {batch} cannot mix that many: it must be below '
+                                                    f'{batch}.')
+        if self.mixup and batch % 2:
+            raise _bad('mixup', self.mixup, f"timm's Mixup pairs the batch with its reverse and needs an even batch "
+                                            f'size, not {batch} (--batch-size).')
+
+    def replace(self, **changes: Any) -> MultiMixConfig:
+        """A copy with some settings changed; everything given before stays given, the rest follows the preset anew."""
+        given = {name: getattr(self, name) for name in self._given}
+        if 'alpha' in changes or 'effective' in changes:
+            given.pop('alpha', None), given.pop('effective', None)
+        return type(self).from_dict({**given, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Resolved settings as plain values: what YAML and JSON can hold. `from_dict` takes it back."""
+        return {
+            f.name: list(v) if isinstance(v, tuple) else v
+            for f in dataclasses.fields(self) if f.init and (v := getattr(self, f.name)) is not None}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> MultiMixConfig:
+        """Build from a mapping; an unknown key is a `SettingError` with the nearest name."""
+        names = [f.name for f in dataclasses.fields(cls) if f.init]
+        for key in settings:
+            if key not in names:
+                raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(key, names)} '
+                                   f'There are: {", ".join(names)}.')
+        return cls(**settings)

@@ -1,0 +1,67 @@
+"""The embedded data set: scikit-learn's handwritten digits, as a reader for timm's `ImageDataset`.
+
+1 797 real 8×8 images of digits written by 43 people (UCI Optical Recognition of Handwritten Digits), which come inside
+scikit-learn, so training can be tried with no data at hand.
+"""
+from __future__ import annotations
+
+import io
+from typing import Any, BinaryIO
+
+from PIL import Image
+from sklearn.datasets import load_digits
+from timm.data.readers.reader import Reader
+
+from ..errors import SettingError
+
+DIGITS = 'sklearn/digits'
+SPLITS = {
+    'train': 'train', 'training': 'train',
+    'val': 'validation', 'valid': 'validation', 'validation': 'validation', 'eval': 'validation', 'test': 'validation',
+    'all': 'all',
+}
+
+
+class DigitsReader(Reader):
+    """Digits as 32×32 RGB images, classes 0 to 9.
+
+    The split is fixed: of each class, in scikit-learn's order, every fifth image validates (355 images) and the others train
+    (1 442).
+
+    Args:
+        split: 'train', 'validation' (or timm's other words for them), or 'all'.
+        size: side of the images in pixels, enlarged bicubically.
+    """
+
+    def __init__(self, split: str = 'train', size: int = 32) -> None:
+        super().__init__()
+        if split not in SPLITS:
+            raise SettingError(f'split is {split!r}, but {DIGITS} has {", ".join(sorted(set(SPLITS.values())))}.')
+        data = load_digits()
+        self.class_to_idx = {str(name): i for i, name in enumerate(data.target_names)}
+        self.samples: list[tuple[bytes, int]] = []
+        self._names: list[str] = []
+        seen = dict.fromkeys(range(len(self.class_to_idx)), 0)
+        for index, (pixels, target) in enumerate(zip(data.images, data.target.tolist())):
+            part = 'validation' if seen[target] % 5 == 4 else 'train'
+            seen[target] += 1
+            if SPLITS[split] in (part, 'all'):
+                self.samples.append((_png((pixels * (255 / 16)).round().astype('uint8'), size), target))
+                self._names.append(f'{target}/{index:04d}.png')
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        png, target = self.samples[index]
+        return io.BytesIO(png), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return self._names[index].split('/')[1] if basename else self._names[index]
+
+
+def _png(pixels: Any, size: int) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.resize((size, size), Image.Resampling.BICUBIC).convert('RGB').save(buffer, format='PNG')
+    return buffer.getvalue()

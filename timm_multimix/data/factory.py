@@ -1,0 +1,128 @@
+"""Training and validation data from a name or a folder, checked before training starts."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Optional
+
+from PIL import Image
+from timm.data import ImageDataset, create_dataset
+from tqdm import tqdm
+
+from ..errors import SettingError, nearest
+from .digits import DIGITS, DigitsReader
+
+PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
+
+
+def create_train_val(
+        name: str,
+        root: Optional[str],
+        train_split: str = 'train',
+        val_split: str = 'validation',
+        **kwargs: Any,
+) -> tuple[Any, Any]:
+    """The two data sets, without transforms (timm's `create_loader` sets those).
+
+    Args:
+        name: as timm names them: '' for a folder of images, 'sklearn/digits', 'torch/cifar10', 'hfds/…', …
+        root: the folder.
+        train_split, val_split: names of the splits; for a folder, its sub-folders.
+        **kwargs: for `timm.data.create_dataset`.
+
+    Raises:
+        SettingError: a folder that is missing or holds no images, splits that are one folder or differ in their
+            classes, a data set that cannot be made.
+    """
+    if name.partition('/')[0].lower() == 'sklearn':
+        if name.lower() != DIGITS:
+            raise SettingError(f'--dataset is {name!r}, but of scikit-learn there is only {DIGITS}.')
+        return tuple(ImageDataset('', reader=DigitsReader(split)) for split in (train_split, val_split))  # type: ignore[return-value]
+    prefix = name.partition('/')[0].lower()
+    folder = name in ('', 'folder') or '/' not in name
+    if folder and name not in ('', 'folder'):
+        raise SettingError(f'--dataset is {name!r}, but a name starts with one of {", ".join(p + "/" for p in PREFIXES)}'
+                           f'. For a folder of images give --data-dir alone.')
+    if not folder and prefix not in PREFIXES:
+        raise SettingError(f'--dataset is {name!r}, but {prefix + "/"!r} is not a kind of data set: '
+                           f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
+    if folder:
+        _check_folder(root)
+    train = _create(name if not folder else '', root, train_split, is_training=True, **kwargs)
+    val = _create(name if not folder else '', root, val_split, is_training=False, **kwargs)
+    if folder:
+        _check_splits(train, val, str(root), train_split, val_split)
+    return train, val
+
+
+def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
+    try:
+        return create_dataset(name, root=root, split=split, **kwargs)
+    except SettingError:
+        raise
+    except Exception as e:  # whatever the library behind the name raises: say which data set it was about
+        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
+
+
+def _check_folder(root: Optional[str]) -> None:
+    if not root:
+        raise SettingError('--data-dir is not given: a folder with one sub-folder per split, and in it one per class.')
+    path = Path(root)
+    if not path.exists():
+        raise SettingError(f'--data-dir is {root!r}, but there is no such folder.'
+                           f'{nearest(path.name, (p.name for p in path.parent.glob("*")))}')
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise SettingError(f'--data-dir is {root!r}, but its contents may not be read (permissions).')
+
+
+def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
+    train_root, val_root = (getattr(d.reader, 'root', None) for d in (train, val))
+    if train_root == val_root:
+        found = sorted(p.name for p in Path(root).iterdir() if p.is_dir()) if os.path.isdir(root) else []
+        listed = ', '.join(found[:8]) + (', …' if len(found) > 8 else '')
+        raise SettingError(
+            f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
+            f'training and validation would see the same images. It holds: {listed or "no folders"}.')
+    a, b = (set(getattr(d.reader, 'class_to_idx', {})) for d in (train, val))
+    if a != b:
+        only = ', '.join([f'{c} (only in {train_split})' for c in sorted(a - b)][:3]
+                         + [f'{c} (only in {val_split})' for c in sorted(b - a)][:3])
+        raise SettingError(f'The splits of {root!r} have different classes, so their numbers would not agree: {only}. '
+                           f'Make the folders the same, or fix the numbers with --class-map.')
+
+
+def class_names(dataset: Any) -> Optional[list[str]]:
+    """Names of the classes in the order of their indices, where the data set knows them."""
+    known = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or getattr(dataset, 'class_to_idx', None)
+    if known:
+        return [str(name) for name, _ in sorted(known.items(), key=lambda item: item[1])]
+    names: Optional[Sequence[Any]] = getattr(dataset, 'classes', None)
+    return [str(n) for n in names] if names else None
+
+
+def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> list[tuple[int, str, str]]:
+    """Open and decode every image of a folder data set: (index, path, what is wrong) of those that fail.
+
+    JPEGs are decoded at an eighth of their size, which reads the whole file at a fraction of the time. Data sets that
+    are not folders of files give an empty list.
+    """
+    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    if not samples or not isinstance(samples[0][0], str):
+        return []
+
+    def look(path: str) -> Optional[str]:
+        try:
+            with Image.open(path) as image:
+                image.draft('RGB', (image.width // 8, image.height // 8))
+                image.load()
+        except Exception as e:  # decoders raise nearly anything on nearly anything
+            return str(e) or type(e).__name__
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        paths = [sample[0] for sample in samples]
+        found = tqdm(pool.map(look, paths, chunksize=64), total=len(paths), unit='img', desc='Checking images',
+                     disable=None if progress else True, leave=False)
+        return [(i, paths[i], problem) for i, problem in enumerate(found) if problem]

@@ -1,0 +1,67 @@
+"""Attention maps: where in each image its label is to be believed (Dense MultiMix, step 1)."""
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..config import ATTENTION_NORMS, ATTENTIONS
+from ..errors import SettingError
+
+
+def attention(
+        features: Tensor,
+        kind: str = 'gap',
+        norm: str = 'l1_relu',
+        *,
+        target: Optional[Tensor] = None,
+        weight: Optional[Tensor] = None,
+) -> Tensor:
+    """a_i = h(z_iᵀ u_i): one map over the positions of every example (arXiv 2311.05538, dense attention).
+
+    Args:
+        features: z, (B, P, D), any floating dtype; computed in float32 (float64 stays).
+        kind: u. 'gap': the mean of the example's own features. 'cam': the classifier's row of its class (for soft
+            targets the rows weighted by the target). 'uniform': every position 1/P.
+        norm: h. 'l1_relu': negative scores to 0, then divided by their sum; a map without a positive score falls
+            back to 1/P. 'softmax': over the positions.
+        target: for 'cam': class indices (B,) or soft targets (B, C).
+        weight: for 'cam': the classifier's weight, (C, D).
+
+    Returns:
+        (B, P), non-negative, each row sums to 1.
+
+    Raises:
+        SettingError: an unknown kind or norm, or 'cam' without target and weight.
+    """
+    if kind not in ATTENTIONS or norm not in ATTENTION_NORMS:
+        raise SettingError(f'attention is ({kind!r}, {norm!r}), but kind is one of {", ".join(ATTENTIONS)} and norm '
+                           f'one of {", ".join(ATTENTION_NORMS)}.')
+    B, P, _ = features.shape
+    z = features if features.dtype == torch.float64 else features.float()
+    if kind == 'uniform':
+        return z.new_full((B, P), 1 / P)
+    if kind == 'gap':
+        u = z.mean(1)
+    else:
+        if target is None or weight is None:
+            raise SettingError("attention 'cam' needs target=… and weight=…, the classifier's (C, D) weight.")
+        w = weight.to(z.dtype)
+        u = w[target] if target.ndim == 1 else target.to(z.dtype) @ w
+    with torch.autocast(z.device.type, enabled=False):
+        score = torch.einsum('bpd,bd->bp', z, u)
+    return normalize_map(score, norm)
+
+
+def normalize_map(score: Tensor, norm: str) -> Tensor:
+    """h: (B, P) scores → maps that sum to 1 over the positions."""
+    if norm == 'softmax':
+        return score.softmax(1)
+    score = score.relu()
+    # Scores are scaled by their largest first: their sum neither overflows nor, for a tiny map, vanishes.
+    peak = score.amax(1, keepdim=True)
+    alive = peak > 0
+    a = score / torch.where(alive, peak, 1).detach()
+    a = a / torch.where(alive, a.sum(1, keepdim=True), 1)
+    return torch.where(alive, a, 1 / score.shape[1])

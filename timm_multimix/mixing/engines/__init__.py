@@ -1,0 +1,1 @@
+"""The same loss, computed in different ways."""

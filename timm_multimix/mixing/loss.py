@@ -1,0 +1,86 @@
+"""`mixed_cross_entropy`: the method's loss, for MultiMix and Dense MultiMix alike."""
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..config import NORMALIZATIONS
+from ..errors import SettingError
+from .engines.torch_engine import mixed_cross_entropy_torch
+
+
+def mixed_cross_entropy(
+        logits: Tensor,
+        target: Tensor,
+        lam: Tensor,
+        attention: Optional[Tensor] = None,
+        *,
+        label_smoothing: float = 0.0,
+        normalize: str = 'position',
+) -> Tensor:
+    """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
+
+    The classifier is linear and mixing weights sum to one, so mixing logits *is* mixing embeddings: Wᵀ(ZΛ)+β =
+    (WᵀZ+β)Λ. `mixing/reference.py` writes the same function out with embeddings; the two agree to rounding.
+
+    For one's own loop and any modality: `logits` are the classifier's outputs per position, of the unmixed batch.
+
+    Args:
+        logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
+            also under autocast.
+        target: class indices (B,), or soft targets (B, C).
+        lam: Λ, (N, P, B) from `sample_lam`: rows along the last axis sum to 1. Not differentiated.
+        attention: a, (B, P) from `attention`; weights the factors of Dense MultiMix. None is uniform. Differentiated
+            if it requires grad.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`, of the targets before they are mixed.
+        normalize: 'position': each position's weighted sum over its own total weight, then the mean over positions.
+            'all': over the total weight of all positions.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
+
+    Raises:
+        SettingError: shapes that do not fit, or (checked on the CPU only, where it costs no wait) targets outside
+            the classes.
+    """
+    if logits.ndim == 2:
+        logits = logits.unsqueeze(1)
+    if logits.ndim != 3 or not logits.is_floating_point():
+        raise SettingError(f'logits must be floating (B, P, C) or (B, C), not {logits.dtype} {tuple(logits.shape)}.')
+    B, P, C = logits.shape
+    if lam.ndim != 3 or lam.shape[1:] != (P, B):
+        raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
+    if lam.requires_grad:
+        raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
+    if attention is not None and attention.shape != (B, P):
+        raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
+    if normalize not in NORMALIZATIONS:
+        raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    y = soft_target(target, C, dtype, label_smoothing)
+    if y.shape != (B, C):
+        raise SettingError(f'target must be ({B},) class indices or ({B}, {C}) soft targets, not '
+                           f'{tuple(target.shape)}.')
+    with torch.autocast(logits.device.type, enabled=False):
+        return mixed_cross_entropy_torch(
+            logits.to(dtype), y, lam.to(dtype), None if attention is None else attention.to(dtype),
+            over_all=normalize == 'all')
+
+
+def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:
+    """Y, (B, C): one-hot rows of class indices, or the given soft targets; smoothed on request."""
+    if target.ndim == 1:
+        if target.is_floating_point():
+            raise SettingError(f'target is {target.dtype} ({len(target)},): class indices must be integers.')
+        if target.device.type == 'cpu' and target.numel() and not torch.compiler.is_compiling():
+            low, high = int(target.min()), int(target.max())
+            if low < 0 or high >= num_classes:
+                raise SettingError(f'target holds class {low if low < 0 else high}, but the model has the '
+                                   f'{num_classes} classes 0 to {num_classes - 1}.')
+        y = torch.zeros(len(target), num_classes, dtype=dtype, device=target.device)
+        y.scatter_(1, target.long().unsqueeze(1), 1)
+    else:
+        y = target.to(dtype)
+    return y * (1 - label_smoothing) + label_smoothing / num_classes if label_smoothing else y

@@ -1,0 +1,235 @@
+"""`wrap` and `unwrap`: a timm model that also knows its MultiMix loss."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.utils.model import unwrap_model
+from torch import Tensor
+
+from .backbones import classifier_leaves, inspect_ending, position_logits, switch_class_token
+from .config import MultiMixConfig
+from .errors import SettingError
+from .mixing import attention, mixed_cross_entropy, sample_lam, signal
+from .mixing.loss import soft_target
+from .mixing.signal import signal_warning
+
+
+class MultiMixOutput(NamedTuple):
+    """What a wrapped model returns when it is given targets.
+
+    Attributes:
+        loss: scalar to call `backward()` on: mixed loss + clean_weight · clean loss. float32.
+        logits: (B, C), of the clean images.
+        signal: scalars on the device, detached: 'effective' and 'target_entropy' (see `mixing.signal`), 'loss_mixed',
+            'loss_clean'.
+    """
+    loss: Tensor
+    logits: Tensor
+    signal: dict[str, Tensor]
+
+
+class MultiMixModel(nn.Module):
+    """A timm model with the MultiMix loss beside it. Made by `wrap`.
+
+    Without targets it *is* the timm model: the same logits to the bit, in train and eval mode. Its parameters,
+    state_dict keys and attributes are the timm model's own.
+    """
+
+    def __init__(self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None) -> None:
+        super().__init__()
+        leaves = classifier_leaves(model)
+        self.model = model
+        self.config = config
+        self.timm_args: dict[str, Any] = {}
+        self.ending = None
+        if config.dense:
+            before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
+            self.timm_args = switch_class_token(model)
+            try:
+                self.ending = inspect_ending(model, input_size)
+                if config.attention == 'cam' and not (
+                        len(leaves) == 1 and self._cam_weight().shape[1] == self.ending.width):
+                    raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's "
+                                       f'row of a class, but {type(model).__name__} has no single linear classifier '
+                                       f"on its embedding. Use 'gap'.")
+            except SettingError:
+                if self.timm_args:  # leave the model as it came
+                    for name, value in before.items():
+                        setattr(model, name, value)
+                raise
+            if self.timm_args:
+                warnings.warn(
+                    f'{type(model).__name__} classified its class token. Dense MultiMix needs patch tokens that '
+                    f'classify, so it now averages them. Build it again in plain timm with '
+                    f'timm.create_model(…, {", ".join(f"{k}={v!r}" for k, v in self.timm_args.items())}): '
+                    f'same keys, same weights.', stacklevel=3)
+        self.needs_first_check = True
+        self.register_load_state_dict_pre_hook(_load_inside_a_parent)
+
+    def forward(
+            self,
+            input: Tensor,
+            target: Optional[Tensor] = None,
+            *,
+            lam: Optional[Tensor] = None,
+            generator: Optional[torch.Generator] = None,
+    ) -> Union[Tensor, MultiMixOutput]:
+        """Logits of the images; with targets, the training loss too (in train and in eval mode).
+
+        Args:
+            input: images (B, 3, H, W).
+            target: class indices (B,) or soft targets (B, C).
+            lam: interpolation vectors (N, P, B) to use instead of drawing them.
+            generator: draws them, on its own device; default the global generator of the images' device.
+
+        Returns:
+            Logits (B, C) without targets, a `MultiMixOutput` with.
+
+        Raises:
+            SettingError: m larger than the batch; shapes that do not fit; targets outside the classes (on the CPU).
+        """
+        if target is None:
+            return self.model(input)  # type: ignore[no-any-return]
+        z = None
+        if self.ending is None:
+            logits = self.model(input)
+            dense = logits.unsqueeze(1)
+        else:
+            features = self.model.forward_features(input)  # type: ignore[operator]
+            logits = self.model.forward_head(features)  # type: ignore[operator]
+            z, dense = position_logits(self.model, self.ending, features)
+        B, P, C = dense.shape
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        config = self.config
+        if self.needs_first_check and self.training and not torch.compiler.is_compiling():
+            self._first_check(B, P, C)
+
+        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
+        a = None if z is None else self._attention(z, target)
+        if lam is None:
+            device = generator.device if generator is not None else input.device
+            lam = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=device)
+        lam = lam.to(input.device)
+        loss_mixed = mixed_cross_entropy(dense, y, lam, a, normalize=config.normalize or 'position')
+        with torch.autocast(input.device.type, enabled=False):
+            loss_clean = F.cross_entropy(logits.to(dtype), y)
+        loss = loss_mixed + config.clean_weight * loss_clean if config.clean_weight else loss_mixed
+        report = signal(lam, y, None if a is None else a.detach().to(lam.dtype))
+        report.update(loss_mixed=loss_mixed.detach(), loss_clean=loss_clean.detach())
+        return MultiMixOutput(loss, logits, report)
+
+    def _attention(self, z: Tensor, target: Tensor) -> Optional[Tensor]:
+        config = self.config
+        if config.attention == 'uniform':
+            return None
+        cam: dict[str, Tensor] = {}
+        if config.attention == 'cam':
+            cam = {'target': target, 'weight': self._cam_weight()}
+        if config.attention_detach:
+            with torch.no_grad():
+                return attention(z, config.attention, config.attention_norm, **cam)
+        return attention(z, config.attention, config.attention_norm, **cam)
+
+    def _cam_weight(self) -> Tensor:
+        return classifier_leaves(self.model)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
+
+    def _first_check(self, batch: int, positions: int, num_classes: int) -> None:
+        """Tell the user, once and on the first training batch, when the settings cannot do what they are for."""
+        self.needs_first_check = False
+        for message in (
+                signal_warning(self.config, batch, num_classes, alternates=False),
+                one_position_note(self.config, positions)):
+            if message:
+                warnings.warn(message, stacklevel=3)
+
+    # The timm model's own names, inside and out: optimizers group parameters by them and checkpoints are read by
+    # people who never heard of us.
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get('_modules', {})
+            if 'model' not in modules:  # while being copied or unpickled
+                raise
+            return getattr(modules['model'], name)
+
+    def named_parameters(
+            self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters(prefix, True, remove_duplicate) if recurse else iter(())
+
+    def named_buffers(
+            self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, Tensor]]:
+        return self.model.named_buffers(prefix, True, remove_duplicate) if recurse else iter(())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.model.load_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return str(self.config)
+
+
+def _load_inside_a_parent(
+        module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A parent module loads its children without calling their load_state_dict: give it the keys it looks for."""
+    for key in [k for k in state_dict if k.startswith(prefix)]:
+        state_dict[prefix + 'model.' + key[len(prefix):]] = state_dict.pop(key)
+
+
+def one_position_note(config: MultiMixConfig, positions: int) -> Optional[str]:
+    """A sentence for a dense model whose feature map has a single position, else None."""
+    if not config.dense or positions > 1:
+        return None
+    return ('The last feature map has one position at this image size, so Dense MultiMix is the same as MultiMix. '
+            'Larger images give it more (--img-size), and so does a smaller stride (--model-kwargs output_stride=8, '
+            'where the model takes it).')
+
+
+def wrap(
+        model: nn.Module,
+        config: Union[str, MultiMixConfig] = 'dense',
+        *,
+        input_size: Optional[tuple[int, ...]] = None,
+        **settings: Any,
+) -> MultiMixModel:
+    """Give a timm model the MultiMix loss.
+
+        model = timm_multimix.wrap(timm.create_model('resnet50', num_classes=100), 'dense')
+        out = model(images, target)
+        out.loss.backward()
+
+    The model is not copied. A class-token transformer wrapped for 'dense' is switched to average pooling over its
+    patches (a warning says so): `timm.create_model(…, **model.timm_args)` builds it again.
+
+    Args:
+        model: a timm model with a classifier.
+        config: 'dense', 'multimix', or a `MultiMixConfig`.
+        input_size: (C, H, W) that it will see, where it differs from what the model says.
+        **settings: any field of `MultiMixConfig`: preset='paper', n=500, attention='cam', …
+
+    Raises:
+        SettingError: a setting is off, or the model cannot be mixed: with the reason and what to do instead.
+    """
+    if isinstance(model, MultiMixModel):
+        raise SettingError('This model is wrapped already. unwrap() it first to wrap it with other settings.')
+    if isinstance(config, MultiMixConfig):
+        config = config.replace(**settings) if settings else config
+    else:
+        config = MultiMixConfig.from_dict({'mode': config, **settings})
+    return MultiMixModel(model, config, input_size)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The timm model inside, from under DDP, torch.compile and timm's EMA as well. A plain model comes back as it is."""
+    model = unwrap_model(model)
+    return model.model if isinstance(model, MultiMixModel) else model

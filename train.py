@@ -1,0 +1,457 @@
+#!/usr/bin/env python3
+"""Train a timm model with MultiMix, Dense MultiMix, or neither.
+
+    python train.py --model vit_small_patch16_224 --multimix dense            # on the embedded digits
+    python train.py --data-dir cifar10 -c hparams/cifar10_resnet18.yaml      # on a folder of images
+    python train.py --resume output/train/NAME                               # go on with a run
+
+Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags are timm's where timm has them
+(`timm_multimix/cli.py`); the loss is `timm_multimix.MultiMixTask`.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections import OrderedDict
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import torch
+import yaml
+from timm.data import Mixup, create_loader, resolve_data_config
+from timm.models import load_checkpoint, model_parameters
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import (AverageMeter, CheckpointSaver, NativeScaler, accuracy, dispatch_clip_grad, get_outdir,
+                        random_seed, update_summary)
+from tqdm import tqdm
+
+from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
+from timm_multimix.cli import check_args, multimix_config, parse_args, resume_folder
+from timm_multimix.data import DIGITS, class_names, create_train_val, unreadable_images
+from timm_multimix.hub import save_plain
+from timm_multimix.mixing import expected_signal
+from timm_multimix.report import plot_curves, trim_summary
+from timm_multimix.wrapper import one_position_note
+
+DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
+SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')
+
+
+def say(text: str) -> None:
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------- building
+
+def pick_device(name: str) -> torch.device:
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason}. '
+                           f'--device auto takes what there is.') from e
+    return device
+
+
+def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
+    options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
+               'batch_size': args.batch_size}
+    train_set, val_set = create_train_val(
+        args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
+    if args.bad_images != 'ignore':
+        for split, dataset in ((args.train_split, train_set), (args.val_split, val_set)):
+            bad = unreadable_images(dataset, workers=2 * max(1, args.workers))
+            if not bad:
+                continue
+            listed = '\n'.join(f'  {path}: {problem}' for _, path, problem in bad[:20])
+            more = f'\n  … and {len(bad) - 20} more' if len(bad) > 20 else ''
+            count = f'{len(bad)} of {len(dataset)} images in {split!r} cannot be read'
+            if args.bad_images == 'error':
+                raise SettingError(f'{count}:\n{listed}{more}\nMend or remove them, or leave them out with '
+                                   f'--bad-images skip.')
+            say(f'{count} and are left out:\n{listed}{more}')
+            skip = {index for index, _, _ in bad}
+            dataset.reader.samples = [s for i, s in enumerate(dataset.reader.samples) if i not in skip]
+    names = class_names(train_set)
+    if args.num_classes is None:
+        if names is None:
+            raise SettingError('--num-classes is not given, and this data set does not say how many classes it has.')
+        args.num_classes = len(names)
+    elif names is not None and len(names) > args.num_classes:
+        raise SettingError(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: targets '
+                           f'up to {len(names) - 1} would be outside the model.')
+    if hasattr(train_set, '__len__') and len(train_set) < args.batch_size:
+        raise SettingError(f'--batch-size is {args.batch_size}, but there are only {len(train_set)} training images.')
+    if hasattr(val_set, '__len__') and not len(val_set):
+        raise SettingError(f'--val-split {args.val_split} holds no images to validate on.')
+    return train_set, val_set
+
+
+def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The timm model, and how to make it again: arguments of create_model beyond name and classes."""
+    extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
+    create = partial(timm.create_model, args.model, pretrained=args.pretrained, num_classes=args.num_classes,
+                     drop_rate=args.drop, drop_path_rate=args.drop_path)
+    try:
+        try:
+            model = create(**extra)
+        except TypeError as e:
+            if 'img_size' not in str(e) or args.img_size is None:
+                raise
+            extra.pop('img_size')  # convolutional networks take any size and no such argument
+            model = create(**extra)
+    except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
+        raise SettingError(f'--model {args.model} cannot be built: {e or type(e).__name__}') from e
+    if args.initial_checkpoint:
+        path = args.initial_checkpoint
+        if not os.path.isfile(path):
+            raise SettingError(f'--initial-checkpoint is {path!r}, but there is no such file.')
+        try:
+            load_checkpoint(model, path)
+        except Exception as e:
+            raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
+    return model, {k: v for k, v in extra.items() if v is not None}
+
+
+def mismatch(flag: str, path: str, model: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (f'{flag} is {path!r}, but its weights do not fit --model {model}: it comes from another model, image size '
+            f'or number of classes, or it is damaged.\n  ' + '\n  '.join(line[:300] for line in lines[:4]))
+
+
+def try_one_image(args: argparse.Namespace, model: torch.nn.Module, size: tuple[int, int, int]) -> None:
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *size))
+    except Exception as e:
+        raise SettingError(f'--model {args.model} cannot take an image of {size[1]}×{size[2]} with {size[0]} channels: '
+                           f'{e}. Choose another --img-size.') from e
+    model.train()
+
+
+def build_loaders(
+        args: argparse.Namespace, train_set: Any, val_set: Any, data: dict[str, Any], device: torch.device,
+) -> tuple[Any, Any]:
+    common = {'input_size': data['input_size'], 'mean': data['mean'], 'std': data['std'], 'num_workers': args.workers,
+              'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda', 'device': device,
+              'persistent_workers': args.workers > 0}
+    train = create_loader(
+        train_set, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
+        re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode, scale=args.scale,
+        ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
+        interpolation=args.train_interpolation, **common)
+    val = create_loader(
+        val_set, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
+        interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
+    return train, val
+
+
+def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
+    if args.lr is None:  # as timm: by batch size
+        ratio = args.batch_size * args.grad_accum_steps / args.lr_base_size
+        scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
+        args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (TypeError, ValueError) as e:
+        raise SettingError(f'--opt {args.opt} cannot be built: {e}') from e
+
+
+def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[Mixup]:
+    alpha = config.mixup if config is not None else args.mixup or 0.0
+    if not (alpha or args.cutmix > 0 or args.cutmix_minmax):
+        return None
+    return Mixup(
+        mixup_alpha=alpha, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=args.num_classes)
+
+
+def open_output(args: argparse.Namespace, size: int) -> Path:
+    root = args.output or './output/train'
+    name = args.experiment or '-'.join(
+        [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
+    try:
+        if args.resume:
+            folder = resume_folder(args.resume)
+        else:
+            folder = Path(root) / name
+            if (folder / 'last.pth.tar').exists():
+                raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
+                                   f'another --experiment.')
+            folder = Path(get_outdir(root, name, inc=not args.experiment))
+        probe = folder / '.writable'
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise SettingError(f'--output is {root!r}, but {name!r} cannot be written there: {e.strerror or e}.') from e
+    return folder
+
+
+def describe(args: argparse.Namespace, config: Optional[MultiMixConfig], batch: int) -> str:
+    if config is None:
+        return 'MultiMix: none.'
+    low, high = config.alpha_range(batch)
+    expected = expected_signal(config, batch, args.num_classes)
+    text = [f'MultiMix: {config.mode}, preset {config.preset}. ' + ', '.join(
+        f'{k}={v}' for k, v in config.to_dict().items() if k not in ('mode', 'preset')) + '.']
+    text.append(f'  α is drawn from {low:.4g} to {high:.4g}: about {expected["effective"]:.1f} effective examples of '
+                f'{batch}; mixed targets have {expected["target_entropy"]:.0%} of the entropy of the batch\'s.')
+    return '\n'.join(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+def train_epoch(
+        epoch: int, args: argparse.Namespace, task: MultiMixTask, loader: Any, optimizer: torch.optim.Optimizer,
+        scheduler: Any, autocast: Any, scaler: Optional[NativeScaler], device: torch.device, bar: tqdm,
+) -> OrderedDict[str, Any]:
+    task.train()
+    mixup = task.mixup_fn
+    if isinstance(mixup, Mixup) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        mixup.mixup_enabled = False
+    batches, accum = len(loader), args.grad_accum_steps
+    updates = (batches + accum - 1) // accum
+    sums: dict[str, torch.Tensor] = {}  # stay on the device: reading them every step would make it wait
+    seen = images = 0
+    started = time.time()
+    optimizer.zero_grad()
+    for i, (input, target) in enumerate(loader):
+        input, target = input.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        if args.channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        update = (i + 1) % accum == 0 or i + 1 == batches
+        group = accum if i < batches - batches % accum else batches % accum  # the last group may be smaller
+        with autocast():
+            result = task(input, target)
+        loss = result['loss'] / group
+        clip = {'clip_grad': args.clip_grad, 'clip_mode': args.clip_mode}
+        parameters = model_parameters(unwrap(task.trainable_module), exclude_head='agc' in args.clip_mode)
+        if scaler is not None:
+            scaler(loss, optimizer, parameters=parameters, need_update=update, **clip)
+        else:
+            loss.backward()
+            if update:
+                if args.clip_grad is not None:
+                    dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
+                optimizer.step()
+        if update:
+            optimizer.zero_grad()
+            step = epoch * updates + i // accum + 1
+            if task.has_ema():
+                task.update_ema(step=step)
+            if scheduler is not None:
+                scheduler.step_update(num_updates=step)
+
+        with torch.no_grad():
+            correct = result['output'].argmax(1) == target
+            found = {'loss': result['loss'].detach(), 'top1': 100 * correct.float().mean()}
+            found.update({k: result[k] for k in SIGNAL if k in result})
+            for name, value in found.items():
+                total, count = sums.get(name, (0.0, 0))  # type: ignore[misc]
+                sums[name] = (total + value.float(), count + 1)  # type: ignore[assignment, has-type]
+        images += len(input)
+        seen += 1
+        if seen % args.log_interval == 0 or i + 1 == batches:
+            average = {k: float(total) / count for k, (total, count) in sums.items()}  # type: ignore[misc]
+            if average['loss'] != average['loss'] or abs(average['loss']) == float('inf'):
+                raise SettingError(
+                    f'The loss became {average["loss"]} in epoch {epoch + 1}. Lower --lr (now {args.lr:g}), clip with '
+                    f'--clip-grad 1, or warm up longer; the last good checkpoint is whole.')
+            bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
+                                        top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
+                            refresh=False)
+        bar.update(len(input))
+    metrics = OrderedDict((k, average.get(k)) for k in ('loss', 'top1', *(SIGNAL if task.config else ())))
+    metrics['images_per_second'] = images / (time.time() - started)
+    return metrics
+
+
+@torch.no_grad()
+def validate(model: torch.nn.Module, loader: Any, autocast: Any, device: torch.device, channels_last: bool,
+             ) -> OrderedDict[str, float]:
+    model.eval()
+    loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    for input, target in loader:
+        input, target = input.to(device), target.to(device)
+        if channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        with autocast():
+            logits = model(input)
+        logits = logits.float()
+        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+        loss.update(float(torch.nn.functional.cross_entropy(logits, target)), len(input))
+        top1.update(float(acc1), len(input))
+        top5.update(float(acc5), len(input))
+    return OrderedDict(loss=loss.avg, top1=top1.avg, top5=top5.avg)
+
+
+def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any, saver: CheckpointSaver) -> int:
+    path = args.resume
+    if os.path.isdir(path):
+        path = os.path.join(path, 'last.pth.tar')
+    try:
+        start = resume_task_checkpoint(task, path, None if args.no_resume_opt else optimizer, scaler, log_info=False)
+        if task.has_ema():
+            load_task_ema_checkpoint(task, path)
+    except Exception as e:
+        raise SettingError(mismatch('--resume', path, args.model, e)) from e
+    if hasattr(saver, 'load_state_dict_from_checkpoint'):  # timm ≥ 1.0.31 goes on with its ranking
+        saver.load_state_dict_from_checkpoint(path)
+    return start or 0
+
+
+def run(args: argparse.Namespace) -> None:
+    # Everything that can be wrong is found out here, before the first step.
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your own, '
+                           'use timm_multimix.MultiMixTask and its prepare_distributed().')
+    check_args(args)
+    config = multimix_config(args)
+    if config is not None:
+        config.check_batch(args.batch_size)
+    if args.resume and not os.path.isfile(args.resume) and not os.path.isfile(os.path.join(args.resume, 'last.pth.tar')):
+        raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint (last.pth.tar) there.')
+    device = pick_device(args.device)
+    random_seed(args.seed, 0)
+    on_digits = not args.data_dir and args.dataset.lower() == DIGITS
+    if on_digits:
+        args.img_size = args.img_size or 32
+        say(f"Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.")
+    if args.recipe:
+        say(f'Settings: {args.recipe}, then your flags.')
+    train_set, val_set = build_data(args)
+    model, model_args = build_model(args)
+    data = resolve_data_config({**vars(args), 'input_size': None}, model=model)
+    try_one_image(args, model, data['input_size'])
+    if config is not None:
+        wrapped = wrap(model, config, input_size=data['input_size'])
+        model_args.update(wrapped.timm_args)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+    model.to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train_loader, val_loader = build_loaders(args, train_set, val_set, data, device)
+    task = MultiMixTask(
+        model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
+        seed=args.seed, device=device, verbose=False)
+    optimizer = build_optimizer(args, model)
+    amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
+    autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
+    scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    folder = open_output(args, data['input_size'][-1])
+    saver = CheckpointSaver(
+        model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
+        recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
+    start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile)
+    updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    if scheduler is not None and start_epoch:
+        scheduler.step_update(start_epoch * updates) if args.sched_on_updates else scheduler.step(start_epoch)
+
+    summary, curves = folder / 'summary.csv', folder / 'curves.png'
+    trim_summary(summary, start_epoch)
+    saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume')}
+    (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
+    os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
+    ending = None if config is None else wrapped.ending
+    say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
+        f'{data["input_size"][1]}×{data["input_size"][2]}'
+        + (f', {ending.positions} positions of {ending.width} features' if ending else '') + f', on {device}.')
+    say(describe(args, config, args.batch_size))
+    if config is not None:
+        for message in (task.signal_warning(args.batch_size),
+                        one_position_note(config, ending.positions if ending else 1)):
+            if message:
+                say(f'Warning: {message}')
+    say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
+        f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
+        + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')
+
+    # Then one loop: train, validate, write down.
+    started = plotted = time.time()
+    best = saver.best_metric, saver.best_epoch
+    metric = float('nan')
+    bar = tqdm(total=epochs * len(train_loader) * args.batch_size, initial=start_epoch * len(train_loader) *
+               args.batch_size, unit='img', unit_scale=True, disable=None, dynamic_ncols=True)
+    with bar:
+        for epoch in range(start_epoch, epochs):
+            rate = optimizer.param_groups[0]['lr']
+            found = train_epoch(epoch, args, task, train_loader, optimizer, scheduler, autocast, scaler, device, bar)
+            evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last)
+            if task.has_ema():
+                raw = evaluated
+                evaluated = validate(task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
+                evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
+            metric = evaluated[args.eval_metric]
+            update_summary(epoch, found, evaluated, str(summary), lr=rate)
+            best = saver.save_checkpoint(epoch, metric=metric)
+            if scheduler is not None:
+                scheduler.step(epoch + 1, metric)
+            signal = (f', effective {found["effective"]:.2f}, target entropy {found["target_entropy"]:.2f}'
+                      if found.get('effective') is not None else '')
+            say(f'Epoch {epoch + 1:3d}/{epochs}: loss {found["loss"]:.3f}, train top-1 {found["top1"]:.2f} %{signal}; '
+                f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %; '
+                f'{found["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s')
+            if time.time() - plotted > 60:
+                plot_curves(summary, curves)
+                plotted = time.time()
+    plain = unwrap(task.get_trainable_module(ema=task.has_ema()))
+    title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
+    plot_curves(summary, curves, title)
+    final = save_plain(plain, folder / 'model', {k: data[k] for k in (
+        'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}, model_args, class_names(train_set))
+    report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+
+
+def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, curves: Path, best: Any, metric: float,
+           seconds: float, model_args: dict[str, Any]) -> None:
+    named = ''.join(f', {k}={v!r}' for k, v in model_args.items())
+    last = f'{args.eval_metric} {metric:.2f}' if metric == metric else 'nothing left to train'
+    say(f'\nDone in {seconds:.0f} s. Last epoch: {last}'
+        + (f'; best: {best[0]:.2f} in epoch {best[1] + 1}.' if best[0] is not None else '.'))
+    say(f'  {final}/             the trained model{" (averaged weights)" if args.model_ema else ""}, for plain timm:\n'
+        f"      timm.create_model('local-dir:{final}', pretrained=True)\n"
+        f'  {final}/model.safetensors, or its weights alone:\n'
+        f"      timm.create_model('{args.model}', num_classes={args.num_classes}{named},\n"
+        f"                        checkpoint_path='{final}/model.safetensors')\n"
+        f'  {curves}\n  {summary}, {folder}/args.yaml\n'
+        f'  {folder}/last.pth.tar, model_best.pth.tar   checkpoints, for --resume')
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    warnings.showwarning = lambda message, *_: say(f'Warning: {message}')  # sentences for people, without source lines
+    args = None
+    try:
+        args = parse_args(argv, DIGITS_RECIPE)
+        run(args)
+    except SettingError as e:
+        print(f'train.py: error: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\nStopped. Go on with: python train.py --resume FOLDER (the output folder named above)', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
