@@ -30,12 +30,20 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import (AverageMeter, CheckpointSaver, NativeScaler, accuracy, dispatch_clip_grad, get_outdir,
-                        random_seed, update_summary)
+from timm.utils import (
+    AverageMeter,
+    CheckpointSaver,
+    NativeScaler,
+    accuracy,
+    dispatch_clip_grad,
+    get_outdir,
+    random_seed,
+    update_summary,
+)
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
-from timm_multimix.cli import check_args, multimix_config, parse_args, resume_folder
+from timm_multimix.cli import check_args, multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, class_names, create_train_val, unreadable_images
 from timm_multimix.hub import save_plain
 from timm_multimix.mixing import expected_signal
@@ -187,7 +195,7 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
         [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
     try:
         if args.resume:
-            folder = resume_folder(args.resume)
+            folder = resume_checkpoint(args.resume).parent
         else:
             folder = Path(root) / name
             if (folder / 'last.pth.tar').exists():
@@ -282,7 +290,7 @@ def train_epoch(
 
 
 @torch.no_grad()
-def validate(model: torch.nn.Module, loader: Any, autocast: Any, device: torch.device, channels_last: bool,
+def validate(model: Any, loader: Any, autocast: Any, device: torch.device, channels_last: bool,
              ) -> OrderedDict[str, float]:
     model.eval()
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
@@ -301,9 +309,7 @@ def validate(model: torch.nn.Module, loader: Any, autocast: Any, device: torch.d
 
 
 def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any, saver: CheckpointSaver) -> int:
-    path = args.resume
-    if os.path.isdir(path):
-        path = os.path.join(path, 'last.pth.tar')
+    path = str(resume_checkpoint(args.resume))
     try:
         start = resume_task_checkpoint(task, path, None if args.no_resume_opt else optimizer, scaler, log_info=False)
         if task.has_ema():
@@ -317,15 +323,10 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
 
 def run(args: argparse.Namespace) -> None:
     # Everything that can be wrong is found out here, before the first step.
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your own, '
-                           'use timm_multimix.MultiMixTask and its prepare_distributed().')
     check_args(args)
     config = multimix_config(args)
     if config is not None:
         config.check_batch(args.batch_size)
-    if args.resume and not os.path.isfile(args.resume) and not os.path.isfile(os.path.join(args.resume, 'last.pth.tar')):
-        raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint (last.pth.tar) there.')
     device = pick_device(args.device)
     random_seed(args.seed, 0)
     on_digits = not args.data_dir and args.dataset.lower() == DIGITS
@@ -415,7 +416,7 @@ def run(args: argparse.Namespace) -> None:
             if time.time() - plotted > 60:
                 plot_curves(summary, curves)
                 plotted = time.time()
-    plain = unwrap(task.get_trainable_module(ema=task.has_ema()))
+    plain: Any = task.get_eval_model(ema=task.has_ema())
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
     plot_curves(summary, curves, title)
     final = save_plain(plain, folder / 'model', {k: data[k] for k in (

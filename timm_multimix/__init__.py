@@ -3,11 +3,10 @@ from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import attention, mixed_cross_entropy, sample_lam
 from .task import MultiMixTask
+from .version import __version__
 from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
-__version__ = '0.1.0'
-
 __all__ = [
-    'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', 'attention',
+    'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', '__version__', 'attention',
     'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
 ]

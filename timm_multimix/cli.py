@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
 import timm
+import timm.optim
 import yaml
 from timm.utils import ParseKwargs
 
@@ -37,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('-c', '--config', metavar='FILE', help='YAML file of defaults; keys are flag names with underscores')
 
     g = parser.add_argument_group('MultiMix').add_argument
-    g('--multimix', choices=('none', *MODES), default='none', help='mix pooled embeddings, or densely at every position')
-    g('--multimix-preset', choices=tuple(PRESETS), help='where settings that are not given come from (default: default)')
+    g('--multimix', choices=('none', *MODES), default='none', help='mix pooled embeddings, or all positions')
+    g('--multimix-preset', choices=tuple(PRESETS), help='where settings not given come from (default: default)')
     g('--multimix-n', type=int, metavar='N', help='mixed examples per step, for dense per position (preset: 1000)')
     g('--multimix-m', type=int, metavar='N', help='examples mixed in each (preset: the batch)')
     g('--multimix-alpha', type=float, nargs='+', metavar='A', help='Dirichlet concentration, one number or a range')
@@ -174,7 +175,7 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     if args.config:
         recipe = Path(args.config)
     elif args.resume:
-        recipe = resume_folder(args.resume) / 'args.yaml'
+        recipe = resume_checkpoint(args.resume).parent / 'args.yaml'
         recipe = recipe if recipe.exists() else None
     elif not args.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
         recipe = Path(digits_recipe)
@@ -187,9 +188,9 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     return args
 
 
-def resume_folder(path: str) -> Path:
-    """The run folder of `--resume`, which may name the folder or a checkpoint in it."""
-    return Path(path) if os.path.isdir(path) else Path(path).parent
+def resume_checkpoint(path: str) -> Path:
+    """The checkpoint of `--resume`, which may name it or the run folder it is in."""
+    return Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -229,7 +230,8 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
         return value
     values = value if isinstance(value, list) else [value]
     many = action.nargs in ('+', '*') or isinstance(action.nargs, int)
-    if isinstance(value, (list, dict)) and not many or isinstance(action.nargs, int) and len(values) != action.nargs:
+    wrong_count = isinstance(action.nargs, int) and len(values) != action.nargs
+    if wrong_count or (isinstance(value, (list, dict)) and not many):
         raise SettingError(f'{where} is {value!r}, but it is {action.nargs if many else "one"} value'
                            f'{"s" if many else ""}.')
     kind: Any = action.type or str
@@ -257,8 +259,8 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
     if args.multimix == 'none':
         if given:
             name = next(iter(given))
-            raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: choose '
-                               f'--multimix {" or ".join(MODES)}, or drop it.')
+            raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: '
+                               f'choose --multimix {" or ".join(MODES)}, or drop it.')
         return None
     if args.mixup is not None:
         given['mixup'] = args.mixup
@@ -286,9 +288,15 @@ def check_args(args: argparse.Namespace) -> None:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
     if args.smoothing == 1:
         raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
-    optimizers = timm.optim.list_optimizers()
+    optimizers = [str(name) for name in timm.optim.list_optimizers()]
     if args.opt.lower() not in optimizers:
         raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
+    if args.resume and not resume_checkpoint(args.resume).is_file():
+        raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
+                           f'{str(resume_checkpoint(args.resume))!r}.')
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your '
+                           'own, use timm_multimix.MultiMixTask and its prepare_distributed().')
     if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
         raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
                            f'{nearest(args.model, timm.list_models())}')

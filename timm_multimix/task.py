@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -57,12 +58,12 @@ class MultiMixTask(ClassificationTask):
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.config = config
         if mixup_fn is None and config is not None and config.mixup:
-            mixup_fn = Mixup(config.mixup, label_smoothing=self_smoothing, num_classes=int(model.num_classes))
+            mixup_fn = Mixup(config.mixup, label_smoothing=self_smoothing, num_classes=model.num_classes)  # type: ignore[arg-type]
         self.mixup_fn = mixup_fn
         self.seed = seed
         self.step = 0
         if config is not None:
-            model.needs_first_check = False  # this task checks instead: it knows of the steps that do not mix
+            model.needs_first_check = False  # type: ignore[assignment]  # this task checks instead: it knows of the steps that do not mix
         self._checked = config is None
 
     def mixes(self, step: int) -> bool:

@@ -230,6 +230,6 @@ def wrap(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The timm model inside, from under DDP, torch.compile and timm's EMA as well. A plain model comes back as it is."""
+    """The timm model inside, from under DDP, torch.compile and timm's EMA too. A plain model comes back as it is."""
     model = unwrap_model(model)
     return model.model if isinstance(model, MultiMixModel) else model

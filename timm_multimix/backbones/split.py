@@ -101,7 +101,7 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
     name = type(model).__name__
     instead = "Use 'multimix', which mixes pooled embeddings and needs no positions."
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
-        raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} does not have. {instead}")
+        raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} lacks. {instead}")
     parameter = next(model.parameters())
     size = tuple(input_size) if input_size else _input_size(model)
     with _evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):

@@ -25,8 +25,8 @@ SPLITS = {
 class DigitsReader(Reader):
     """Digits as 32×32 RGB images, classes 0 to 9.
 
-    The split is fixed: of each class, in scikit-learn's order, every fifth image validates (355 images) and the others train
-    (1 442).
+    The split is fixed: of each class, in scikit-learn's order, every fifth image validates (355) and the others
+    train (1 442).
 
     Args:
         split: 'train', 'validation' (or timm's other words for them), or 'all'.

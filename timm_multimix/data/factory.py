@@ -43,8 +43,8 @@ def create_train_val(
     prefix = name.partition('/')[0].lower()
     folder = name in ('', 'folder') or '/' not in name
     if folder and name not in ('', 'folder'):
-        raise SettingError(f'--dataset is {name!r}, but a name starts with one of {", ".join(p + "/" for p in PREFIXES)}'
-                           f'. For a folder of images give --data-dir alone.')
+        raise SettingError(f'--dataset is {name!r}, but a name starts with one of '
+                           f'{", ".join(p + "/" for p in PREFIXES)}. For a folder of images give --data-dir alone.')
     if not folder and prefix not in PREFIXES:
         raise SettingError(f'--dataset is {name!r}, but {prefix + "/"!r} is not a kind of data set: '
                            f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')

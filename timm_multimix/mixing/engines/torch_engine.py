@@ -15,7 +15,6 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
 TILE = {'cpu': 1 << 20, 'cuda': 1 << 25}
@@ -104,10 +103,12 @@ class _MixedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:  # type: ignore[override]
-        grad_l, grad_a = ctx.saved_tensors
-        return (None if grad_l is None else grad_l * grad), (None if grad_a is None else grad_a * grad), None, None, None
+        if torch.is_grad_enabled():  # create_graph=True: what follows would silently count as constant
+            raise RuntimeError('mixed_cross_entropy takes its gradient in the forward pass and is differentiable once; '
+                               'create_graph=True is not supported. mixing/reference.py is differentiable twice.')
+        grads = [None if g is None else g * grad for g in ctx.saved_tensors]
+        return *grads, None, None, None
 
 
 def _tiles(P: int, N: int, C: int, device: str) -> list[tuple[slice, slice]]:

@@ -1,0 +1,90 @@
+"""Interpolation vectors: exact distribution, reproducible, never degenerate."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from timm_multimix import SettingError, sample_lam
+from timm_multimix.mixing import effective_examples
+
+
+@given(n=st.integers(1, 30), positions=st.integers(1, 5), batch=st.integers(1, 40),
+       alpha=st.floats(1e-3, 50), seed=st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_rows_lie_on_the_simplex(n: int, positions: int, batch: int, alpha: float, seed: int) -> None:
+    lam = sample_lam(n, positions, batch, alpha, torch.Generator().manual_seed(seed))
+    assert lam.shape == (n, positions, batch) and lam.dtype == torch.float32
+    assert torch.isfinite(lam).all() and (lam >= 0).all()
+    torch.testing.assert_close(lam.sum(-1), torch.ones(n, positions))
+
+
+@pytest.mark.parametrize('alpha', [0.01, 0.3, 1.0, 2.5])
+def test_marginals_are_beta(alpha: float) -> None:
+    batch = 8
+    lam = sample_lam(4000, 1, batch, alpha, torch.Generator().manual_seed(3), dtype=torch.float64)[:, 0]
+    for i in (0, batch - 1):
+        # For tiny α most weights are so small that their logarithm, not they, tell distributions apart.
+        p = stats.kstest(lam[:, i].numpy(), stats.beta(alpha, (batch - 1) * alpha).cdf).pvalue
+        assert p > 1e-3, f'component {i} of Dir({alpha}) is not Beta: p = {p}'
+
+
+@pytest.mark.parametrize('alpha', [0.05, 1.0, 3.0])
+def test_moments(alpha: float) -> None:
+    B = 6
+    lam = sample_lam(40_000, 1, B, alpha, torch.Generator().manual_seed(1))[:, 0].double()
+    torch.testing.assert_close(lam.mean(0), torch.full((B,), 1 / B, dtype=torch.float64), atol=6e-3, rtol=0)
+    square = (alpha + 1) / (B * alpha + 1)  # E[Σλ²]
+    assert abs(float(lam.square().sum(1).mean()) / square - 1) < 0.02
+    covariance = -1 / (B * B * (B * alpha + 1))
+    centred = lam - 1 / B
+    assert abs(float((centred[:, 0] * centred[:, 1]).mean()) / covariance - 1) < 0.1
+
+
+def test_positions_and_tuples_are_independent_draws() -> None:
+    lam = sample_lam(50, 4, 8, 1.0, torch.Generator().manual_seed(0))
+    assert len(lam.flatten(0, 1).unique(dim=0)) == 200
+
+
+def test_a_range_draws_one_alpha_per_call() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = [float(effective_examples(sample_lam(400, 1, 64, (0.05, 5.0), generator)).mean()) for _ in range(12)]
+    assert max(means) / min(means) > 1.3  # between calls α differs …
+    one = effective_examples(sample_lam(4000, 1, 64, (0.05, 5.0), generator))[:, 0]
+    assert abs(float(one[:2000].mean() / one[2000:].mean()) - 1) < 0.05  # … within a call it does not
+
+
+@given(batch=st.integers(1, 20), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_m_examples_per_tuple(batch: int, data: st.DataObject) -> None:
+    m = data.draw(st.integers(1, batch))
+    lam = sample_lam(40, 3, batch, 1.0, torch.Generator().manual_seed(batch), m=m)
+    assert ((lam > 0).sum(-1) == m).all()
+    torch.testing.assert_close(lam.sum(-1), torch.ones(40, 3))
+
+
+def test_every_example_is_chosen_equally_often() -> None:
+    lam = sample_lam(6000, 1, 10, 1.0, torch.Generator().manual_seed(0), m=3)
+    counts = (lam[:, 0] > 0).sum(0).numpy()
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_same_generator_same_draw() -> None:
+    a, b = (sample_lam(5, 2, 7, (0.5, 2.0), torch.Generator().manual_seed(9), m=4) for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, sample_lam(5, 2, 7, (0.5, 2.0), torch.Generator().manual_seed(10), m=4))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype(dtype: torch.dtype) -> None:
+    assert sample_lam(3, 1, 4, 0.01, dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(n=0), 'n is 0'), (dict(batch=0), 'batch is 0'), (dict(positions=0), 'positions is 0'),
+    (dict(alpha=0.0), 'alpha is 0.0'), (dict(alpha=-1.0), 'alpha'), (dict(alpha=(2.0, 1.0)), 'smaller end'),
+    (dict(alpha=float('nan')), 'alpha'), (dict(m=9), 'a batch of 8 has no 9'), (dict(m=0), 'm is 0'),
+])
+def test_bad_input(kwargs: dict, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        sample_lam(**{'n': 4, 'positions': 1, 'batch': 8, 'alpha': 1.0, **kwargs})

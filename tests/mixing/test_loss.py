@@ -1,0 +1,229 @@
+"""The production loss against the literal equations, in value and every gradient."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
+from timm_multimix.mixing import reference
+from timm_multimix.mixing.attention import normalize_map
+from timm_multimix.mixing.engines import torch_engine
+
+KINDS = [('uniform', 'l1_relu'), ('gap', 'l1_relu'), ('gap', 'softmax'), ('cam', 'l1_relu'), ('cam', 'softmax')]
+
+
+def values_and_grads(loss: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    value = loss(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+
+
+def check(fast: list[Tensor], literal: list[Tensor], dtype: torch.dtype) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    for x, y in zip(fast, literal):
+        # Relative to the largest entry; where all of a gradient cancels to rounding noise, to 1/100.
+        assert float((x - y).abs().max()) <= tolerance * max(float(y.abs().max()), 1e-2)
+
+
+@st.composite
+def problem(draw: st.DrawFn) -> dict:
+    seed = draw(st.integers(0, 2**31))
+    g = torch.Generator().manual_seed(seed)
+    B, P, D, C, N = (draw(st.integers(low, high)) for low, high in ((1, 9), (1, 6), (1, 8), (2, 9), (1, 14)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    soft = draw(st.booleans())
+    smoothing = draw(st.sampled_from([0.0, 0.1]))
+    y = torch.randint(0, C, (B,), generator=g)
+    target = torch.rand(B, C, generator=g, dtype=torch.float64).softmax(1).to(dtype) if soft else y
+    Y = target if soft else torch.nn.functional.one_hot(y, C).to(dtype)
+    m = draw(st.integers(1, B))
+    alpha = draw(st.sampled_from([1e-3, 0.05, 1.0, (0.5, 2.0)]))
+    return dict(
+        Z=torch.randn(B, P, D, generator=g, dtype=dtype), W=torch.randn(C, D, generator=g, dtype=dtype),
+        beta=torch.randn(C, generator=g, dtype=dtype), target=target, Y=reference.smooth(Y, smoothing),
+        lam=sample_lam(N, P, B, alpha, g, m=m, dtype=dtype), smoothing=smoothing, dtype=dtype)
+
+
+@given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans())
+@settings(max_examples=250, deadline=None)
+def test_dense_equals_the_equations(p: dict, kind: tuple[str, str], normalize: str, detach: bool) -> None:
+    what, norm = kind
+    B, P, _ = p['Z'].shape
+    hard = p['target'] if p['target'].ndim == 2 else torch.nn.functional.one_hot(
+        p['target'], p['W'].shape[0]).to(p['dtype'])
+    maybe = (lambda a: a.detach()) if detach else (lambda a: a)
+
+    def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
+        if what == 'uniform':
+            a = torch.full((B, P), 1 / P, dtype=p['dtype'])
+        else:
+            scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard, W)
+            a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
+        return reference.dense_multimix_loss(Z, p['Y'], p['lam'], a, W, beta, normalize)
+
+    def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
+        a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
+        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], p['lam'], a, label_smoothing=p['smoothing'],
+                                   normalize=normalize)
+
+    tensors = p['Z'], p['W'], p['beta']
+    check(values_and_grads(fast, *tensors), values_and_grads(literal, *tensors), p['dtype'])
+
+
+@given(p=problem())
+@settings(max_examples=100, deadline=None)
+def test_multimix_equals_the_equations(p: dict) -> None:
+    Z, lam = p['Z'][:, 0], p['lam'][:, :1]
+
+    def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
+        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'])
+
+    def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
+        return reference.multimix_loss(Z, p['Y'], lam[:, 0], W, beta)
+
+    check(values_and_grads(fast, Z, p['W'], p['beta']), values_and_grads(literal, Z, p['W'], p['beta']), p['dtype'])
+
+
+@given(p=problem(), zero_map=st.booleans(), zero_position=st.booleans(), everything=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_attention_with_nothing_in_it(p: dict, zero_map: bool, zero_position: bool, everything: bool) -> None:
+    """Zero maps, zero positions, mixtures that miss every attended example: finite, and as the equations say."""
+    Z, W, beta = p['Z'], p['W'], p['beta']
+    B, P, _ = Z.shape
+    scores = torch.randn(B, P, dtype=p['dtype'])
+    if zero_map:
+        scores[0] = -1
+    a = normalize_map(scores, 'l1_relu')
+    if zero_position:
+        a[:, P - 1] = 0
+    if everything:
+        a = torch.zeros_like(a)
+
+    def fast(L: Tensor, a: Tensor) -> Tensor:
+        return mixed_cross_entropy(L, p['target'], p['lam'], a, label_smoothing=p['smoothing'])
+
+    def literal(L: Tensor, a: Tensor) -> Tensor:
+        eye = torch.eye(L.shape[-1], dtype=L.dtype)
+        return reference.dense_multimix_loss(L, p['Y'], p['lam'], a, eye, torch.zeros_like(eye[0]))
+
+    got = values_and_grads(fast, Z @ W.t() + beta, a)
+    assert all(torch.isfinite(t).all() for t in got)
+    want = values_and_grads(literal, Z @ W.t() + beta, a)
+    check(got[:2], want[:2], p['dtype'])
+    if p['dtype'] == torch.float64:  # the attention's own gradient divides by column sums that may be tiny
+        assert float((got[2] - want[2]).abs().max()) <= 1e-8 * max(1.0, float(want[2].abs().max()))
+
+
+@pytest.mark.parametrize('tile', [1, 7, 64, 1 << 20])
+def test_tiles_do_not_change_the_result(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    L, a = torch.randn(6, 5, 7, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64).softmax(1)
+    lam, y = sample_lam(23, 5, 6, 0.3, dtype=torch.float64), torch.randint(0, 7, (6,))
+
+    def loss(L: Tensor, a: Tensor) -> Tensor:
+        return mixed_cross_entropy(L, y, lam, a)
+
+    want = values_and_grads(loss, L, a)
+    monkeypatch.setitem(torch_engine.TILE, 'cpu', tile)
+    for x, t in zip(values_and_grads(loss, L, a), want):
+        torch.testing.assert_close(x, t, rtol=1e-11, atol=1e-12)
+
+
+def test_gradcheck() -> None:
+    lam, y = sample_lam(9, 3, 4, 0.5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64).softmax(1)
+    L = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    a = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda L, a: mixed_cross_entropy(L, y, lam, a, normalize='all'), (L, a))
+
+
+@pytest.mark.parametrize('case', ['one class', 'b = 1', 'confident', 'huge logits', 'one-hot mixtures'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_never_nan(case: str, dtype: torch.dtype) -> None:
+    B, P, C = (1 if case == 'b = 1' else 8), 4, 5
+    y = torch.zeros(B, dtype=torch.long) if case == 'one class' else torch.arange(B) % C
+    z = torch.randn(B, P, C)
+    if case == 'confident':
+        z = z + 100 * torch.nn.functional.one_hot(y, C)[:, None]
+    if case == 'huge logits':
+        z = z * 10_000
+    z = z.to(dtype).requires_grad_()
+    lam = sample_lam(50, P, B, 1e-3 if case == 'one-hot mixtures' else 1.0)
+    loss = mixed_cross_entropy(z, y, lam, attention(z.detach()))
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss) and loss >= -1e-4
+    assert z.grad.dtype == dtype and torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
+    L, lam, y = torch.randn(8, 4, 6), sample_lam(20, 4, 8, 0.2), torch.arange(8) % 6
+    a = torch.rand(8, 4).softmax(1)
+    want = mixed_cross_entropy(L, y, lam, a)
+    with torch.autocast('cpu', dtype=dtype):
+        assert torch.equal(mixed_cross_entropy(L, y, lam, a), want)
+        low = mixed_cross_entropy(L.to(dtype), y, lam, a.to(dtype))
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, want, rtol=2e-2, atol=2e-2)
+
+
+def test_mixing_identical_examples_is_plain_cross_entropy() -> None:
+    L, y = torch.randn(1, 1, 6).expand(5, 1, 6), torch.full((5,), 2)
+    loss = mixed_cross_entropy(L, y, sample_lam(10, 1, 5, 1.0))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(L[:, 0], y))
+
+
+def test_order_of_the_batch_does_not_matter() -> None:
+    L, y, lam, a = torch.randn(7, 3, 4).double(), torch.randint(0, 4, (7,)), sample_lam(9, 3, 7, 1.0).double(), \
+        torch.rand(7, 3).double()
+    order = torch.randperm(7)
+    torch.testing.assert_close(
+        mixed_cross_entropy(L[order], y[order], lam[:, :, order], a[order]), mixed_cross_entropy(L, y, lam, a))
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
+    loss = mixed_cross_entropy(torch.randn(4, 2, 3), torch.zeros(4, dtype=torch.long), sample_lam(5, 2, 4, 1.0))
+    assert not loss.requires_grad
+
+
+def test_double_backward_is_refused() -> None:
+    L = torch.randn(4, 2, 3, requires_grad=True)
+    loss = mixed_cross_entropy(L, torch.zeros(4, dtype=torch.long), sample_lam(5, 2, 4, 1.0))
+    with pytest.raises(RuntimeError, match='differentiable once'):
+        torch.autograd.grad(loss, L, create_graph=True)
+
+
+def test_compiles() -> None:
+    L, y, lam = torch.randn(4, 2, 3, requires_grad=True), torch.tensor([0, 1, 2, 0]), sample_lam(5, 2, 4, 1.0)
+    a = torch.rand(4, 2)
+    compiled = torch.compile(lambda L: mixed_cross_entropy(L * 2, y, lam, a), backend='aot_eager')
+    want, = torch.autograd.grad(mixed_cross_entropy(L * 2, y, lam, a), L)
+    got, = torch.autograd.grad(compiled(L), L)
+    torch.testing.assert_close(got, want)
+
+
+def call(**changes: Optional[Tensor]) -> Tensor:
+    arguments = dict(logits=torch.randn(4, 2, 3), target=torch.tensor([0, 1, 2, 0]), lam=sample_lam(5, 2, 4, 1.0))
+    return mixed_cross_entropy(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(target=torch.tensor([0, 1, 3, 0])), 'class 3, but the model has the 3 classes'),
+    (dict(target=torch.tensor([0, -1, 2, 0])), 'class -1'),
+    (dict(target=torch.tensor([0.0, 1, 2, 0])), 'must be integers'),
+    (dict(target=torch.zeros(4, 5)), r'\(4, 3\) soft targets'),
+    (dict(target=torch.zeros(3, dtype=torch.long)), r'\(4,\) class indices'),
+    (dict(logits=torch.randn(4)), r'\(B, P, C\)'),
+    (dict(logits=torch.zeros(4, 2, 3, dtype=torch.long)), 'floating'),
+    (dict(lam=torch.rand(5, 3, 4)), r'\(N, 2, 4\)'),
+    (dict(lam=torch.rand(5, 2, 4, requires_grad=True)), 'drawn, not learned'),
+    (dict(attention=torch.rand(2, 4)), r'\(4, 2\)'),
+    (dict(normalize='batch'), 'position, all'),
+])
+def test_bad_input(changes: dict, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        call(**changes)

@@ -1,0 +1,186 @@
+"""MultiMixTask in timm's machinery: alternation, mixup, EMA, DDP, compile, checkpoints."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from timm.data import Mixup
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+
+from timm_multimix import MultiMixTask, unwrap, wrap
+
+
+def make(preset: str = 'default', **kwargs: object) -> MultiMixTask:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        settings = {k: kwargs.pop(k) for k in ('n', 'prob', 'clean_weight', 'alpha', 'label_smoothing') if k in kwargs}
+        model = wrap(timm.create_model('test_resnet', num_classes=5), 'dense', preset=preset, **{'n': 10, **settings})
+    return MultiMixTask(model, **kwargs)  # type: ignore[arg-type]
+
+
+IMAGES, TARGET = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
+
+
+def test_is_a_timm_task() -> None:
+    task = make()
+    assert isinstance(task, TrainingTask)
+    result = task(IMAGES, TARGET)
+    assert result['mixed'] and result['output'].shape == (8, 5)
+    assert {'loss', 'loss_mixed', 'loss_clean', 'effective', 'target_entropy'} <= set(result)
+    torch.testing.assert_close(result['loss'], result['loss_mixed'] + result['loss_clean'])
+    result['loss'].backward()
+
+
+def test_alternates_with_the_given_probability_and_the_same_on_every_rank() -> None:
+    choices = [make('paper', seed=7).mixes(step) for step in range(1000)]
+    assert 430 < sum(choices) < 570
+    assert choices == [make('paper', seed=7).mixes(step) for step in range(1000)]
+    assert choices != [make('paper', seed=8).mixes(step) for step in range(1000)]
+
+
+def test_paper_alternates_with_input_mixup() -> None:
+    task = make('paper')
+    seen = []
+    task.mixup_fn = lambda x, y, fn=task.mixup_fn: seen.append(task.step) or fn(x, y)  # type: ignore[assignment]
+    results = [task(IMAGES, TARGET) for _ in range(20)]
+    assert [i + 1 for i, r in enumerate(results) if not r['mixed']] == seen and 0 < len(seen) < 20
+    assert all(('effective' in r) == r['mixed'] for r in results)
+
+
+def test_mixup_before_embedding_mixing_when_every_step_mixes() -> None:
+    calls = []
+
+    def mixup(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        return Mixup(mixup_alpha=1.0, num_classes=5, label_smoothing=0.1)(x.clone(), y)
+
+    result = make(mixup_fn=mixup)(IMAGES, TARGET)
+    assert calls and result['mixed'] and torch.isfinite(result['loss'])
+
+
+def test_takes_dense_soft_targets() -> None:
+    soft = torch.rand(8, 5).softmax(1)
+    for task in (make(), make(prob=0.0)):
+        assert torch.isfinite(task(IMAGES, soft)['loss'])
+
+
+def test_smoothing_is_applied_once() -> None:
+    task = make(prob=0.0, label_smoothing=0.1)
+    task.eval()
+    logits = task.get_eval_model()(IMAGES)
+    torch.testing.assert_close(task(IMAGES, TARGET)['loss'],
+                               nn.functional.cross_entropy(logits, TARGET, label_smoothing=0.1))
+    soft = nn.functional.one_hot(TARGET, 5).float()
+    torch.testing.assert_close(task(IMAGES, soft)['loss'], nn.functional.cross_entropy(logits, TARGET))
+
+
+def test_plain_model_trains_plainly() -> None:
+    task = MultiMixTask(timm.create_model('test_resnet', num_classes=5), label_smoothing=0.0)
+    task.eval()
+    result = task(IMAGES, TARGET)
+    torch.testing.assert_close(result['loss'], nn.functional.cross_entropy(result['output'], TARGET))
+    assert not result['mixed']
+
+
+def test_says_at_the_start_when_nothing_can_be_learned() -> None:
+    task = make(alpha=1.0, clean_weight=0.0)
+    with pytest.warns(UserWarning, match='Nothing will be learned.*--multimix-effective 2'):
+        task(IMAGES.repeat(8, 1, 1, 1), TARGET.repeat(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        make()(IMAGES, TARGET)
+
+
+def test_checkpoints_hold_the_plain_timm_model_and_resume(tmp_path: Path) -> None:
+    task = make()
+    task.setup_ema(decay=0.5)
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
+    for step in range(3):
+        task(IMAGES, TARGET)['loss'].backward()
+        optimizer.step()
+        task.update_ema(step=step + 1)
+    saver = CheckpointSaver(task.trainable_module, optimizer, task=task, checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=1.0)
+    path = str(tmp_path / 'last.pth.tar')
+    saved = torch.load(path, weights_only=True)
+    plain = unwrap(task.trainable_module)
+    assert list(saved['state_dict']) == list(plain.state_dict()) == list(saved['state_dict_ema'])
+
+    loaded = timm.create_model('test_resnet', num_classes=5, checkpoint_path=path).eval()  # timm takes the EMA weights
+    assert torch.equal(loaded(IMAGES), task.get_eval_model(ema=True).eval()(IMAGES))
+
+    other = make()
+    other.setup_ema(decay=0.5)
+    optimizer = torch.optim.SGD(other.trainable_module.parameters(), lr=0.1)
+    assert resume_task_checkpoint(other, path, optimizer, log_info=False) == 1
+    load_task_ema_checkpoint(other, path)
+    assert other.step == 3
+    for a, b in ((other, task),):
+        assert torch.equal(a.get_eval_model().eval()(IMAGES), b.get_eval_model().eval()(IMAGES))
+        assert torch.equal(a.get_eval_model(ema=True).eval()(IMAGES), b.get_eval_model(ema=True).eval()(IMAGES))
+
+
+def test_eval_model_is_the_timm_model() -> None:
+    task = make()
+    assert task.get_eval_model() is unwrap(task.trainable_module)
+    assert type(task.get_eval_model()).__name__ == 'ResNet'
+
+
+def test_compile() -> None:
+    task = make()
+    task.compile(backend='aot_eager')
+    result = task(IMAGES, TARGET)
+    result['loss'].backward()
+    assert torch.isfinite(result['loss'])
+    assert task.get_checkpoint_state()['state_dict'].keys() == unwrap(task.trainable_module).state_dict().keys()
+
+
+DDP_SCRIPT = '''
+import os, sys, warnings
+import timm, torch, torch.distributed as dist
+from timm_multimix import MultiMixTask, unwrap, wrap
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+torch.manual_seed(0)
+task = MultiMixTask(wrap(timm.create_model('test_resnet', num_classes=5), 'dense', preset='paper', n=10), seed=3)
+task.setup_ema(decay=0.5)
+task.prepare_distributed()
+optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
+torch.manual_seed(rank + 1)
+mixed = []
+for step in range(4):
+    result = task(torch.randn(8, 3, 64, 64), torch.randint(0, 5, (8,)))
+    mixed.append(result['mixed'])
+    result['loss'].backward()
+    optimizer.step(), optimizer.zero_grad()
+    task.update_ema(step=step + 1)
+state = task.get_checkpoint_state()
+assert list(state['state_dict']) == list(timm.create_model('test_resnet', num_classes=5).state_dict())
+flat = torch.cat([p.detach().flatten() for p in unwrap(task.trainable_module).parameters()])
+both = [torch.zeros_like(flat) for _ in range(2)]
+dist.all_gather(both, flat)
+choices = [None, None]
+dist.all_gather_object(choices, mixed)
+assert torch.equal(*both), 'ranks differ'
+assert choices[0] == choices[1] and len(set(mixed)) == 2, choices
+print('agreed', flush=True)
+dist.destroy_process_group()
+'''
+
+
+def test_two_ranks_over_gloo_agree(tmp_path: Path) -> None:
+    script = tmp_path / 'ranks.py'
+    script.write_text(DDP_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)],
+        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('agreed') == 2
