@@ -357,6 +357,11 @@ def run(args: argparse.Namespace) -> None:
     scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
+    try:
+        scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    except (TypeError, ValueError, AssertionError) as e:
+        raise SettingError(f'--sched {args.sched} cannot be built: {e}') from e
     folder = open_output(args, data['input_size'][-1])
     saver = CheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
@@ -364,8 +369,6 @@ def run(args: argparse.Namespace) -> None:
     start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
     if args.torchcompile:
         task.compile(backend=args.torchcompile)
-    updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     if scheduler is not None and start_epoch:
         scheduler.step_update(start_epoch * updates) if args.sched_on_updates else scheduler.step(start_epoch)
 

@@ -78,8 +78,9 @@ def _check_folder(root: Optional[str]) -> None:
 
 
 def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
-    train_root, val_root = (getattr(d.reader, 'root', None) for d in (train, val))
-    if train_root == val_root:
+    # timm takes the whole folder for a split that it does not find in it
+    roots = [Path(str(getattr(d.reader, 'root', root))) for d in (train, val)]
+    if roots[0] == roots[1] or roots[0] in roots[1].parents or roots[1] in roots[0].parents:
         found = sorted(p.name for p in Path(root).iterdir() if p.is_dir()) if os.path.isdir(root) else []
         listed = ', '.join(found[:8]) + (', …' if len(found) > 8 else '')
         raise SettingError(

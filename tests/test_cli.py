@@ -1,0 +1,120 @@
+"""Flags and YAML: timm's meaning, and no silent mistakes."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from timm_multimix import SettingError
+from timm_multimix.cli import build_parser, check_args, multimix_config, parse_args, read_yaml
+
+from .conftest import ROOT
+
+RECIPES = sorted((ROOT / 'hparams').glob('*.yaml'))
+DIGITS = ROOT / 'hparams' / 'digits_vit_small.yaml'
+
+
+def yaml_file(tmp_path: Path, text: str) -> str:
+    (tmp_path / 'x.yaml').write_text(text)
+    return str(tmp_path / 'x.yaml')
+
+
+def test_yaml_sets_defaults_and_flags_win(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, 'model: resnet18\nlr: 1e-3\nepochs: 7\nscale: [0.5, 1]\nweight-decay: 0.1\namp: true')
+    args = parse_args(['-c', path, '--epochs', '3', '--no-amp'])
+    assert (args.model, args.lr, args.epochs, args.scale, args.weight_decay, args.amp) == (
+        'resnet18', 1e-3, 3, [0.5, 1.0], 0.1, False)
+
+
+def test_args_yaml_of_a_run_reruns_it(tmp_path: Path) -> None:
+    args = parse_args(['--model', 'resnet18', '--multimix', 'dense', '--multimix-alpha', '0.5', '2', '--data-dir', 'x'])
+    path = yaml_file(tmp_path, yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'config'}))
+    again = parse_args(['-c', path])
+    assert {**vars(again), 'config': None, 'recipe': ''} == {**vars(args), 'config': None}
+
+
+@pytest.mark.parametrize('text, words', [
+    ('moddel: resnet18', "'moddel' is not a setting. Did you mean model"),
+    ('multimix_alhpa: 1', 'Did you mean multimix_alpha'),
+    ('epochs: ten', "epochs is 'ten', but it is whole number"), ('epochs: 1.5', 'epochs is 1.5'),
+    ('multimix: dens', "multimix is 'dens', but it is one of none, multimix, dense. Did you mean dense"),
+    ('amp: 1', 'true or false'), ('scale: [1]', 'scale is'), ('lr: [1, 2]', 'lr is'),
+    ('model_kwargs: 3', 'mapping'), ('- a\n- b', 'must hold settings'), ('a: [', 'is not YAML'),
+])
+def test_bad_yaml(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        parse_args(['-c', yaml_file(tmp_path, text)])
+
+
+def test_missing_yaml(tmp_path: Path) -> None:
+    yaml_file(tmp_path, '')
+    with pytest.raises(SettingError, match='no such file. Did you mean x.yaml'):
+        parse_args(['-c', str(tmp_path / 'y.yaml')])
+
+
+def test_embedded_data_and_its_recipe_are_the_default() -> None:
+    args = parse_args([], DIGITS)
+    assert args.dataset == 'sklearn/digits' and args.model == 'vit_small_patch16_224' and args.multimix == 'dense'
+    args = parse_args(['--model', 'resnet18', '--multimix', 'none', '--dataset', 'sklearn/digits'], DIGITS)
+    assert args.model == 'resnet18' and args.multimix == 'none' and args.opt == 'adamw'
+    args = parse_args(['--data-dir', 'x'], DIGITS)
+    assert args.recipe == '' and args.opt == 'sgd' and args.dataset is None and args.epochs == 300
+
+
+@pytest.mark.parametrize('recipe', RECIPES, ids=lambda p: p.stem)
+def test_recipes_are_valid_and_open_with_their_command(recipe: Path) -> None:
+    first, second = recipe.read_text().splitlines()[:2]
+    assert first.startswith('# ') and 'python train.py' in first + second
+    args = parse_args(['-c', str(recipe)])
+    check_args(args)
+    config = multimix_config(args)
+    if config is not None:
+        config.check_batch(args.batch_size)
+    read_yaml(recipe, build_parser())
+
+
+def config(*flags: str) -> object:
+    return multimix_config(parse_args(list(flags)))
+
+
+def test_flags_make_the_config() -> None:
+    c = config('--multimix', 'dense', '--multimix-preset', 'paper', '--multimix-n', '5', '--multimix-alpha', '1',
+               '--multimix-attention', 'cam', '--no-multimix-attention-detach', '--smoothing', '0.2',
+               '--multimix-m', '3')
+    assert (c.preset, c.n, c.alpha, c.attention, c.attention_detach, c.label_smoothing, c.m) == (  # type: ignore[attr-defined]
+        'paper', 5, (1, 1), 'cam', False, 0.2, 3)
+    assert config() is None
+    assert config('--multimix', 'dense', '--multimix-effective', '3').effective == (3, 3)  # type: ignore[attr-defined]
+
+
+def test_input_mixup_of_the_paper_gives_way_to_flags() -> None:
+    paper = ('--multimix', 'dense', '--multimix-preset', 'paper')
+    assert config(*paper).mixup == 2  # type: ignore[attr-defined]
+    assert config(*paper, '--mixup', '0').mixup == 0  # type: ignore[attr-defined]
+    assert config(*paper, '--cutmix', '1').mixup == 0  # type: ignore[attr-defined]
+
+
+def test_method_flags_without_the_method() -> None:
+    with pytest.raises(SettingError, match='--multimix-n is 5, but --multimix is none'):
+        config('--multimix-n', '5')
+    with pytest.raises(SettingError, match='only --multimix dense'):
+        config('--multimix', 'multimix', '--multimix-attention', 'gap')
+
+
+def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(['--multimix-alfa', '1'])
+    assert 'Did you mean --multimix-alpha' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--model', 'resnet19'], "--model is 'resnet19'.* Did you mean resnet1"),
+    (['--opt', 'adammw'], 'Did you mean .*adamw'), (['--epochs', '0'], '--epochs is 0'),
+    (['--lr', '-1'], '--lr is -1'), (['--hflip', '2'], '--hflip is 2'), (['--smoothing', '1'], '--smoothing is 1'),
+    (['--mixup', '1', '-b', '9'], '--batch-size is 9'), (['-b', '0'], '--batch-size is 0'),
+    (['--resume', 'nowhere'], "--resume is 'nowhere'"), (['--num-classes', '0'], '--num-classes is 0'),
+])
+def test_values_that_cannot_be_right(flags: list[str], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        check_args(parse_args(flags))

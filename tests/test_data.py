@@ -1,0 +1,118 @@
+"""The embedded digits, folders of images, and what can be wrong with them."""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from timm.data import ImageDataset, create_loader
+
+from timm_multimix import SettingError
+from timm_multimix.data import DigitsReader, class_names, create_train_val, unreadable_images
+
+
+def test_digits_are_all_there_once_and_stratified() -> None:
+    train, val = create_train_val('sklearn/digits', None)
+    assert (len(train), len(val)) == (1442, 355)
+    names = train.filenames() + val.filenames()
+    assert len(set(names)) == 1797
+    targets = load_digits().target
+    assert all(int(name.split('/')[0]) == targets[int(name.split('/')[1][:4])] for name in names)
+    for c in range(10):
+        share = sum(t == c for _, t in val.reader.samples) / (targets == c).sum()
+        assert 0.19 < share < 0.21
+    assert len(DigitsReader('all')) == 1797
+    assert class_names(train) == [str(c) for c in range(10)]
+
+
+def test_digits_are_rgb_images_that_show_the_digit() -> None:
+    image, target = ImageDataset('', reader=DigitsReader('train'))[0]
+    assert image.mode == 'RGB' and image.size == (32, 32) and target == 0
+    small = image.convert('L').resize((8, 8), Image.Resampling.BOX)
+    want = load_digits().images[0] * 255 / 16
+    difference = abs(__import__('numpy').asarray(small, dtype=float) - want).mean()
+    assert difference < 20
+
+
+def test_digits_go_through_timms_loader() -> None:
+    train, _ = create_train_val('sklearn/digits', None)
+    loader = create_loader(train, (3, 32, 32), 16, is_training=True, use_prefetcher=False, num_workers=0,
+                           persistent_workers=False)
+    images, target = next(iter(loader))
+    assert images.shape == (16, 3, 32, 32) and target.shape == (16,)
+
+
+def test_unknown_split() -> None:
+    with pytest.raises(SettingError, match="split is 'tain'"):
+        DigitsReader('tain')
+
+
+def test_folder(image_folder: Path) -> None:
+    train, val = create_train_val('', str(image_folder))
+    assert len(train) == len(val) == 18
+    assert class_names(train) == ['class_0', 'class_1', 'class_2']
+    assert unreadable_images(train, progress=False) == []
+
+
+def test_finds_unreadable_images(image_folder: Path) -> None:
+    (image_folder / 'train' / 'class_0' / '0.png').write_bytes(b'not a picture')
+    whole = (image_folder / 'train' / 'class_1' / '1.png').read_bytes()
+    (image_folder / 'train' / 'class_1' / '1.png').write_bytes(whole[:len(whole) // 2])
+    photo = Image.radial_gradient('L').convert('RGB')
+    photo.save(image_folder / 'train' / 'class_2' / 'cut.jpg', quality=95)
+    jpeg = (image_folder / 'train' / 'class_2' / 'cut.jpg').read_bytes()
+    (image_folder / 'train' / 'class_2' / 'cut.jpg').write_bytes(jpeg[:len(jpeg) // 2])
+    train, _ = create_train_val('', str(image_folder))
+    bad = unreadable_images(train, progress=False)
+    assert [Path(path).name for _, path, _ in bad] == ['0.png', '1.png', 'cut.jpg']
+    assert all(train.reader.samples[i][0] == path and problem for i, path, problem in bad)
+
+
+def break_missing(folder: Path) -> str:
+    return str(folder.parent / 'imagse')
+
+
+def break_empty(folder: Path) -> str:
+    shutil.rmtree(folder)
+    for split in ('train', 'validation'):
+        (folder / split).mkdir(parents=True)
+    return str(folder)
+
+
+def break_no_validation(folder: Path) -> str:
+    shutil.rmtree(folder / 'validation')
+    return str(folder)
+
+
+def break_no_splits(folder: Path) -> str:
+    return str(folder / 'train')
+
+
+def break_classes(folder: Path) -> str:
+    os.rename(folder / 'validation' / 'class_1', folder / 'validation' / 'klass_1')
+    return str(folder)
+
+
+@pytest.mark.parametrize('breaking, words', [
+    (break_missing, 'no such folder.* Did you mean images'),
+    (break_empty, 'Found 0 images'),
+    (break_no_validation, 'training and validation would see the same images.*It holds: train.'),
+    (break_no_splits, 'training and validation would see the same images'),
+    (break_classes, r'different classes.*class_1 \(only in train\)'),
+])
+def test_broken_folders(image_folder: Path, breaking: object, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        create_train_val('', breaking(image_folder))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize('name, words', [
+    ('sklearn/iris', 'only sklearn/digits'), ('cifar10', 'a name starts with one of'),
+    ('troch/cifar10', 'Did you mean torch'),
+    ('torch/cifar11', 'cannot be read'), ('', '--data-dir is not given'),
+])
+def test_unknown_names(name: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        create_train_val(name, None)

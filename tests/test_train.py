@@ -1,0 +1,214 @@
+"""train.py as users run it: real processes, real models, killed and resumed, and wrong in many ways."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+import train
+from timm_multimix.report import read_summary
+
+from .conftest import ROOT, run_train
+
+SMALL = ('--model', 'test_resnet', '--epochs', '2', '-j', '0', '--img-size', '32')
+
+
+def finished(folder: Path) -> list[dict]:
+    rows = read_summary(folder / 'summary.csv')
+    assert {'args.yaml', 'summary.csv', 'curves.png', 'last.pth.tar', 'model_best.pth.tar', 'model'} <= set(
+        os.listdir(folder))
+    with Image.open(folder / 'curves.png') as picture:
+        picture.load()
+    return rows
+
+
+def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
+    done = run_train('--model', 'test_vit2', '--multimix', 'dense', '--epochs', '3', '--lr', '3e-3',
+                     '--output', str(tmp_path), '--experiment', 'x')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'sklearn/digits' in done.stdout and 'effective examples of 64' in done.stdout
+    assert "timm.create_model('local-dir:" in done.stdout
+    rows = finished(tmp_path / 'x')
+    assert [int(r['epoch']) for r in rows] == [0, 1, 2]
+    assert float(rows[-1]['train_loss_clean']) < float(rows[0]['train_loss_clean'])
+    assert 1 < float(rows[0]['train_effective']) < 4
+
+    # What it says about loading is true, in a process that has never heard of us.
+    commands = [line.strip() for line in done.stdout.splitlines() if 'timm.create_model(' in line]
+    script = tmp_path / 'load.py'
+    script.write_text(
+        'import sys, timm, torch\n'
+        f'a = {commands[0]}.eval()\n'
+        "b = timm.create_model('test_vit2', num_classes=10, img_size=32,\n"
+        f"                      checkpoint_path='{tmp_path}/x/model/model.safetensors').eval()\n"
+        'x = torch.randn(2, 3, 32, 32)\n'
+        'assert torch.equal(a(x), b(x)) and a(x).shape == (2, 10)\n'
+        'assert timm.data.resolve_model_data_config(a)["input_size"] == (3, 32, 32)\n'
+        'assert not any(name.startswith("timm_multimix") for name in sys.modules)\n'
+        "print('loaded')\n")
+    loaded = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert loaded.stdout.strip() == 'loaded', loaded.stderr
+
+
+@pytest.mark.parametrize('flags', [
+    ('--multimix', 'none'),
+    ('--multimix', 'multimix', '--multimix-preset', 'paper', '--model-ema', '--model-ema-decay', '0.9'),
+    ('--multimix', 'dense', '--mixup', '0.5', '--cutmix', '1', '--grad-accum-steps', '2', '--clip-grad', '1', '--amp'),
+    ('--multimix', 'dense', '--amp', '--amp-dtype', 'float16', '--channels-last', '--opt', 'adamw', '--lr', '1e-3'),
+], ids=lambda f: ' '.join(f[1:3]))
+def test_ways_to_train(tmp_path: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code = train.main([*SMALL, '--output', str(tmp_path), '--experiment', 'x', *flags])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    rows = finished(tmp_path / 'x')
+    assert len(rows) == 2
+    assert ('train_effective' in rows[0]) == ('none' not in flags)
+    model = timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True).eval()
+    saved = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)
+    state = saved['state_dict_ema' if '--model-ema' in flags else 'state_dict']
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    if 'paper' in flags:
+        assert 'take' in captured.out and 'many epochs' in captured.out
+
+
+def test_a_folder_of_images(tmp_path: Path, image_folder: Path) -> None:
+    code = train.main([*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '8',
+                       '--warmup-epochs', '0', '--output', str(tmp_path), '--experiment', 'x', '--smoothing', '0'])
+    assert code == 0
+    config = yaml.safe_load((tmp_path / 'x' / 'model' / 'config.json').read_text())
+    assert config['num_classes'] == 3 and config['label_names'] == ['class_0', 'class_1', 'class_2']
+
+
+def test_class_token_vit_goes_home_with_its_documented_arguments(tmp_path: Path) -> None:
+    code = train.main(['--model', 'test_vit', '--multimix', 'dense', '--epochs', '1', '--warmup-epochs', '0', '-j', '0',
+                       '--output', str(tmp_path), '--experiment', 'x'])
+    assert code == 0
+    a = timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True).eval()
+    b = timm.create_model('test_vit', num_classes=10, img_size=32, global_pool='avg', fc_norm=False,
+                          checkpoint_path=str(tmp_path / 'x' / 'model' / 'model.safetensors')).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(a(x), b(x))
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / 'x'
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train.py'), '--model', 'test_resnet', '--epochs', '60', '-j', '0',
+         '--model-ema', '--output', str(tmp_path), '--experiment', 'x'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(read_summary(folder / 'summary.csv')) < 3 and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = read_summary(folder / 'summary.csv')
+    assert len(before) >= 3
+    done_epochs = torch.load(folder / 'last.pth.tar', weights_only=False)['epoch'] + 1
+    done = run_train('--resume', str(folder), '--epochs', str(done_epochs + 2))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f'resuming at epoch {done_epochs + 1}' in done.stdout
+    rows = finished(folder)
+    assert [int(r['epoch']) for r in rows] == list(range(done_epochs + 2))
+    assert rows[:done_epochs] == before[:done_epochs]
+    assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
+    again = run_train('--resume', str(folder))  # args.yaml of the resumed run: nothing is left to do
+    assert again.returncode == 0 and 'nothing left to train' in again.stdout, again.stderr
+
+
+def test_piped_output_is_plain_lines(tmp_path: Path) -> None:
+    done = run_train(*SMALL, '--output', str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stdout + done.stderr
+    assert sum(line.startswith('Epoch ') for line in done.stdout.splitlines()) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ wrong input
+
+def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert train.main(list(flags)) == 2
+    captured = capsys.readouterr()
+    assert 'Traceback' not in captured.err
+    assert 'Epoch' not in captured.out, 'training started'
+    return captured.err
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--model', 'vit_smal_patch16_224'], 'Did you mean vit_small_patch16_224'),
+    (['--model', 'crossvit_tiny_240', '--multimix', 'dense', '--img-size', '240'], "Use 'multimix'"),
+    (['--model', 'test_resnet', '--multimix-n', '0'], r'n (--multimix-n) is 0'),
+    (['--model', 'test_resnet', '--multimix-alpha', '0'], '--multimix-alpha'),
+    (['--model', 'test_resnet', '--multimix-m', '65'], 'a batch of 64 has no 65'),
+    (['--model', 'test_resnet', '--multimix-effective', '64'], 'must be below 64'),
+    (['--model', 'test_resnet', '--num-classes', '5'], 'data set has 10 classes'),
+    (['--model', 'test_resnet', '-b', '2000'], 'only 1442 training images'),
+    (['--model', 'vit_small_patch16_224', '--img-size', '8'], 'Choose another --img-size'),
+    (['--model', 'test_resnet', '--data-dir', '/nowhere/at/all'], 'no such folder'),
+    (['--model', 'test_resnet', '--device', 'gpu'], "--device is 'gpu'"),
+    (['--model', 'test_resnet', '--output', '/dev/null'], '--output'),
+    (['--model', 'test_resnet', '--model-kwargs', 'nonsense=3'], '--model test_resnet cannot be built'),
+    (['--model', 'test_resnet', '--initial-checkpoint', 'x.safetensors'], 'no such file'),
+    (['--model', 'test_resnet', '--opt-kwargs', 'nonsense=3'], '--opt adamw cannot be built'),
+    (['--model', 'local-dir:/nowhere'], 'cannot be built'),
+    (['-c', 'hparams/digits.yaml'], 'Did you mean digits_vit_small.yaml'),
+    (['--model', 'test_resnet', '--sched', 'cosin'], '--sched'),
+])
+def test_bad_input(flags: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink(ROOT / 'hparams', tmp_path / 'hparams')
+    assert words in error_of(capsys, *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device here')
+def test_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, '--model', 'test_resnet', '--device', 'cuda')
+    assert "--device is 'cuda'" in error and '--device auto' in error
+
+
+def test_no_write_permission(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    assert 'cannot be written there' in error_of(capsys, '--model', 'test_resnet', '--output', str(tmp_path / 'file'))
+
+
+def test_checkpoints_of_another_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    state = timm.create_model('test_efficientnet', num_classes=10).state_dict()
+    torch.save({'state_dict': state, 'optimizer': {}, 'epoch': 0}, tmp_path / 'last.pth.tar')
+    for flag, path in (('--initial-checkpoint', tmp_path / 'last.pth.tar'), ('--resume', tmp_path)):
+        error = error_of(capsys, '--model', 'test_resnet', flag, str(path), '-c', str(train.DIGITS_RECIPE))
+        assert f'{flag} is' in error and 'do not fit --model test_resnet' in error
+    (tmp_path / 'last.pth.tar').write_bytes(b'half a file')
+    assert 'do not fit' in error_of(capsys, '--model', 'test_resnet', '--resume', str(tmp_path))
+
+
+def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / 'x').mkdir()
+    (tmp_path / 'x' / 'last.pth.tar').write_bytes(b'dear')
+    error = error_of(capsys, '--model', 'test_resnet', '--output', str(tmp_path), '--experiment', 'x')
+    assert 'holds a run already' in error and (tmp_path / 'x' / 'last.pth.tar').read_bytes() == b'dear'
+
+
+def test_unreadable_images_are_named_and_counted(
+        capsys: pytest.CaptureFixture[str], tmp_path: Path, image_folder: Path) -> None:
+    bad = image_folder / 'train' / 'class_1' / '3.png'
+    bad.write_bytes(b'no picture')
+    flags = [*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path), '--warmup-epochs', '0']
+    error = error_of(capsys, *flags)
+    assert "1 of 18 images in 'train'" in error and str(bad) in error and '--bad-images skip' in error
+    assert train.main([*flags, '--bad-images', 'skip']) == 0
+    out = capsys.readouterr().out
+    assert 'are left out' in out and '17 training' in out
+
+
+def test_a_diverging_loss_stops_with_advice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = train.main([*SMALL, '--lr', '1e30', '--opt', 'sgd', '--warmup-epochs', '0', '--output', str(tmp_path),
+                       '--log-interval', '1'])
+    assert code == 2 and 'Lower --lr' in capsys.readouterr().err
