@@ -362,6 +362,8 @@ def run(args: argparse.Namespace) -> None:
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     except (TypeError, ValueError, AssertionError) as e:
         raise SettingError(f'--sched {args.sched} cannot be built: {e}') from e
+    if scheduler is None and args.sched != 'none':  # older timm takes any name
+        raise SettingError(f'--sched is {args.sched!r}, but timm {timm.__version__} has no such schedule.')
     folder = open_output(args, data['input_size'][-1])
     saver = CheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
@@ -407,7 +409,7 @@ def run(args: argparse.Namespace) -> None:
                 evaluated = validate(task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
                 evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
             metric = evaluated[args.eval_metric]
-            update_summary(epoch, found, evaluated, str(summary), lr=rate)
+            update_summary(epoch, found, evaluated, str(summary), lr=rate, write_header=not summary.exists())
             best = saver.save_checkpoint(epoch, metric=metric)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)

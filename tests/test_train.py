@@ -52,7 +52,7 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
         f"                      checkpoint_path='{tmp_path}/x/model/model.safetensors').eval()\n"
         'x = torch.randn(2, 3, 32, 32)\n'
         'assert torch.equal(a(x), b(x)) and a(x).shape == (2, 10)\n'
-        'assert timm.data.resolve_model_data_config(a)["input_size"] == (3, 32, 32)\n'
+        'assert tuple(timm.data.resolve_model_data_config(a)["input_size"]) == (3, 32, 32)\n'
         'assert not any(name.startswith("timm_multimix") for name in sys.modules)\n'
         "print('loaded')\n")
     loaded = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=120)

@@ -10,6 +10,8 @@ from typing import Any, Optional, Union
 def trim_summary(path: Union[str, Path], epoch: int) -> None:
     """Drop rows from this epoch on, which a resumed run will write again."""
     rows = read_summary(path)
+    if not rows:  # a run that was stopped in its first epoch
+        Path(path).unlink(missing_ok=True)
     kept = [row for row in rows if int(row['epoch']) < epoch]
     if rows and len(kept) < len(rows):
         temporary = f'{path}.tmp'
