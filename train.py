@@ -11,6 +11,7 @@ Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -44,10 +45,9 @@ from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.cli import check_args, multimix_config, parse_args, resume_checkpoint
-from timm_multimix.data import DIGITS, class_names, create_train_val, unreadable_images
+from timm_multimix.data import DIGITS, class_names, create_train_val, drop_unreadable
 from timm_multimix.hub import save_plain
-from timm_multimix.mixing import expected_signal
-from timm_multimix.report import plot_curves, trim_summary
+from timm_multimix.report import describe, plot_curves, trim_summary
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -81,18 +81,9 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
         args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
     if args.bad_images != 'ignore':
         for split, dataset in ((args.train_split, train_set), (args.val_split, val_set)):
-            bad = unreadable_images(dataset, workers=2 * max(1, args.workers))
-            if not bad:
-                continue
-            listed = '\n'.join(f'  {path}: {problem}' for _, path, problem in bad[:20])
-            more = f'\n  … and {len(bad) - 20} more' if len(bad) > 20 else ''
-            count = f'{len(bad)} of {len(dataset)} images in {split!r} cannot be read'
-            if args.bad_images == 'error':
-                raise SettingError(f'{count}:\n{listed}{more}\nMend or remove them, or leave them out with '
-                                   f'--bad-images skip.')
-            say(f'{count} and are left out:\n{listed}{more}')
-            skip = {index for index, _, _ in bad}
-            dataset.reader.samples = [s for i, s in enumerate(dataset.reader.samples) if i not in skip]
+            left_out = drop_unreadable(dataset, split, args.bad_images == 'skip', workers=2 * max(1, args.workers))
+            if left_out:
+                say(left_out)
     names = class_names(train_set)
     if args.num_classes is None:
         if names is None:
@@ -210,18 +201,6 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
     return folder
 
 
-def describe(args: argparse.Namespace, config: Optional[MultiMixConfig], batch: int) -> str:
-    if config is None:
-        return 'MultiMix: none.'
-    low, high = config.alpha_range(batch)
-    expected = expected_signal(config, batch, args.num_classes)
-    text = [f'MultiMix: {config.mode}, preset {config.preset}. ' + ', '.join(
-        f'{k}={v}' for k, v in config.to_dict().items() if k not in ('mode', 'preset')) + '.']
-    text.append(f'  α is drawn from {low:.4g} to {high:.4g}: about {expected["effective"]:.1f} effective examples of '
-                f'{batch}; mixed targets have {expected["target_entropy"]:.0%} of the entropy of the batch\'s.')
-    return '\n'.join(text)
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 def train_epoch(
@@ -234,8 +213,10 @@ def train_epoch(
         mixup.mixup_enabled = False
     batches, accum = len(loader), args.grad_accum_steps
     updates = (batches + accum - 1) // accum
-    sums: dict[str, torch.Tensor] = {}  # stay on the device: reading them every step would make it wait
-    seen = images = 0
+    totals: dict[str, torch.Tensor] = {}  # stay on the device: reading them every step would make it wait
+    counts: dict[str, int] = {}
+    average: dict[str, float] = {}
+    images = 0
     started = time.time()
     optimizer.zero_grad()
     for i, (input, target) in enumerate(loader):
@@ -270,13 +251,12 @@ def train_epoch(
             found = {'loss': result['loss'].detach(), 'top1': 100 * correct.float().mean()}
             found.update({k: result[k] for k in SIGNAL if k in result})
             for name, value in found.items():
-                total, count = sums.get(name, (0.0, 0))  # type: ignore[misc]
-                sums[name] = (total + value.float(), count + 1)  # type: ignore[assignment, has-type]
+                totals[name] = totals.get(name, 0) + value.float()
+                counts[name] = counts.get(name, 0) + 1
         images += len(input)
-        seen += 1
-        if seen % args.log_interval == 0 or i + 1 == batches:
-            average = {k: float(total) / count for k, (total, count) in sums.items()}  # type: ignore[misc]
-            if average['loss'] != average['loss'] or abs(average['loss']) == float('inf'):
+        if (i + 1) % args.log_interval == 0 or i + 1 == batches:
+            average = {name: float(total) / counts[name] for name, total in totals.items()}
+            if not math.isfinite(average['loss']):
                 raise SettingError(
                     f'The loss became {average["loss"]} in epoch {epoch + 1}. Lower --lr (now {args.lr:g}), clip with '
                     f'--clip-grad 1, or warm up longer; the last good checkpoint is whole.')
@@ -383,7 +363,7 @@ def run(args: argparse.Namespace) -> None:
     say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
         f'{data["input_size"][1]}×{data["input_size"][2]}'
         + (f', {ending.positions} positions of {ending.width} features' if ending else '') + f', on {device}.')
-    say(describe(args, config, args.batch_size))
+    say(describe(config, args.batch_size, args.num_classes))
     if config is not None:
         for message in (task.signal_warning(args.batch_size),
                         one_position_note(config, ending.positions if ending else 1)):

@@ -40,7 +40,8 @@ def main() -> None:
         if lam is not None:
             lam = lam[:, 0]
             axis.scatter(*(lam @ Z).T, c=(lam @ Y).numpy() @ COLOURS, s=7, linewidths=0, alpha=0.8)
-            axis.set_xlabel(f'{len(lam)} mixtures of {effective_examples(lam).mean():.1f} effective examples', fontsize=9)
+            effective = effective_examples(lam).mean()
+            axis.set_xlabel(f'{len(lam)} mixtures of {effective:.1f} effective examples', fontsize=9)
         else:
             axis.set_xlabel(f'{BATCH} digits 0, 1, 2 in the plane', fontsize=9)
         axis.scatter(*Z.T, c=Y.numpy() @ COLOURS, s=26 if lam is None else 18, edgecolors='black',

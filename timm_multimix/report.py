@@ -1,10 +1,25 @@
-"""`summary.csv` and `curves.png`: what happened, per epoch."""
+"""What will happen, in words; what happened, as `summary.csv` and `curves.png`."""
 from __future__ import annotations
 
 import csv
 import os
 from pathlib import Path
 from typing import Any, Optional, Union
+
+from .config import MultiMixConfig
+from .mixing import expected_signal
+
+
+def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:
+    """The resolved settings, and the signal they will give on batches of this size."""
+    if config is None:
+        return 'MultiMix: none.'
+    low, high = config.alpha_range(batch)
+    expected = expected_signal(config, batch, num_classes)
+    settings = ', '.join(f'{k}={v}' for k, v in config.to_dict().items() if k not in ('mode', 'preset'))
+    return (f'MultiMix: {config.mode}, preset {config.preset}: {settings}.\n'
+            f'  α is drawn from {low:.4g} to {high:.4g}: about {expected["effective"]:.1f} effective examples of '
+            f"{batch}; mixed targets have {expected['target_entropy']:.0%} of the entropy of the batch's.")
 
 
 def trim_summary(path: Union[str, Path], epoch: int) -> None:

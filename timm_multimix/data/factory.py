@@ -103,6 +103,25 @@ def class_names(dataset: Any) -> Optional[list[str]]:
     return [str(n) for n in names] if names else None
 
 
+def drop_unreadable(dataset: Any, split: str, skip: bool, workers: int = 8) -> Optional[str]:
+    """Leave unreadable images out of a folder data set; returns a sentence naming and counting them, None without any.
+
+    Raises:
+        SettingError: with the same sentence, unless `skip`.
+    """
+    bad = unreadable_images(dataset, workers)
+    if not bad:
+        return None
+    listed = ''.join(f'\n  {path}: {problem}' for _, path, problem in bad[:20])
+    more = f'\n  … and {len(bad) - 20} more' if len(bad) > 20 else ''
+    count = f'{len(bad)} of {len(dataset)} images in {split!r} cannot be read'
+    if not skip:
+        raise SettingError(f'{count}:{listed}{more}\nMend or remove them, or leave them out with --bad-images skip.')
+    indices = {index for index, _, _ in bad}
+    dataset.reader.samples = [s for i, s in enumerate(dataset.reader.samples) if i not in indices]
+    return f'{count} and are left out:{listed}{more}'
+
+
 def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> list[tuple[int, str, str]]:
     """Open and decode every image of a folder data set: (index, path, what is wrong) of those that fail.
 
