@@ -26,7 +26,15 @@ def test_effective_inverts_to_alpha() -> None:
     for m in (8, 128):
         a = alpha_for_effective(3.0, m)
         assert (m * a + 1) / (a + 1) == pytest.approx(3)
-    assert alpha_for_effective(3.0, 2) == 1.0  # a last batch too small for it
+
+
+def test_effective_on_a_batch_too_small_for_it() -> None:
+    for effective in (3, (1.5, 3.0), (2.9, 3.0), (4.5, 6)):
+        c = MultiMixConfig('dense', effective=effective)
+        for batch in range(1, 9):
+            low, high = c.alpha_range(batch)
+            assert 0 < low <= high < float('inf')
+            assert high == 1 or batch > c.effective[1]  # flat
 
 
 def test_flags_override_a_preset() -> None:
@@ -41,7 +49,8 @@ def test_replace_keeps_what_was_given_and_follows_a_new_preset_otherwise() -> No
 
 
 def test_round_trip_through_yaml() -> None:
-    for c in (MultiMixConfig('dense', attention='cam', m=5, effective=2), MultiMixConfig('multimix', preset='paper')):
+    for c in (MultiMixConfig('dense', attention='cam', m=5, effective=2), MultiMixConfig('multimix', preset='paper'),
+              MultiMixConfig('dense', attention='uniform')):
         assert MultiMixConfig.from_dict(yaml.safe_load(yaml.safe_dump(c.to_dict()))) == c
 
 
@@ -73,6 +82,7 @@ def test_checked_against_the_batch() -> None:
     with pytest.raises(SettingError, match='a batch of 8 has no 9'):
         MultiMixConfig('dense', m=9).check_batch(8)
     with pytest.raises(SettingError, match='must be below 2'):
-        MultiMixConfig('dense').check_batch(2)
+        MultiMixConfig('dense', effective=2).check_batch(2)
+    MultiMixConfig('dense', m=2).check_batch(2)  # the preset's own range gives way
     with pytest.raises(SettingError, match='even batch'):
         MultiMixConfig('dense', preset='paper').check_batch(9)

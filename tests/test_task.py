@@ -135,6 +135,17 @@ def test_eval_model_is_the_timm_model() -> None:
     assert type(task.get_eval_model()).__name__ == 'ResNet'
 
 
+def test_a_model_compiled_before_is_not_trained_plainly() -> None:
+    task = make()
+    other = MultiMixTask(torch.compile(task.trainable_module, backend='eager'))
+    assert other(IMAGES, TARGET)['mixed']
+
+
+def test_an_odd_last_batch_goes_without_mixup() -> None:
+    task = make('paper')
+    assert all(torch.isfinite(task(IMAGES[:7], TARGET[:7])['loss']) for _ in range(6))
+
+
 def test_compile() -> None:
     task = make()
     task.compile(backend='aot_eager')

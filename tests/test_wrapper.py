@@ -188,6 +188,7 @@ def test_names_are_the_timm_models_own() -> None:
     assert [k for k, _ in wrapped.named_buffers()] == [k for k, _ in model.named_buffers()]
     parent = nn.Sequential(wrapped)
     assert list(parent.state_dict()) == ['0.' + k for k in model.state_dict()]
+    assert [k for k, _ in parent.named_parameters()] == ['0.' + k for k, _ in model.named_parameters()]
     other = nn.Sequential(quiet_wrap(build('resnet')[0], 'multimix'))
     assert not other.load_state_dict(parent.state_dict()).missing_keys
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), parent.parameters()))
@@ -293,6 +294,98 @@ def test_batch_norm_in_the_head_sees_pooled_features_only() -> None:
     quiet_wrap(model, 'dense').train()(images, target)
     for (name, a), b in zip(model.named_buffers(), twin.buffers()):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize('name', ['repvit_m0_9', 'efficientvit_m0', 'levit_128s'])
+def test_batch_norm_inside_the_classifier(name: str) -> None:
+    """Positions pass through it with its running statistics, whatever those were when the model was wrapped."""
+    torch.manual_seed(1)
+    side = 224 if name != 'repvit_m0_9' else 64
+    model = timm.create_model(name, num_classes=5)
+    fresh = quiet_wrap(copy.deepcopy(model), 'dense')
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    fresh.load_state_dict(model.state_dict())
+    trained = quiet_wrap(model, 'dense')
+    images, target = torch.randn(2, 3, side, side), torch.tensor([0, 1])
+    losses = []
+    for wrapped in (fresh, trained):
+        state = copy.deepcopy(wrapped.state_dict())
+        wrapped.train()(images, target).loss.backward()  # runs in train mode
+        wrapped.load_state_dict(state)
+        losses.append(wrapped.eval()(images, target, generator=torch.Generator().manual_seed(0)).loss)
+    torch.testing.assert_close(*losses)
+    assert not fresh.ending.bare
+
+
+@pytest.mark.parametrize('name', ['vit averaged', 'swin', 'resnet', 'convnext'])
+def test_head_dropout_reaches_the_positions(name: str) -> None:
+    model, images, target = build(name, drop_rate=0.5)
+    wrapped = quiet_wrap(model, 'dense', clean_weight=0.0).train()
+    lam = sample_lam(20, wrapped.ending.positions if name == 'vit averaged' else 4, 6, 1.0)
+    assert wrapped(images, target, lam=lam).loss.item() != wrapped(images, target, lam=lam).loss.item()
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('vit_small_patch16_rope_224', dict(depth=1, img_size=32)), ('test_vit', dict(global_pool='token', fc_norm=True)),
+    ('beit_base_patch16_224', dict(depth=1, img_size=32, global_pool='token')), ('xcit_nano_12_p16_224', {}),
+])
+def test_arguments_that_build_the_switched_model_again(name: str, kwargs: dict) -> None:
+    model = timm.create_model(name, num_classes=5, **kwargs)
+    wrapped = quiet_wrap(model, 'dense').eval()
+    again = timm.create_model(name, num_classes=5, **{**kwargs, **wrapped.timm_args}).eval()
+    again.load_state_dict(wrapped.state_dict())
+    side = kwargs.get('img_size', 160 if name == 'test_vit' else 224)
+    images = torch.randn(2, 3, side, side)
+    assert torch.equal(again(images), wrapped(images))
+
+
+def test_a_zero_head_is_no_obstacle() -> None:
+    model, images, target = build('vit averaged')
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    assert torch.isfinite(quiet_wrap(model, 'dense')(images, target).loss)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_cam_with_soft_targets_under_autocast(dtype: torch.dtype) -> None:
+    model, images, _ = build('vit averaged')
+    wrapped = quiet_wrap(model, 'dense', attention='cam')
+    with torch.autocast('cpu', dtype=dtype):
+        assert torch.isfinite(wrapped(images, torch.rand(6, 5).softmax(1)).loss)
+
+
+def test_setting_attributes_reaches_the_timm_model() -> None:
+    model, images, _ = build('resnet')
+    wrapped = quiet_wrap(model, 'dense')
+    wrapped.fc = nn.Linear(96, 3)
+    wrapped.num_classes = 3
+    assert wrapped(images).shape == (6, 3) and model.num_classes == 3
+    timm.utils.freeze(wrapped, 'bn1')
+    assert not any(p.requires_grad for p in model.bn1.parameters())
+    assert wrapped.config.n == 20 and 'config' not in vars(model)
+
+
+def test_reset_classifier_inspects_anew() -> None:
+    model, images, _ = build('vit_small')
+    wrapped = quiet_wrap(model, 'dense')
+    wrapped.reset_classifier(3, global_pool='token')
+    assert model.global_pool == 'avg' and wrapped.timm_args == {'global_pool': 'avg', 'fc_norm': False}
+    assert wrapped(images, torch.tensor([0, 1, 2, 0, 1, 2])).logits.shape == (6, 3)
+    with pytest.raises(SettingError, match='no classifier'):
+        wrapped.reset_classifier(0)
+
+
+def test_mode_of_the_model_is_kept() -> None:
+    assert not quiet_wrap(build('resnet')[0].eval(), 'dense').training
+    assert quiet_wrap(build('resnet')[0], 'dense').training
+
+
+def test_compiled_models_are_wrapped_first() -> None:
+    with pytest.raises(SettingError, match='Wrap it first'):
+        wrap(torch.compile(build('resnet')[0]), 'multimix')
 
 
 def test_m_larger_than_the_batch() -> None:

@@ -54,11 +54,11 @@ def _as_range(name: str, value: Any) -> tuple[float, float]:
 
 
 def alpha_for_effective(effective: float, m: int) -> float:
-    """The Dirichlet α at which m examples mix like `effective` equal ones, from E[1/Σλ²] ≈ (mα+1)/(α+1).
+    """The Dirichlet α at which m examples mix like `effective` equal ones (1 < effective < m): E[Σλ²] = (α+1)/(mα+1).
 
-    Where a batch is too small to hold that many (m ≤ effective) the flat Dirichlet, α = 1, is the closest in spirit.
+    The mean of 1/Σλ² that a run reports is somewhat above, as the mean of a reciprocal is: about 2.4 for 2 of 128.
     """
-    return (effective - 1) / (m - effective) if m > effective else 1.0
+    return (effective - 1) / (m - effective)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class MultiMixConfig:
         alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
             range from which one is drawn each step.
         effective: the same said as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair.
-            A number or a range. Give this or `alpha`, not both.
+            A number or a range. Give this or `alpha`, not both. (1 / mean Σλ² is meant; the mean of 1/Σλ² that a run
+            reports is somewhat above.)
         prob: probability, per step, of mixing embeddings. On the other steps the batch trains plainly, or with input
             mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
         mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
@@ -128,6 +129,8 @@ class MultiMixConfig:
             preset.pop('alpha', None), preset.pop('effective', None)
         if self.mode == 'dense':
             preset.update(_DENSE_ONLY)
+        if self.attention == 'uniform':
+            preset.pop('attention_norm')  # there is nothing to normalise
         for name, value in preset.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -164,7 +167,7 @@ class MultiMixConfig:
             low, high = self.effective  # type: ignore[misc]
             if low <= 1:
                 raise _bad('effective', self.effective, 'it must be above 1: one effective example is no mixing.')
-            if self.m is not None and high >= self.m:
+            if self.m is not None and high >= self.m and 'effective' in self._given:
                 raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         for name, low, high, right in (
                 ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
@@ -191,6 +194,10 @@ class MultiMixConfig:
         if self.alpha is not None:
             return self.alpha  # type: ignore[return-value]
         low, high = self.effective  # type: ignore[misc]
+        if high >= m:  # too few examples, such as in a last batch: no more than the flat Dirichlet has
+            low, high = min(low, (m + 1) / 2), min(high, (m + 1) / 2)
+        if m == 1:
+            return 1.0, 1.0
         return alpha_for_effective(low, m), alpha_for_effective(high, m)
 
     def tuple_size(self, batch: int) -> int:
@@ -205,7 +212,7 @@ class MultiMixConfig:
     def check_batch(self, batch: int) -> None:
         """Raise `SettingError` unless every setting works with training batches of this size."""
         self.tuple_size(batch)
-        if self.effective is not None and self.effective[1] >= batch:  # type: ignore[index]
+        if 'effective' in self._given and self.effective[1] >= batch:  # type: ignore[index]
             raise _bad('effective', self.effective, f'a batch of {batch} cannot mix that many: it must be below '
                                                     f'{batch}.')
         if self.mixup and batch % 2:

@@ -11,6 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.task import ClassificationTask
+from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from .mixing.signal import signal_warning
@@ -47,7 +48,8 @@ class MultiMixTask(ClassificationTask):
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
     ) -> None:
-        config = model.config if isinstance(model, MultiMixModel) else None
+        wrapped = unwrap_model(model)  # it may have been compiled already
+        config = wrapped.config if isinstance(wrapped, MultiMixModel) else None
         self_smoothing = label_smoothing if label_smoothing is not None else (config.label_smoothing if config else 0.0)
 
         def criterion(logits: Tensor, target: Tensor) -> Tensor:
@@ -58,12 +60,12 @@ class MultiMixTask(ClassificationTask):
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.config = config
         if mixup_fn is None and config is not None and config.mixup:
-            mixup_fn = Mixup(config.mixup, label_smoothing=self_smoothing, num_classes=model.num_classes)  # type: ignore[arg-type]
+            mixup_fn = Mixup(config.mixup, label_smoothing=self_smoothing, num_classes=wrapped.num_classes)
         self.mixup_fn = mixup_fn
         self.seed = seed
         self.step = 0
         if config is not None:
-            model.needs_first_check = False  # type: ignore[assignment]  # this task checks instead: it knows of the steps that do not mix
+            wrapped.needs_first_check = False  # this task checks instead: it knows of the steps that do not mix
         self._checked = config is None
 
     def mixes(self, step: int) -> bool:
@@ -85,7 +87,8 @@ class MultiMixTask(ClassificationTask):
         if self.training:
             self.step += 1
         always = self.config is not None and self.config.prob >= 1
-        if self.mixup_fn is not None and self.training and (always or not mixed) and target.ndim == 1:
+        pairs = not isinstance(self.mixup_fn, Mixup) or len(input) % 2 == 0  # timm's cannot mix an odd last batch
+        if self.mixup_fn is not None and self.training and (always or not mixed) and target.ndim == 1 and pairs:
             input, target = self.mixup_fn(input, target)
         if not mixed:
             return {**super().forward(input, target), 'mixed': False}
@@ -122,4 +125,4 @@ class MultiMixTask(ClassificationTask):
             ema: bool = False,
     ) -> None:
         if state and not ema:
-            self.step = int(state['step'])
+            self.step = int(state.get('step', 0))

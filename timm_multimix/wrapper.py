@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.utils.model import unwrap_model
 from torch import Tensor
 
-from .backbones import classifier_leaves, inspect_ending, position_logits, switch_class_token
+from .backbones import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import attention, mixed_cross_entropy, sample_lam, signal
@@ -42,34 +42,56 @@ class MultiMixModel(nn.Module):
 
     def __init__(self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None) -> None:
         super().__init__()
-        leaves = classifier_leaves(model)
+        if hasattr(model, '_orig_mod'):
+            raise SettingError('This model is compiled already. Wrap it first, then torch.compile the wrapped model.')
+        classifier_leaves(model)
         self.model = model
         self.config = config
+        self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
-        self.ending = None
-        if config.dense:
-            before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
-            self.timm_args = switch_class_token(model)
-            try:
-                self.ending = inspect_ending(model, input_size)
-                if config.attention == 'cam' and not (
-                        len(leaves) == 1 and self._cam_weight().shape[1] == self.ending.width):
-                    raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's "
-                                       f'row of a class, but {type(model).__name__} has no single linear classifier '
-                                       f"on its embedding. Use 'gap'.")
-            except SettingError:
-                if self.timm_args:  # leave the model as it came
-                    for name, value in before.items():
-                        setattr(model, name, value)
-                raise
-            if self.timm_args:
-                warnings.warn(
-                    f'{type(model).__name__} classified its class token. Dense MultiMix needs patch tokens that '
-                    f'classify, so it now averages them. Build it again in plain timm with '
-                    f'timm.create_model(…, {", ".join(f"{k}={v!r}" for k, v in self.timm_args.items())}): '
-                    f'same keys, same weights.', stacklevel=3)
+        self.ending: Optional[Ending] = None
         self.needs_first_check = True
+        self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
+        if config.dense:
+            self._make_dense()
+
+    def _make_dense(self) -> None:
+        model = self.model
+        before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
+        args = switch_class_token(model)
+        try:
+            self.ending = inspect_ending(model, self.input_size)
+            leaves = classifier_leaves(model)
+            if self.config.attention == 'cam' and not (
+                    len(leaves) == 1 and self._cam_weight().shape[1] == self.ending.width):
+                raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's row "
+                                   f'of a class, but {type(model).__name__} has no single linear classifier on its '
+                                   f"embedding. Use 'gap'.")
+        except SettingError:
+            if args:  # leave the model as it came
+                for name, value in before.items():
+                    setattr(model, name, value)
+            raise
+        if args:
+            self.timm_args = args
+            warnings.warn(
+                f'{type(model).__name__} classified its class token. Dense MultiMix needs patch tokens that classify, '
+                f'so it now averages them. Build it again in plain timm with timm.create_model(…, '
+                f'{", ".join(f"{k}={v!r}" for k, v in args.items())}): same keys, same weights.', stacklevel=5)
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """timm's `reset_classifier`, after which the model is inspected anew.
+
+        Raises:
+            SettingError: no classes, or an ending that cannot be mixed.
+        """
+        if num_classes < 1:
+            raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
+                               f'model first.')
+        self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
+        if self.config.dense:
+            self._make_dense()
 
     def forward(
             self,
@@ -113,7 +135,8 @@ class MultiMixModel(nn.Module):
         a = None if z is None else self._attention(z, target)
         if lam is None:
             device = generator.device if generator is not None else input.device
-            lam = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=device)
+            lam = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=device,
+                             dtype=dtype)
         lam = lam.to(input.device)
         loss_mixed = mixed_cross_entropy(dense, y, lam, a, normalize=config.normalize or 'position')
         with torch.autocast(input.device.type, enabled=False):
@@ -139,7 +162,10 @@ class MultiMixModel(nn.Module):
         return classifier_leaves(self.model)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
 
     def _first_check(self, batch: int, positions: int, num_classes: int) -> None:
-        """Tell the user, once and on the first training batch, when the settings cannot do what they are for."""
+        """Tell the user, once and on the first training batch, when the settings cannot do what they are for.
+
+        Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
+        """
         self.needs_first_check = False
         for message in (
                 signal_warning(self.config, batch, num_classes, alternates=False),
@@ -159,15 +185,25 @@ class MultiMixModel(nn.Module):
                 raise
             return getattr(modules['model'], name)
 
-    def named_parameters(
-            self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True,
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.model.named_parameters(prefix, True, remove_duplicate) if recurse else iter(())
+    def __setattr__(self, name: str, value: Any) -> None:
+        inner = self.__dict__.get('_modules', {}).get('model')
+        own = inner is None or name in self.__dict__ or hasattr(type(self), name) or not hasattr(inner, name)
+        super().__setattr__(name, value) if own else setattr(inner, name, value)
 
-    def named_buffers(
-            self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True,
-    ) -> Iterator[tuple[str, Tensor]]:
-        return self.model.named_buffers(prefix, True, remove_duplicate) if recurse else iter(())
+    def add_module(self, name: str, module: Optional[nn.Module]) -> None:
+        inner = self.__dict__.get('_modules', {}).get('model')
+        super().add_module(name, module) if inner is None else inner.add_module(name, module)
+
+    def named_modules(
+            self, memo: Optional[set[nn.Module]] = None, prefix: str = '', remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """The timm model's names, for parameters and buffers too, also when this is a part of another module."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+            yield from self.model.named_modules(memo, prefix, remove_duplicate)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.state_dict(*args, **kwargs)

@@ -6,6 +6,7 @@ in the head then act exactly as they would on a feature map with that one positi
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Ending:
         positions: P at the size that was tried.
         width: D, the embedding that the last linear layer takes.
         direct: `get_classifier()` applied to an embedding gives its logits, so the head need not run twice.
-        bare: the embedding of a position is that position's feature itself: pooling, then the linear layer.
+        bare: the embedding of a position is that position's feature itself: pooling, then the linear layer, with
+            nothing in between that could change in training (a norm, dropout).
         batch_norms: names of BatchNorm layers that the head runs; they must not learn statistics from positions.
     """
     layout: str
@@ -81,8 +83,11 @@ def switch_class_token(model: nn.Module) -> dict[str, Any]:
         return {}
     model.global_pool = 'avg'  # type: ignore[assignment]
     args: dict[str, Any] = {'global_pool': 'avg'}
-    if hasattr(model, 'fc_norm'):
-        args['fc_norm'] = False  # else average pooling would bring a norm of its own, with other keys
+    if hasattr(model, 'fc_norm'):  # else average pooling might bring a norm of its own, or move one: other keys
+        names = inspect.signature(type(model).__init__).parameters
+        for name in ('fc_norm', 'use_fc_norm'):
+            if name in names:
+                args[name] = not isinstance(model.fc_norm, nn.Identity)
     if hasattr(model, '_model_args'):  # timm ≥ 1.0.31 remembers how a model was made, for the Hub
         model._model_args = {**model._model_args, **args}  # type: ignore[assignment, dict-item]
     return args
@@ -103,6 +108,9 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} lacks. {instead}")
     parameter = next(model.parameters())
+    if parameter.is_meta:
+        raise SettingError(f"'dense' runs {name} once to see how it ends, which needs its weights: materialise it "
+                           f"first (model.to_empty(device=…) and its weights), or use 'multimix'.")
     size = tuple(input_size) if input_size else _input_size(model)
     with _evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
         image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
@@ -121,6 +129,9 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
         if layout == 'NLC' and features.shape[1] <= prefix:
             raise SettingError(f"'dense' needs patch tokens, but {name} returns only its {prefix} class token(s). "
                                f'{instead}')
+        # Random features from here on: a second norm looks like nothing on features that a first one made.
+        generator = torch.Generator().manual_seed(0)
+        features = (torch.randn(features.shape, generator=generator) * 2 + 0.5).to(features)
         _check_pooling(model, features, prefix, instead)
         return _try_head(model, features, layout, prefix, instead)
 
@@ -131,7 +142,8 @@ def _check_pooling(model: nn.Module, features: Tensor, prefix: int, instead: str
         return
     other = features.clone()
     other[:, prefix:] = 1 - other[:, prefix:]
-    if torch.equal(model.forward_head(features), model.forward_head(other)):  # type: ignore[operator]
+    a, b = (model.forward_head(f, pre_logits=True) for f in (features, other))  # type: ignore[operator]
+    if isinstance(a, Tensor) and torch.equal(a, b):
         raise SettingError(f"'dense' trains the classifier on patch tokens, but {type(model).__name__} classifies its "
                            f'class token alone and could not be switched to average pooling. {instead}')
 
@@ -139,7 +151,7 @@ def _check_pooling(model: nn.Module, features: Tensor, prefix: int, instead: str
 def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, instead: str) -> Ending:
     fired: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: fired.add(m)) for m in model.modules()
-             if isinstance(m, _BATCH_NORMS)]
+             if isinstance(m, (*_BATCH_NORMS, nn.Dropout))]
     single = _single_positions(features, layout, prefix)
     try:
         logits = model.forward_head(single)  # type: ignore[operator]
@@ -150,19 +162,22 @@ def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, inst
     finally:
         for hook in hooks:
             hook.remove()
-    if z.ndim != 2 or logits.shape != (len(single), model.num_classes):
+    if not isinstance(z, Tensor) or z.ndim != 2 or logits.shape != (len(single), model.num_classes):
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{type(model).__name__} returns embeddings {tuple(z.shape)} and logits '
+                           f'{type(model).__name__} returns embeddings {getattr(z, "shape", "?")} and logits '
                            f'{tuple(logits.shape)} for {len(single)} positions. {instead}')
     classifier = model.get_classifier()  # type: ignore[operator]
+    norms = {m for m in fired if isinstance(m, _BATCH_NORMS)}
     direct = False
-    if isinstance(classifier, nn.Module):
+    # A fresh BatchNorm is nearly the identity, so it is looked for, not felt: behind pre_logits it must be in there.
+    if isinstance(classifier, nn.Module) and norms <= set(classifier.modules()):
         try:
             direct = _same(classifier(z), logits)
-        except (RuntimeError, TypeError, ValueError):  # not a layer for flat embeddings, such as a convolution
+        except Exception:  # not a layer for flat embeddings, such as a convolution
             direct = False
-    bare = direct and _same(_channels_last(features, layout, prefix).flatten(0, 1), z)
-    names = tuple(n for n, m in model.named_modules() if m in fired)
+    dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in fired)
+    bare = direct and not norms and not dropout and _same(_channels_last(features, layout, prefix).flatten(0, 1), z)
+    names = tuple(n for n, m in model.named_modules() if m in norms)
     return Ending(layout, prefix, len(single), z.shape[1], direct, bare, names)
 
 
@@ -200,7 +215,7 @@ def _single_positions(features: Tensor, layout: str, prefix: int) -> Tensor:
 
 
 def _flat(z: Tensor) -> Tensor:
-    return z.flatten(1) if z.ndim == 4 else z
+    return z.flatten(1) if isinstance(z, Tensor) and z.ndim == 4 else z
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -211,7 +226,7 @@ def _input_size(model: nn.Module) -> tuple[int, ...]:
     cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size') or (3, 224, 224)
     first = cfg.get('first_conv')
-    first = first[0] if isinstance(first, (tuple, list)) else first
+    first = next(iter(first), None) if isinstance(first, (tuple, list)) else first
     try:
         layer = model.get_submodule(first) if first else None
     except AttributeError:

@@ -42,14 +42,14 @@ def attention(
     z = features if features.dtype == torch.float64 else features.float()
     if kind == 'uniform':
         return z.new_full((B, P), 1 / P)
-    if kind == 'gap':
-        u = z.mean(1)
-    else:
-        if target is None or weight is None:
-            raise SettingError("attention 'cam' needs target=… and weight=…, the classifier's (C, D) weight.")
-        w = weight.to(z.dtype)
-        u = w[target] if target.ndim == 1 else target.to(z.dtype) @ w
+    if kind == 'cam' and (target is None or weight is None):
+        raise SettingError("attention 'cam' needs target=… and weight=…, the classifier's (C, D) weight.")
     with torch.autocast(z.device.type, enabled=False):
+        if kind == 'cam':
+            w = weight.to(z.dtype)  # type: ignore[union-attr]
+            u = w[target.long()] if target.ndim == 1 else target.to(z.dtype) @ w  # type: ignore[union-attr]
+        else:
+            u = z.mean(1)
         score = torch.einsum('bpd,bd->bp', z, u)
     return normalize_map(score, norm)
 

@@ -40,12 +40,13 @@ def sample_lam(
     """
     m = batch if m is None else m
     for name, value in (('n', n), ('positions', positions), ('batch', batch), ('m', m)):
-        if value < 1:
-            raise SettingError(f'{name} is {value}, but it must be at least 1.')
+        if not isinstance(value, int) or value < 1:
+            raise SettingError(f'{name} is {value!r}, but it must be a whole number of at least 1.')
     if m > batch:
         raise SettingError(f'm is {m}, but a batch of {batch} has no {m} examples to mix: at most {batch}.')
-    low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-    if not 0 < low <= high < float('inf'):
+    ends = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
+    low, high = ends if len(ends) == 2 else (ends * 2 if len(ends) == 1 else (0, 0))
+    if not all(isinstance(end, (int, float)) for end in ends) or not 0 < low <= high < float('inf'):
         raise SettingError(f'alpha is {alpha!r}, but a Dirichlet concentration must be finite and above 0, and a '
                            f'range must start with its smaller end.')
     if device is None:
@@ -76,10 +77,20 @@ def _dirichlet(
         a = low + (high - low) * torch.rand((), generator=generator, device=device, dtype=dtype)
     # Gamma(α) underflows to all zeros for small α, and 0/0 is no point of a simplex. In logarithms it does not:
     # Gamma(α) = Gamma(α+1) · U^(1/α), and -log U is exponential.
-    # torch.distributions.Gamma takes no generator; the function it calls does.
-    log_g = torch._standard_gamma((a + 1).expand(shape).contiguous(), generator=generator).log()
+    log_g = _standard_gamma((a + 1).expand(shape).contiguous(), generator).log()
     log_g -= torch.empty(shape, device=device, dtype=dtype).exponential_(generator=generator) / a
     return log_g.softmax(-1)
+
+
+def _standard_gamma(concentration: Tensor, generator: Optional[torch.Generator]) -> Tensor:
+    """What torch.distributions.Gamma calls; in the torch versions we support, that class takes no generator."""
+    try:
+        return torch._standard_gamma(concentration, generator=generator)
+    except NotImplementedError:  # MPS in older torch: sample on the CPU, seeded from the device
+        device = concentration.device
+        seed = int(torch.randint(2**31, (), generator=generator, device=device))
+        cpu = torch.Generator().manual_seed(seed)
+        return torch._standard_gamma(concentration.cpu(), generator=cpu).to(device)
 
 
 def effective_examples(lam: Tensor) -> Tensor:

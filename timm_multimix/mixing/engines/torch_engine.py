@@ -16,7 +16,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-# Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
+# Elements of X, or of w where that is wider, in a tile. On a CPU it should stay in cache; on a GPU it should keep the
+# device busy.
 TILE = {'cpu': 1 << 20, 'cuda': 1 << 25}
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
@@ -55,7 +56,6 @@ class _MixedCrossEntropy(torch.autograd.Function):
         # Shifting an example's logits changes nothing; from 0 downwards, confident ones do not cancel in the loss.
         L = L - L.amax(-1, keepdim=True)
         lam_p = lam.permute(1, 0, 2)
-        G = L @ y.t()
         rowsum = y.sum(1)
         s, alive = term_weights(lam, attention)
         total = s.sum() if over_all else s.sum(1, keepdim=True) * P
@@ -64,35 +64,40 @@ class _MixedCrossEntropy(torch.autograd.Function):
         loss_k = torch.empty_like(s)
         grad_l = torch.zeros_like(L) if need_l else None
         grad_a = logits.new_zeros(P, B) if need_a else None
-        pair = logits.new_zeros(P, B, B) if need_l else None
-        for p, k in _tiles(P, N, C, logits.device.type):
-            lam_t = lam_p[p, k]
-            w = _factors(lam_t, attention, p, s[p, k], alive[p])
-            x = torch.bmm(w, L[p])
-            tau = w @ rowsum
-            lse = x.logsumexp(-1)
-            wg = torch.bmm(w, G[p])
-            loss_t = tau * lse - (wg * w).sum(-1)
-            loss_k[p, k] = loss_t
-            if not (need_l or need_a):
-                continue
-            x.sub_(lse.unsqueeze(-1)).exp_()  # softmax, in place of the logits
-            if grad_a is not None:
-                # ∂loss_k/∂w_k; the 1/s of the normalisation cancels against the term's own weight s.
-                q = lse.unsqueeze(-1) * rowsum + tau.unsqueeze(-1) * torch.bmm(x, L[p].transpose(1, 2))
-                q -= wg + torch.bmm(w, G[p].transpose(1, 2))
-                q += (loss_t - (q * w).sum(-1)).unsqueeze(-1)
-                kept = (s[p, k] > 0) & alive[p, None]
-                grad_a[p] += torch.where(kept.unsqueeze(-1), q * lam_t, 0).sum(1)
-            if grad_l is not None and pair is not None:
-                x *= (omega[p, k] * tau).unsqueeze(-1)
-                wt = w.transpose(1, 2)
-                grad_l[p] += torch.bmm(wt, x)
-                pair[p] += torch.bmm(wt, w * omega[p, k].unsqueeze(-1))
+        p_tiles, k_tiles = _tiles(P, N, max(B, C), logits.device.type)
+        for p in p_tiles:
+            G = L[p] @ y.t()
+            pair = torch.zeros_like(G)
+            for k in k_tiles:
+                lam_t = lam_p[p, k]
+                w = _factors(lam_t, attention, p, s[p, k], alive[p])
+                x = torch.bmm(w, L[p])
+                tau = w @ rowsum
+                lse = x.logsumexp(-1)
+                wg = torch.bmm(w, G)
+                loss_t = tau * lse - (wg * w).sum(-1)
+                loss_k[p, k] = loss_t
+                if not (need_l or need_a):
+                    continue
+                x.sub_(lse.unsqueeze(-1)).exp_()  # softmax, in place of the logits
+                if grad_a is not None:
+                    # ∂loss_k/∂w_k; the 1/s of the normalisation cancels against the term's own weight s.
+                    q = lse.unsqueeze(-1) * rowsum + tau.unsqueeze(-1) * torch.bmm(x, L[p].transpose(1, 2))
+                    q -= wg + torch.bmm(w, G.transpose(1, 2))
+                    q += (loss_t - (q * w).sum(-1)).unsqueeze(-1)
+                    kept = (s[p, k] > 0) & alive[p, None]
+                    grad_a[p] += torch.where(kept.unsqueeze(-1), q * lam_t, 0).sum(1)
+                if grad_l is not None:
+                    x *= (omega[p, k] * tau).unsqueeze(-1)
+                    wt = w.transpose(1, 2)
+                    grad_l[p] += torch.bmm(wt, x)
+                    pair += torch.bmm(wt, w * omega[p, k].unsqueeze(-1))
+            if grad_l is not None:
+                grad_l[p] -= pair @ y
         loss_p = (omega * loss_k).sum(1)
         loss = loss_p.sum()
-        if grad_l is not None and pair is not None:
-            grad_l = (grad_l - pair @ y).permute(1, 0, 2)
+        if grad_l is not None:
+            grad_l = grad_l.permute(1, 0, 2)
         if grad_a is not None:
             # The terms' weights themselves: ∂/∂a of Σ s·loss / Σ s.
             mean = loss if over_all else loss_p.unsqueeze(1) * P
@@ -111,11 +116,11 @@ class _MixedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _tiles(P: int, N: int, C: int, device: str) -> list[tuple[slice, slice]]:
+def _tiles(P: int, N: int, width: int, device: str) -> tuple[list[slice], list[slice]]:
     size = TILE.get(device, TILE['cuda'])
-    n = max(1, min(N, size // C))
-    p = max(1, min(P, size // (C * n)))
-    return [(slice(i, min(i + p, P)), slice(j, min(j + n, N))) for i in range(0, P, p) for j in range(0, N, n)]
+    n = max(1, min(N, size // width))
+    p = max(1, min(P, size // (width * n)))
+    return [slice(i, min(i + p, P)) for i in range(0, P, p)], [slice(j, min(j + n, N)) for j in range(0, N, n)]
 
 
 def _factors(lam: Tensor, attention: Optional[Tensor], p: slice, s: Tensor, alive: Tensor) -> Tensor:
