@@ -33,7 +33,6 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import (
     AverageMeter,
-    CheckpointSaver,
     NativeScaler,
     accuracy,
     dispatch_clip_grad,
@@ -44,8 +43,10 @@ from timm.utils import (
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
-from timm_multimix.cli import check_args, multimix_config, parse_args, resume_checkpoint
-from timm_multimix.data import DIGITS, class_names, create_train_val, drop_unreadable
+from timm_multimix.checkpoint import AtomicCheckpointSaver
+from timm_multimix.checks import check_args, mismatch, rehearse
+from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
+from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
 from timm_multimix.hub import save_plain
 from timm_multimix.report import describe, plot_curves, trim_summary
 from timm_multimix.wrapper import one_position_note
@@ -66,7 +67,7 @@ def pick_device(name: str) -> torch.device:
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason}. '
@@ -74,9 +75,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def image_mode(args: argparse.Namespace) -> str:
+    return args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB')
+
+
 def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
-               'batch_size': args.batch_size}
+               'batch_size': args.batch_size,
+               'input_img_mode': image_mode(args)}
     train_set, val_set = create_train_val(
         args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
     if args.bad_images != 'ignore':
@@ -125,23 +131,6 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
     return model, {k: v for k, v in extra.items() if v is not None}
 
 
-def mismatch(flag: str, path: str, model: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (f'{flag} is {path!r}, but its weights do not fit --model {model}: it comes from another model, image size '
-            f'or number of classes, or it is damaged.\n  ' + '\n  '.join(line[:300] for line in lines[:4]))
-
-
-def try_one_image(args: argparse.Namespace, model: torch.nn.Module, size: tuple[int, int, int]) -> None:
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, *size))
-    except Exception as e:
-        raise SettingError(f'--model {args.model} cannot take an image of {size[1]}×{size[2]} with {size[0]} channels: '
-                           f'{e}. Choose another --img-size.') from e
-    model.train()
-
-
 def build_loaders(
         args: argparse.Namespace, train_set: Any, val_set: Any, data: dict[str, Any], device: torch.device,
 ) -> tuple[Any, Any]:
@@ -156,6 +145,9 @@ def build_loaders(
     val = create_loader(
         val_set, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
+    if (args.dataset or '').lower().startswith('torch/'):
+        for dataset in (train_set, val_set):
+            dataset.transform = ConvertMode(image_mode(args), dataset.transform)
     return train, val
 
 
@@ -165,9 +157,13 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.o
         scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
         args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    except (TypeError, ValueError) as e:
-        raise SettingError(f'--opt {args.opt} cannot be built: {e}') from e
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except Exception as e:  # each optimizer refuses in its own way
+        raise SettingError(f'--opt {args.opt} cannot be built: {e or type(e).__name__}') from e
+    if getattr(optimizer, 'is_second_order', False):
+        raise SettingError(f'--opt is {args.opt}, but training takes first derivatives only: choose an optimizer of '
+                           f'first order.')
+    return optimizer
 
 
 def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[Mixup]:
@@ -189,7 +185,7 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
             folder = resume_checkpoint(args.resume).parent
         else:
             folder = Path(root) / name
-            if (folder / 'last.pth.tar').exists():
+            if args.experiment and (folder / 'last.pth.tar').exists():
                 raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
                                    f'another --experiment.')
             folder = Path(get_outdir(root, name, inc=not args.experiment))
@@ -288,7 +284,8 @@ def validate(model: Any, loader: Any, autocast: Any, device: torch.device, chann
     return OrderedDict(loss=loss.avg, top1=top1.avg, top5=top5.avg)
 
 
-def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any, saver: CheckpointSaver) -> int:
+def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any,
+           saver: AtomicCheckpointSaver) -> int:
     path = str(resume_checkpoint(args.resume))
     try:
         start = resume_task_checkpoint(task, path, None if args.no_resume_opt else optimizer, scaler, log_info=False)
@@ -318,7 +315,9 @@ def run(args: argparse.Namespace) -> None:
     train_set, val_set = build_data(args)
     model, model_args = build_model(args)
     data = resolve_data_config({**vars(args), 'input_size': None}, model=model)
-    try_one_image(args, model, data['input_size'])
+    for name in ('mean', 'std'):  # the model's three, for another number of channels
+        if len(data[name]) != data['input_size'][0]:
+            data[name] = (sum(data[name]) / len(data[name]),) * data['input_size'][0]
     if config is not None:
         wrapped = wrap(model, config, input_size=data['input_size'])
         model_args.update(wrapped.timm_args)
@@ -327,14 +326,21 @@ def run(args: argparse.Namespace) -> None:
     model.to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_loader, val_loader = build_loaders(args, train_set, val_set, data, device)
+    try:
+        train_loader, val_loader = build_loaders(args, train_set, val_set, data, device)
+    except Exception as e:  # timm asserts its augmentation settings in many places
+        raise SettingError(f'--aa {args.aa} or another flag of augmentation cannot be used: '
+                           f'{e or type(e).__name__}') from e
     task = MultiMixTask(
         model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
         seed=args.seed, device=device, verbose=False)
+    messages = [task.signal_warning(args.batch_size)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
     autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
     scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
+    rehearse(args, task, [train_set, val_set], [train_loader, val_loader], autocast, device)
+    random_seed(args.seed, 0)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
@@ -345,7 +351,7 @@ def run(args: argparse.Namespace) -> None:
     if scheduler is None and args.sched != 'none':  # older timm takes any name
         raise SettingError(f'--sched is {args.sched!r}, but timm {timm.__version__} has no such schedule.')
     folder = open_output(args, data['input_size'][-1])
-    saver = CheckpointSaver(
+    saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
     start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
@@ -365,10 +371,8 @@ def run(args: argparse.Namespace) -> None:
         + (f', {ending.positions} positions of {ending.width} features' if ending else '') + f', on {device}.')
     say(describe(config, args.batch_size, args.num_classes))
     if config is not None:
-        for message in (task.signal_warning(args.batch_size),
-                        one_position_note(config, ending.positions if ending else 1)):
-            if message:
-                say(f'Warning: {message}')
+        for message in filter(None, [*messages, one_position_note(config, ending.positions if ending else 1)]):
+            say(f'Warning: {message}')
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')

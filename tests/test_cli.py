@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from timm_multimix import SettingError
-from timm_multimix.cli import build_parser, check_args, multimix_config, parse_args, read_yaml
+from timm_multimix.checks import check_args
+from timm_multimix.cli import build_parser, multimix_config, parse_args, read_yaml
 
 from .conftest import ROOT
 
@@ -39,7 +40,9 @@ def test_args_yaml_of_a_run_reruns_it(tmp_path: Path) -> None:
     ('multimix_alhpa: 1', 'Did you mean multimix_alpha'),
     ('epochs: ten', "epochs is 'ten', but it is whole number"), ('epochs: 1.5', 'epochs is 1.5'),
     ('multimix: dens', "multimix is 'dens', but it is one of none, multimix, dense. Did you mean dense"),
+    ('remode: pixle', 'Did you mean pixel'),
     ('amp: 1', 'true or false'), ('scale: [1]', 'scale is'), ('lr: [1, 2]', 'lr is'),
+    ('batch_size:', 'batch_size is empty'),
     ('model_kwargs: 3', 'mapping'), ('- a\n- b', 'must hold settings'), ('a: [', 'is not YAML'),
 ])
 def test_bad_yaml(tmp_path: Path, text: str, words: str) -> None:
@@ -113,6 +116,10 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     (['--opt', 'adammw'], 'Did you mean .*adamw'), (['--epochs', '0'], '--epochs is 0'),
     (['--lr', '-1'], '--lr is -1'), (['--hflip', '2'], '--hflip is 2'), (['--smoothing', '1'], '--smoothing is 1'),
     (['--mixup', '1', '-b', '9'], '--batch-size is 9'), (['-b', '0'], '--batch-size is 0'),
+    (['--seed', '-1'], '--seed is -1'), (['--mean', '0.1', '0.2'], '--mean is'), (['--std', '0'], '--std is'),
+    (['--scale', '1', '0.5'], '--scale is 1 0.5'), (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax is'),
+    (['--model-kwargs', 'num_classes=5'], 'use --num-classes'), (['--torchcompile', 'nonsense'], '--torchcompile is'),
+    (['--crop-pct', '-1'], '--crop-pct is'),
     (['--resume', 'nowhere'], "--resume is 'nowhere'"), (['--num-classes', '0'], '--num-classes is 0'),
 ])
 def test_values_that_cannot_be_right(flags: list[str], words: str) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 from PIL import Image
 
 import train
+from timm_multimix.checkpoint import AtomicCheckpointSaver
 from timm_multimix.report import read_summary
 
 from .conftest import ROOT, run_train
@@ -160,6 +163,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     (['--model', 'local-dir:/nowhere'], 'cannot be built'),
     (['-c', 'hparams/digits.yaml'], 'Did you mean digits_vit_small.yaml'),
     (['--model', 'test_resnet', '--sched', 'cosin'], '--sched'),
+    (['--model', 'test_resnet', '--opt', 'adahessian'], '--opt is adahessian'),
+    (['--model', 'test_resnet', '--opt-betas', '0.9'], '--opt adamw cannot be built'),
+    (['--model', 'test_resnet', '--device', 'meta'], "--device is 'meta'"),
+    (['--model', 'test_resnet', '--aa', 'nonsense'], 'Unknown AA policy nonsense'),
+    (['--model', 'test_resnet', '--in-chans', '1', '--input-img-mode', 'RGB'], 'A first step with these settings'),
 ])
 def test_bad_input(flags: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
                    monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +214,45 @@ def test_unreadable_images_are_named_and_counted(
     assert train.main([*flags, '--bad-images', 'skip']) == 0
     out = capsys.readouterr().out
     assert 'are left out' in out and '17 training' in out
+
+
+@pytest.mark.parametrize('flags', [('--in-chans', '1'), ('--aa', 'rand-m9-mstd0.5-inc1', '--reprob', '0.3')])
+def test_grey_images_and_timms_randaugment(tmp_path: Path, image_folder: Path, flags: tuple[str, ...]) -> None:
+    assert train.main([*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path),
+                       '--multimix', 'dense', '--warmup-epochs', '0', '--epochs', '1', *flags]) == 0
+
+
+def test_torchvision_data_sets_are_converted(tmp_path: Path) -> None:
+    raw = tmp_path / 'data' / 'FashionMNIST' / 'raw'  # grey images in the files that torchvision reads
+    raw.mkdir(parents=True)
+    for part, count in (('train', 40), ('t10k', 20)):
+        pixels, labels = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8), torch.arange(count) % 10
+        (raw / f'{part}-images-idx3-ubyte').write_bytes(
+            struct.pack('>IIII', 2051, count, 28, 28) + pixels.numpy().tobytes())
+        (raw / f'{part}-labels-idx1-ubyte').write_bytes(
+            struct.pack('>II', 2049, count) + labels.to(torch.uint8).numpy().tobytes())
+    for flags in ((), ('--in-chans', '1')):
+        assert train.main([*SMALL, '--dataset', 'torch/fashion_mnist', '--data-dir', str(tmp_path / 'data'), '-b', '8',
+                           '--warmup-epochs', '0', '--epochs', '1', '--output', str(tmp_path), *flags]) == 0
+
+
+def test_there_is_always_a_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model('test_resnet', num_classes=2)
+    saver = AtomicCheckpointSaver(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=1.0)
+    whole = ('last.pth.tar', 'model_best.pth.tar')
+
+    def checked(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: str) -> None:
+            function(*args)
+            for name in whole:  # after every single change to the folder
+                assert torch.load(tmp_path / name, weights_only=True)['epoch'] in (0, 1)
+        return call
+
+    for name in ('replace', 'unlink', 'link', 'remove', 'rename'):
+        monkeypatch.setattr(os, name, checked(getattr(os, name)))
+    saver.save_checkpoint(1, metric=2.0)
+    assert all(torch.load(tmp_path / name, weights_only=True)['epoch'] == 1 for name in whole)
 
 
 def test_a_diverging_loss_stops_with_advice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

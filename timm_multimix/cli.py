@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
-import timm
-import timm.optim
 import yaml
 from timm.utils import ParseKwargs
 
@@ -17,6 +15,16 @@ from .errors import SettingError, nearest
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
                   'attention_detach', 'normalize')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
+
+
+class _KeyValues(ParseKwargs):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: Optional[str] = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes arguments as key=value, not {value!r}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--train-split', default='train', metavar='NAME', help=' ')
     g('--val-split', default='validation', metavar='NAME', help=' ')
     g('--dataset-download', action=on_off, default=False, help='let torch/, hfids/ and tfds/ data sets download')
+    g('--input-img-mode', default=None, metavar='MODE', help='RGB, L, … (default: RGB, with --in-chans 1 L)')
     g('--class-map', default='', metavar='FILE', help='class to index mapping')
     g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',
       help='every image of a folder is opened before training; unreadable ones stop it or are left out. '
@@ -77,14 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     g('--crop-pct', type=float, default=None, metavar='N', help='of the validation image')
     g('--mean', type=float, nargs='+', default=None, metavar='X', help=' ')
     g('--std', type=float, nargs='+', default=None, metavar='X', help=' ')
-    g('--interpolation', default='', metavar='NAME', help=' ')
+    g('--interpolation', choices=('', *INTERPOLATIONS), default='', help='of validation images')
     g('-b', '--batch-size', type=int, default=128, metavar='N', help=' ')
     g('-vb', '--validation-batch-size', type=int, default=None, metavar='N', help=' ')
     g('--channels-last', action=on_off, default=False, help=' ')
     g('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per update')
     g('--grad-checkpointing', action=on_off, default=False, help=' ')
     g('--torchcompile', nargs='?', const='inductor', default=None, metavar='BACKEND', help='torch.compile the model')
-    g('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V', help='for timm.create_model')
+    g('--model-kwargs', nargs='*', default={}, action=_KeyValues, metavar='K=V', help='for timm.create_model')
     g('--drop', type=float, default=0.0, metavar='P', help='dropout')
     g('--drop-path', type=float, default=None, metavar='P', help='stochastic depth')
 
@@ -102,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--clip-grad', type=float, default=None, metavar='X', help=' ')
     g('--clip-mode', choices=('norm', 'value', 'agc'), default='norm', help=' ')
     g('--layer-decay', type=float, default=None, metavar='X', help='layer-wise learning rate decay')
-    g('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V', help=' ')
+    g('--opt-kwargs', nargs='*', default={}, action=_KeyValues, metavar='K=V', help=' ')
 
     g = parser.add_argument_group('Learning rate').add_argument
     g('--sched', default='cosine', metavar='NAME', help='cosine, step, multistep, poly, …')
@@ -125,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Augmentation and regularisation').add_argument
     g('--no-aug', action='store_true', help='no training augmentation')
-    g('--train-crop-mode', default=None, metavar='MODE', help='rrc, rkrc, rkrr')
+    g('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), default=None, help=' ')
     g('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='X', help='of random resized crops')
     g('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='X', help='of random resized crops')
     g('--hflip', type=float, default=0.5, metavar='P', help=' ')
@@ -133,9 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--color-jitter', type=float, default=0.4, metavar='X', help=' ')
     g('--aa', default=None, metavar='NAME', help='AutoAugment or RandAugment policy')
     g('--reprob', type=float, default=0.0, metavar='P', help='random erasing')
-    g('--remode', default='pixel', metavar='MODE', help=' ')
+    g('--remode', choices=('pixel', 'rand', 'const'), default='pixel', help=' ')
     g('--recount', type=int, default=1, metavar='N', help=' ')
-    g('--train-interpolation', default='random', metavar='NAME', help=' ')
+    g('--train-interpolation', choices=(*INTERPOLATIONS, 'random'), default='random', help=' ')
     g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; here also the preset paper: 2)')
     g('--cutmix', type=float, default=0.0, metavar='A', help='input cutmix')
     g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
@@ -219,7 +228,11 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
 
 def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
     if value is None:
+        if action.default not in (None, ''):
+            raise SettingError(f'{where} is empty. Give it a value, or leave the line out for {action.default!r}.')
         return None
+    if action.dest == 'torchcompile' and isinstance(value, bool):
+        return action.const if value else None
     if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
         if not isinstance(value, bool):
             raise SettingError(f'{where} is {value!r}, but it is true or false.')
@@ -267,39 +280,3 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
     elif args.cutmix > 0 or args.cutmix_minmax:
         given['mixup'] = 0.0  # cutmix was asked for: the preset's mixup does not come with it
     return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': args.smoothing, **given})
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Raise `SettingError` for values that no model or data set could make right."""
-    for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
-                        ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
-                        ('validation_batch_size', 1), ('in_chans', 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
-    for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix'):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value < float('inf'):
-            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
-    for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'drop', 'drop_path', 'smoothing',
-                 'model_ema_decay'):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
-    if args.smoothing == 1:
-        raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
-    optimizers = [str(name) for name in timm.optim.list_optimizers()]
-    if args.opt.lower() not in optimizers:
-        raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
-    if args.resume and not resume_checkpoint(args.resume).is_file():
-        raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
-                           f'{str(resume_checkpoint(args.resume))!r}.')
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your '
-                           'own, use timm_multimix.MultiMixTask and its prepare_distributed().')
-    if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
-        raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
-                           f'{nearest(args.model, timm.list_models())}')
-    if (args.mixup or args.cutmix > 0 or args.cutmix_minmax) and args.batch_size % 2:
-        raise SettingError(f'--batch-size is {args.batch_size}, but timm pairs the images of a batch for mixup and '
-                           f'cutmix: it must be even.')

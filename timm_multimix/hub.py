@@ -47,6 +47,10 @@ def save_plain(
     shutil.rmtree(temporary, ignore_errors=True)
     save_for_hf(plain, str(temporary), model_config=config, model_args=model_args or {}, safe_serialization=True,
                 **extra)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder

@@ -118,8 +118,8 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
         try:
             features = model.forward_features(image)  # type: ignore[operator]
         except Exception as e:
-            raise SettingError(f'{name} cannot take an image of {size}: {e}. Pass input_size=(C, H, W) with the size '
-                               f'you will train at.') from e
+            raise SettingError(f'{name} cannot take an image of {size}: {e}. Choose another --img-size '
+                               f'(input_size=(C, H, W) of wrap).') from e
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
             raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "

@@ -1,5 +1,7 @@
 """Data sets: timm's, and the one that is always there."""
 from .digits import DIGITS, DigitsReader
-from .factory import class_names, create_train_val, drop_unreadable, unreadable_images
+from .factory import ConvertMode, class_names, create_train_val, drop_unreadable, unreadable_images
 
-__all__ = ['DIGITS', 'DigitsReader', 'class_names', 'create_train_val', 'drop_unreadable', 'unreadable_images']
+__all__ = [
+    'DIGITS', 'ConvertMode', 'DigitsReader', 'class_names', 'create_train_val', 'drop_unreadable', 'unreadable_images',
+]

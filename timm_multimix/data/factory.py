@@ -22,6 +22,7 @@ def create_train_val(
         root: Optional[str],
         train_split: str = 'train',
         val_split: str = 'validation',
+        input_img_mode: str = 'RGB',
         **kwargs: Any,
 ) -> tuple[Any, Any]:
     """The two data sets, without transforms (timm's `create_loader` sets those).
@@ -30,6 +31,7 @@ def create_train_val(
         name: as timm names them: '' for a folder of images, 'sklearn/digits', 'torch/cifar10', 'hfds/…', …
         root: the folder.
         train_split, val_split: names of the splits; for a folder, its sub-folders.
+        input_img_mode: PIL mode the images are converted to: 'RGB', 'L', …
         **kwargs: for `timm.data.create_dataset`.
 
     Raises:
@@ -39,7 +41,9 @@ def create_train_val(
     if name.partition('/')[0].lower() == 'sklearn':
         if name.lower() != DIGITS:
             raise SettingError(f'--dataset is {name!r}, but of scikit-learn there is only {DIGITS}.')
-        return tuple(ImageDataset('', reader=DigitsReader(split)) for split in (train_split, val_split))  # type: ignore[return-value]
+        train, val = (ImageDataset('', reader=DigitsReader(split), input_img_mode=input_img_mode)
+                      for split in (train_split, val_split))
+        return train, val
     prefix = name.partition('/')[0].lower()
     folder = name in ('', 'folder') or '/' not in name
     if folder and name not in ('', 'folder'):
@@ -50,6 +54,8 @@ def create_train_val(
                            f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
     if folder:
         _check_folder(root)
+    if prefix != 'torch':
+        kwargs['input_img_mode'] = input_img_mode
     train = _create(name if not folder else '', root, train_split, is_training=True, **kwargs)
     val = _create(name if not folder else '', root, val_split, is_training=False, **kwargs)
     if folder:
@@ -94,11 +100,29 @@ def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: 
                            f'Make the folders the same, or fix the numbers with --class-map.')
 
 
+class ConvertMode:
+    """A transform in front of others: torchvision's data sets give images in whatever mode they store."""
+
+    def __init__(self, mode: str, then: Any) -> None:
+        self.mode, self.then = mode, then
+
+    def __call__(self, image: Image.Image) -> Any:
+        return self.then(image.convert(self.mode))
+
+
 def class_names(dataset: Any) -> Optional[list[str]]:
-    """Names of the classes in the order of their indices, where the data set knows them."""
+    """Names of the classes in the order of their indices, where the data set knows them.
+
+    Raises:
+        SettingError: a class map with negative indices.
+    """
     known = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or getattr(dataset, 'class_to_idx', None)
     if known:
-        return [str(name) for name, _ in sorted(known.items(), key=lambda item: item[1])]
+        names_of = {int(index): str(name) for name, index in known.items()}
+        if min(names_of) < 0:
+            raise SettingError(f'--class-map gives {names_of[min(names_of)]!r} the index {min(names_of)}, but classes '
+                               f'count from 0.')
+        return [names_of.get(i, f'unused_{i}') for i in range(max(names_of) + 1)]
     names: Optional[Sequence[Any]] = getattr(dataset, 'classes', None)
     return [str(n) for n in names] if names else None
 
