@@ -250,7 +250,7 @@ def train_epoch(
                 totals[name] = totals.get(name, 0) + value.float()
                 counts[name] = counts.get(name, 0) + 1
         images += len(input)
-        if (i + 1) % args.log_interval == 0 or i + 1 == batches:
+        if i % args.log_interval == 0 or i + 1 == batches:
             average = {name: float(total) / counts[name] for name, total in totals.items()}
             if not math.isfinite(average['loss']):
                 raise SettingError(
@@ -306,7 +306,7 @@ def run(args: argparse.Namespace) -> None:
         config.check_batch(args.batch_size)
     device = pick_device(args.device)
     random_seed(args.seed, 0)
-    on_digits = not args.data_dir and args.dataset.lower() == DIGITS
+    on_digits = (args.dataset or '').lower() == DIGITS
     if on_digits:
         args.img_size = args.img_size or 32
         say(f"Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.")
@@ -408,8 +408,11 @@ def run(args: argparse.Namespace) -> None:
     plain: Any = task.get_eval_model(ema=task.has_ema())
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
     plot_curves(summary, curves, title)
-    final = save_plain(plain, folder / 'model', {k: data[k] for k in (
-        'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}, model_args, class_names(train_set))
+    names = class_names(train_set)
+    final = save_plain(
+        plain, folder / 'model', {k: data[k] for k in (
+            'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+        model_args, names if names and len(names) == args.num_classes else None)
     report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
 
 
@@ -420,17 +423,16 @@ def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, c
     say(f'\nDone in {seconds:.0f} s. Last epoch: {last}'
         + (f'; best: {best[0]:.2f} in epoch {best[1] + 1}.' if best[0] is not None else '.'))
     say(f'  {final}/             the trained model{" (averaged weights)" if args.model_ema else ""}, for plain timm:\n'
-        f"      timm.create_model('local-dir:{final}', pretrained=True)\n"
+        f"      timm.create_model({f'local-dir:{final}'!r}, pretrained=True)\n"
         f'  {final}/model.safetensors, or its weights alone:\n'
-        f"      timm.create_model('{args.model}', num_classes={args.num_classes}{named},\n"
-        f"                        checkpoint_path='{final}/model.safetensors')\n"
+        f"      timm.create_model({args.model!r}, num_classes={args.num_classes}{named},\n"
+        f"                        checkpoint_path={f'{final}/model.safetensors'!r})\n"
         f'  {curves}\n  {summary}, {folder}/args.yaml\n'
         f'  {folder}/last.pth.tar, model_best.pth.tar   checkpoints, for --resume')
 
 
 def main(argv: Optional[list[str]] = None) -> int:
     warnings.showwarning = lambda message, *_: say(f'Warning: {message}')  # sentences for people, without source lines
-    args = None
     try:
         args = parse_args(argv, DIGITS_RECIPE)
         run(args)
