@@ -6,7 +6,7 @@ from typing import Optional
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,11 +24,18 @@ def values_and_grads(loss: Callable[..., Tensor], *tensors: Tensor) -> list[Tens
     return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
 
 
-def check(fast: list[Tensor], literal: list[Tensor], dtype: torch.dtype) -> None:
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
-    for x, y in zip(fast, literal):
-        # Relative to the largest entry; where all of a gradient cancels to rounding noise, to 1/100.
-        assert float((x - y).abs().max()) <= tolerance * max(float(y.abs().max()), 1e-2)
+def compare(fast: Callable[..., Tensor], literal: Callable[..., Tensor], *tensors: Tensor, slack: float = 4) -> None:
+    """Value and gradients of both sides, each with the truth in float64: to 1e-5 in float32 and 1e-10 in float64.
+
+    That is relative to the largest entry, or to 1/10 where a sum of terms near 1 cancels to less. Float32 may be worse
+    where the literal side is bad too, up to `slack` times: the gradient of attention divides by weights that may be
+    next to nothing, and which side is luckier then varies.
+    """
+    tolerance = 1e-5 if tensors[0].dtype == torch.float32 else 1e-10
+    truth = values_and_grads(literal, *(t.double() for t in tensors))
+    for got, plain, want in zip(values_and_grads(fast, *tensors), values_and_grads(literal, *tensors), truth):
+        error, yardstick = float((got - want).abs().max()), float((plain - want).abs().max())
+        assert error <= max(tolerance * max(float(want.abs().max()), 0.1), slack * yardstick)
 
 
 @st.composite
@@ -47,7 +54,8 @@ def problem(draw: st.DrawFn) -> dict:
     return dict(
         Z=torch.randn(B, P, D, generator=g, dtype=dtype), W=torch.randn(C, D, generator=g, dtype=dtype),
         beta=torch.randn(C, generator=g, dtype=dtype), target=target, Y=reference.smooth(Y, smoothing),
-        lam=sample_lam(N, P, B, alpha, g, m=m, dtype=dtype), smoothing=smoothing, dtype=dtype)
+        lam=sample_lam(N, P, B, alpha, g, m=m, dtype=dtype), smoothing=smoothing, dtype=dtype,
+        small_alpha=alpha in (1e-3, 0.05))
 
 
 @given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans())
@@ -61,19 +69,20 @@ def test_dense_equals_the_equations(p: dict, kind: tuple[str, str], normalize: s
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         if what == 'uniform':
-            a = torch.full((B, P), 1 / P, dtype=p['dtype'])
+            a = torch.full((B, P), 1 / P, dtype=Z.dtype)
         else:
-            scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard, W)
+            scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard.to(Z.dtype), W)
             a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
-        return reference.dense_multimix_loss(Z, p['Y'], p['lam'], a, W, beta, normalize)
+        return reference.dense_multimix_loss(Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
         return mixed_cross_entropy(Z @ W.t() + beta, p['target'], p['lam'], a, label_smoothing=p['smoothing'],
                                    normalize=normalize)
 
-    tensors = p['Z'], p['W'], p['beta']
-    check(values_and_grads(fast, *tensors), values_and_grads(literal, *tensors), p['dtype'])
+    # With a small α attention's gradient divides by weights next to nothing: a comparison for float64.
+    assume(detach or not p['small_alpha'] or p['dtype'] == torch.float64)
+    compare(fast, literal, p['Z'], p['W'], p['beta'], slack=4 if detach else 100)
 
 
 @given(p=problem())
@@ -85,9 +94,9 @@ def test_multimix_equals_the_equations(p: dict) -> None:
         return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'])
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return reference.multimix_loss(Z, p['Y'], lam[:, 0], W, beta)
+        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta)
 
-    check(values_and_grads(fast, Z, p['W'], p['beta']), values_and_grads(literal, Z, p['W'], p['beta']), p['dtype'])
+    compare(fast, literal, Z, p['W'], p['beta'])
 
 
 @given(p=problem(), zero_map=st.booleans(), zero_position=st.booleans(), everything=st.booleans())
@@ -110,14 +119,14 @@ def test_attention_with_nothing_in_it(p: dict, zero_map: bool, zero_position: bo
 
     def literal(L: Tensor, a: Tensor) -> Tensor:
         eye = torch.eye(L.shape[-1], dtype=L.dtype)
-        return reference.dense_multimix_loss(L, p['Y'], p['lam'], a, eye, torch.zeros_like(eye[0]))
+        return reference.dense_multimix_loss(
+            L, p['Y'].to(L.dtype), p['lam'].to(L.dtype), a, eye, torch.zeros_like(eye[0]))
 
-    got = values_and_grads(fast, Z @ W.t() + beta, a)
-    assert all(torch.isfinite(t).all() for t in got)
-    want = values_and_grads(literal, Z @ W.t() + beta, a)
-    check(got[:2], want[:2], p['dtype'])
-    if p['dtype'] == torch.float64:  # the attention's own gradient divides by column sums that may be tiny
-        assert float((got[2] - want[2]).abs().max()) <= 1e-8 * max(1.0, float(want[2].abs().max()))
+    L = Z @ W.t() + beta
+    assert all(torch.isfinite(t).all() for t in values_and_grads(fast, L, a))
+    compare(lambda L: fast(L, a.to(L)), lambda L: literal(L, a.to(L)), L)
+    if p['dtype'] == torch.float64:  # its gradient here divides by weights that are next to nothing: not for float32
+        compare(fast, literal, L, a)
 
 
 @pytest.mark.parametrize('tile', [1, 7, 64, 1 << 20])

@@ -78,16 +78,21 @@ def switch_class_token(model: nn.Module) -> dict[str, Any]:
 
     The final norm stays before the pool. Returns the arguments with which `timm.create_model` builds the same model,
     empty if there was nothing to switch.
+
+    Raises:
+        SettingError: timm has no arguments for that.
     """
     if getattr(model, 'global_pool', None) != 'token':
         return {}
-    model.global_pool = 'avg'  # type: ignore[assignment]
     args: dict[str, Any] = {'global_pool': 'avg'}
     if hasattr(model, 'fc_norm'):  # else average pooling might bring a norm of its own, or move one: other keys
-        names = inspect.signature(type(model).__init__).parameters
-        for name in ('fc_norm', 'use_fc_norm'):
-            if name in names:
-                args[name] = not isinstance(model.fc_norm, nn.Identity)
+        taken = inspect.signature(type(model).__init__).parameters
+        names = [name for name in ('fc_norm', 'use_fc_norm') if name in taken]
+        if not names:
+            raise SettingError(f"'dense' averages patch tokens, and this version of timm builds {type(model).__name__} "
+                               f"with other layers for that: create it with global_pool='avg' and wrap that.")
+        args[names[0]] = not isinstance(model.fc_norm, nn.Identity)
+    model.global_pool = 'avg'  # type: ignore[assignment]
     if hasattr(model, '_model_args'):  # timm ≥ 1.0.31 remembers how a model was made, for the Hub
         model._model_args = {**model._model_args, **args}  # type: ignore[assignment, dict-item]
     return args

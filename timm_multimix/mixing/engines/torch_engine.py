@@ -84,7 +84,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
                     # ∂loss_k/∂w_k; the 1/s of the normalisation cancels against the term's own weight s.
                     q = lse.unsqueeze(-1) * rowsum + tau.unsqueeze(-1) * torch.bmm(x, L[p].transpose(1, 2))
                     q -= wg + torch.bmm(w, G.transpose(1, 2))
-                    q += (loss_t - (q * w).sum(-1)).unsqueeze(-1)
+                    q -= (q * w).sum(-1, keepdim=True)
                     kept = (s[p, k] > 0) & alive[p, None]
                     grad_a[p] += torch.where(kept.unsqueeze(-1), q * lam_t, 0).sum(1)
                 if grad_l is not None:
@@ -99,11 +99,11 @@ class _MixedCrossEntropy(torch.autograd.Function):
         if grad_l is not None:
             grad_l = grad_l.permute(1, 0, 2)
         if grad_a is not None:
-            # The terms' weights themselves: ∂/∂a of Σ s·loss / Σ s.
+            # The terms' weights themselves, ∂/∂a of Σ s·loss / Σ s. The difference is taken before anything is summed:
+            # the total weight may be next to nothing, and what does not cancel here is divided by it.
             mean = loss if over_all else loss_p.unsqueeze(1) * P
-            kept = (s > 0) & alive[:, None]
-            reach = torch.einsum('pnb,pn->pb', lam_p, kept.to(lam.dtype))
-            grad_a = ((grad_a - mean * reach) / total).t()
+            above = torch.where((s > 0) & alive[:, None], loss_k - mean, 0)
+            grad_a = ((grad_a + torch.einsum('pnb,pn->pb', lam_p, above)) / total).t()
         ctx.save_for_backward(grad_l, grad_a)
         return loss
 
