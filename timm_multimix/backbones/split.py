@@ -86,7 +86,8 @@ def switch_class_token(model: nn.Module) -> dict[str, Any]:
         return {}
     args: dict[str, Any] = {'global_pool': 'avg'}
     if hasattr(model, 'fc_norm'):  # else average pooling might bring a norm of its own, or move one: other keys
-        taken = inspect.signature(type(model).__init__).parameters
+        taken = {name for c in type(model).__mro__ if '__init__' in vars(c)  # classes pass **kwargs on to their parents
+                 for name in inspect.signature(vars(c)['__init__']).parameters}
         names = [name for name in ('fc_norm', 'use_fc_norm') if name in taken]
         if not names:
             raise SettingError(f"'dense' averages patch tokens, and this version of timm builds {type(model).__name__} "
