@@ -38,17 +38,16 @@ from timm.utils import (
     dispatch_clip_grad,
     get_outdir,
     random_seed,
-    update_summary,
 )
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.checkpoint import AtomicCheckpointSaver
-from timm_multimix.checks import check_args, mismatch, rehearse
+from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
 from timm_multimix.hub import save_plain
-from timm_multimix.report import describe, plot_curves, trim_summary
+from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -288,14 +287,26 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
            saver: AtomicCheckpointSaver) -> int:
     path = str(resume_checkpoint(args.resume))
     try:
-        start = resume_task_checkpoint(task, path, None if args.no_resume_opt else optimizer, scaler, log_info=False)
+        start = resume_task_checkpoint(task, path, None, scaler, log_info=False)
         if task.has_ema():
             load_task_ema_checkpoint(task, path)
     except Exception as e:
         raise SettingError(mismatch('--resume', path, args.model, e)) from e
+    if start is None:
+        raise SettingError(weights_alone(path))
+    if not args.no_resume_opt:
+        settings = set(optimizer.param_groups[0])
+        try:
+            resume_task_checkpoint(task, path, optimizer, log_info=False)
+            missing = settings - set(optimizer.param_groups[0])
+            if missing:
+                raise ValueError(f'it has no {", ".join(sorted(missing))}')
+        except Exception as e:
+            raise SettingError(f'--opt is {args.opt}, but the checkpoint {path!r} holds the state of another optimizer '
+                               f'({e}). Resume with that one, or start this one afresh with --no-resume-opt.') from e
     if hasattr(saver, 'load_state_dict_from_checkpoint'):  # timm ≥ 1.0.31 goes on with its ranking
         saver.load_state_dict_from_checkpoint(path)
-    return start or 0
+    return start
 
 
 def run(args: argparse.Namespace) -> None:
@@ -340,7 +351,6 @@ def run(args: argparse.Namespace) -> None:
     autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
     scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
     rehearse(args, task, [train_set, val_set], [train_loader, val_loader], autocast, device)
-    random_seed(args.seed, 0)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
@@ -350,6 +360,8 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f'--sched {args.sched} cannot be built: {e}') from e
     if scheduler is None and args.sched != 'none':  # older timm takes any name
         raise SettingError(f'--sched is {args.sched!r}, but timm {timm.__version__} has no such schedule.')
+    if args.model_ema and not args.model_ema_warmup and args.model_ema_decay ** (epochs * updates) > 0.05:
+        messages.append(ema_note(args.model_ema_decay, epochs * updates))
     folder = open_output(args, data['input_size'][-1])
     saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
@@ -371,8 +383,9 @@ def run(args: argparse.Namespace) -> None:
         + (f', {ending.positions} positions of {ending.width} features' if ending else '') + f', on {device}.')
     say(describe(config, args.batch_size, args.num_classes))
     if config is not None:
-        for message in filter(None, [*messages, one_position_note(config, ending.positions if ending else 1)]):
-            say(f'Warning: {message}')
+        messages.append(one_position_note(config, ending.positions if ending else 1))
+    for message in filter(None, messages):
+        say(f'Warning: {message}')
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')
@@ -385,22 +398,27 @@ def run(args: argparse.Namespace) -> None:
                args.batch_size, unit='img', unit_scale=True, disable=None, dynamic_ncols=True)
     with bar:
         for epoch in range(start_epoch, epochs):
+            # By epoch, so that a resumed run draws what an unbroken one would, and not the first epochs' numbers again.
+            random_seed((args.seed + epoch) % 2**32, 0)
             rate = optimizer.param_groups[0]['lr']
             found = train_epoch(epoch, args, task, train_loader, optimizer, scheduler, autocast, scaler, device, bar)
+            raw_top1 = ''
             evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last)
             if task.has_ema():
                 raw = evaluated
                 evaluated = validate(task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
                 evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
+                raw_top1 = f' (averaged weights; {raw["top1"]:.2f} % without)'
             metric = evaluated[args.eval_metric]
-            update_summary(epoch, found, evaluated, str(summary), lr=rate, write_header=not summary.exists())
+            append_summary(summary, {'epoch': epoch, **{f'train_{k}': v for k, v in found.items()},
+                                     **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': rate})
             best = saver.save_checkpoint(epoch, metric=metric)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
             signal = (f', effective {found["effective"]:.2f}, target entropy {found["target_entropy"]:.2f}'
                       if found.get('effective') is not None else '')
             say(f'Epoch {epoch + 1:3d}/{epochs}: loss {found["loss"]:.3f}, train top-1 {found["top1"]:.2f} %{signal}; '
-                f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %; '
+                f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw_top1}; '
                 f'{found["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s')
             if time.time() - plotted > 60:
                 plot_curves(summary, curves)

@@ -65,6 +65,12 @@ def test_embedded_data_and_its_recipe_are_the_default() -> None:
     assert args.recipe == '' and args.opt == 'sgd' and args.dataset is None and args.epochs == 300
 
 
+def test_a_folder_is_never_passed_over_for_the_embedded_data() -> None:
+    assert parse_args(['-c', str(DIGITS), '--data-dir', 'x']).dataset is None
+    with pytest.raises(SettingError, match="--data-dir is 'x' and --dataset is sklearn/digits"):
+        parse_args(['--dataset', 'sklearn/digits', '--data-dir', 'x'], DIGITS)
+
+
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_valid_and_open_with_their_command(recipe: Path) -> None:
     first, second = recipe.read_text().splitlines()[:2]

@@ -127,6 +127,57 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert again.returncode == 0 and 'nothing left to train' in again.stdout, again.stderr
 
 
+def test_resumed_and_unbroken_runs_draw_the_same(tmp_path: Path) -> None:
+    flags = [*SMALL, '--multimix', 'dense', '--sched', 'none', '--lr', '1e-3', '--warmup-epochs', '0', '--output',
+             str(tmp_path)]
+    assert train.main([*flags, '--epochs', '4', '--experiment', 'whole']) == 0
+    assert train.main([*flags, '--epochs', '2', '--experiment', 'parts']) == 0
+    assert train.main(['--resume', str(tmp_path / 'parts'), '--epochs', '4']) == 0
+    whole, parts = (read_summary(tmp_path / name / 'summary.csv') for name in ('whole', 'parts'))
+    for a, b in zip(whole, parts, strict=True):
+        for name in ('train_loss', 'train_effective', 'eval_loss'):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3), (a['epoch'], name)
+    assert len({row['train_effective'] for row in whole}) == 4  # no epoch repeats another
+
+
+def test_summary_keeps_its_columns_when_settings_change(tmp_path: Path) -> None:
+    flags = [*SMALL, '--output', str(tmp_path), '--experiment', 'x', '--epochs', '1', '--warmup-epochs', '0']
+    assert train.main([*flags, '--multimix', 'none']) == 0
+    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2', '--model-ema', '--multimix', 'dense']) == 0
+    first, second = read_summary(tmp_path / 'x' / 'summary.csv')
+    assert list(first) == list(second)
+    assert first['train_effective'] == '' and 1 < float(second['train_effective']) < 5
+    assert float(first['lr']) > 0 and 0 <= float(second['lr']) < 1 and second['eval_raw_top1'] != ''
+
+
+def test_averaged_weights_that_are_still_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, '--model-ema', '--output', str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert 'of the untrained weights in the average' in out and '--model-ema-warmup' in out
+    assert '% without)' in out
+    assert train.main([*SMALL, '--model-ema', '--model-ema-warmup', '--output', str(tmp_path)]) == 0
+    assert 'of the untrained weights' not in capsys.readouterr().out
+
+
+def test_resuming_what_cannot_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*SMALL, '--output', str(tmp_path), '--experiment', 'x']
+    assert train.main(flags) == 0
+    capsys.readouterr()
+    run = tmp_path / 'x'
+    before = sorted(os.listdir(run / 'model'))
+    error = error_of(capsys, *SMALL, '--resume', str(run / 'model' / 'model.safetensors'))
+    assert 'weights alone' in error and '--initial-checkpoint' in error
+    assert sorted(os.listdir(run / 'model')) == before
+    error = error_of(capsys, '--resume', str(run), '--epochs', '3', '--opt', 'sgd')
+    assert '--no-resume-opt' in error and '--opt is sgd' in error
+    assert train.main(['--resume', str(run), '--epochs', '3', '--opt', 'sgd', '--no-resume-opt']) == 0
+
+
+def test_batches_of_one(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, *SMALL, '--data-dir', str(image_folder), '-b', '1', '--output', str(tmp_path))
+    assert 'Expected more than 1 value per channel' in error
+
+
 def test_piped_output_is_plain_lines(tmp_path: Path) -> None:
     done = run_train(*SMALL, '--output', str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -71,6 +71,8 @@ def check_args(args: argparse.Namespace) -> None:
     if args.resume and not resume_checkpoint(args.resume).is_file():
         raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
                            f'{str(resume_checkpoint(args.resume))!r}.')
+    if args.resume and args.resume.endswith('.safetensors'):
+        raise SettingError(weights_alone(args.resume))
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your '
                            'own, use timm_multimix.MultiMixTask and its prepare_distributed().')
@@ -85,14 +87,15 @@ def check_args(args: argparse.Namespace) -> None:
 def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any], loaders: list[Any], autocast: Any,
              device: torch.device) -> None:
     """A small step and validation on a copy, with real images: what cannot work says so now, not an epoch later."""
-    count = max(4, args.multimix_m or 0, args.batch_size if args.batch_size < 4 else 0)
+    count = max(args.multimix_m or 0, min(4, args.batch_size))
+    count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
     try:
         for dataset, loader, training in zip(data_sets, loaders, (True, False)):
             if not hasattr(dataset, '__getitem__'):  # a stream: opening it twice may download twice
                 continue
             collate = getattr(loader, 'loader', loader).collate_fn  # under timm's prefetcher lies the real loader
-            images, target = collate([dataset[i % len(dataset)] for i in range(count + count % 2)])
+            images, target = collate([dataset[i % len(dataset)] for i in range(count)])
             images, target = images.to(device).float(), target.to(device)
             copied.train(training)
             with autocast():
@@ -103,6 +106,19 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
         raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
                            f'--img-size {args.img_size}, --device {device}, and the flags of data and of '
                            f'augmentation.)') from e
+
+
+def ema_note(decay: float, updates: int) -> str:
+    """What to say when averaged weights will still be mostly the initial ones at the end."""
+    return (f'--model-ema-decay {decay:g} over {updates} updates leaves {decay ** updates:.0%} of the untrained '
+            f'weights in the average, which is validated and saved. Add --model-ema-warmup, or use a decay of about '
+            f'{max(0.0, 1 - 10 / updates):.3g}.')
+
+
+def weights_alone(path: str) -> str:
+    """What to say when `--resume` names weights."""
+    return (f'--resume is {path!r}, but that holds weights alone, not a run to go on with. To start from them: '
+            f'--initial-checkpoint {path}')
 
 
 def mismatch(flag: str, path: str, model: str, error: Exception) -> str:

@@ -191,6 +191,11 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     if recipe is not None:
         parser.set_defaults(**read_yaml(recipe, parser))
         args = parser.parse_args(argv)
+    if args.data_dir and (args.dataset or '').lower() == DIGITS:
+        if parser.parse_args(argv, argparse.Namespace(dataset='')).dataset:  # a flag, not the YAML's
+            raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '
+                               f'scikit-learn and has no folder: give only one.')
+        args.dataset = None  # the folder that was asked for, not the data set of the recipe
     if not args.data_dir and not args.dataset:
         args.dataset = DIGITS
     args.recipe = str(recipe or '')

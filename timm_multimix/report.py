@@ -37,6 +37,23 @@ def trim_summary(path: Union[str, Path], epoch: int) -> None:
         os.replace(temporary, path)
 
 
+def append_summary(path: Union[str, Path], row: dict[str, Any]) -> None:
+    """Add an epoch. A run that is resumed with other settings measures other things: its table gets both' columns."""
+    rows = read_summary(path)
+    columns = list(rows[0]) if rows else list(row)
+    missing = [name for name in row if name not in columns]
+    if rows and not missing:
+        with open(path, 'a', newline='') as f:
+            csv.DictWriter(f, columns, restval='').writerow(row)
+        return
+    temporary = f'{path}.tmp'
+    with open(temporary, 'w', newline='') as f:
+        writer = csv.DictWriter(f, columns + missing, restval='')
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    os.replace(temporary, path)
+
+
 def read_summary(path: Union[str, Path]) -> list[dict[str, Any]]:
     """Rows of a summary.csv; empty where there is none."""
     if not os.path.exists(path):
