@@ -254,7 +254,7 @@ def train_epoch(
             if not math.isfinite(average['loss']):
                 raise SettingError(
                     f'The loss became {average["loss"]} in epoch {epoch + 1}. Lower --lr (now {args.lr:g}), clip with '
-                    f'--clip-grad 1, or warm up longer; the last good checkpoint is whole.')
+                    f'--clip-grad 1, or warm up longer. Checkpoints of earlier epochs are whole.')
             bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
                                         top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
                             refresh=False)
@@ -375,8 +375,11 @@ def run(args: argparse.Namespace) -> None:
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
     trim_summary(summary, start_epoch)
     saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume')}
-    (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
-    os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
+    for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
+        saved[name] = os.path.abspath(saved[name]) if saved[name] else saved[name]
+    if start_epoch < epochs:  # a finished run keeps the settings that made it
+        (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
+        os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
     ending = None if config is None else wrapped.ending
     say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
         f'{data["input_size"][1]}×{data["input_size"][2]}'
@@ -458,7 +461,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         print(f'train.py: error: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('\nStopped. Go on with: python train.py --resume FOLDER (the output folder named above)', file=sys.stderr)
+        print('\nStopped. Go on with: python train.py --resume FOLDER (the output folder named above), if an epoch was '
+              'finished.', file=sys.stderr)
         return 130
     return 0
 

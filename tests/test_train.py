@@ -310,3 +310,16 @@ def test_a_diverging_loss_stops_with_advice(capsys: pytest.CaptureFixture[str], 
     code = train.main([*SMALL, '--lr', '1e30', '--opt', 'sgd', '--warmup-epochs', '0', '--output', str(tmp_path),
                        '--log-interval', '1'])
     assert code == 2 and 'Lower --lr' in capsys.readouterr().err
+
+
+def test_a_run_resumes_from_another_folder(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image_folder.parent)
+    flags = [*SMALL, '--data-dir', image_folder.name, '-b', '4', '--warmup-epochs', '0', '--output', 'out']
+    assert train.main([*flags, '--experiment', 'x']) == 0
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    run = image_folder.parent / 'out' / 'x'
+    assert train.main(['--resume', str(run), '--epochs', '3']) == 0
+    settings = (run / 'args.yaml').read_text()
+    assert train.main(['--resume', str(run), '--epochs', '3', '--lr', '5']) == 0  # nothing is left to do
+    assert (run / 'args.yaml').read_text() == settings
