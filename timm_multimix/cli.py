@@ -9,12 +9,12 @@ from typing import Any, NoReturn, Optional, Union
 import yaml
 from timm.utils import ParseKwargs
 
-from .config import ATTENTION_NORMS, ATTENTIONS, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
+from .config import ATTENTION_NORMS, ATTENTIONS, ENGINES, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
 from .data import DIGITS
 from .errors import SettingError, nearest
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
-                  'attention_detach', 'normalize')
+                  'attention_detach', 'normalize', 'engine')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
 
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')
     g('--multimix-attention-detach', action=on_off, default=None, help='dense: attention is a constant (preset: yes)')
     g('--multimix-normalize', choices=NORMALIZATIONS, help='dense: weights sum to one at each position, or over all')
+    g('--multimix-engine', choices=ENGINES, help='what computes the loss (default: triton on CUDA, else torch)')
 
     g = parser.add_argument_group('Dataset').add_argument
     g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, in it one per class')

@@ -14,6 +14,7 @@ Range = Union[float, tuple[float, float]]
 MODES = ('multimix', 'dense')
 ATTENTIONS = ('gap', 'cam', 'uniform')
 ATTENTION_NORMS = ('l1_relu', 'softmax')
+ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
 
 # Settings that a preset decides. `paper` is the literal method; `default` is the one that trains in a normal budget:
@@ -90,6 +91,8 @@ class MultiMixConfig:
             the labels; if the loss could lower itself by moving them it would learn to look where loss is small.
         normalize: dense only: 'position' divides each position's weighted sum by that position's own total weight and
             averages over positions; 'all' divides by the total over all positions.
+        engine: what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere; 'torch' and
+            'triton' insist. The loss is the same.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
             its own), so smoothing is never applied twice.
 
@@ -110,11 +113,13 @@ class MultiMixConfig:
     attention_norm: str = None  # type: ignore[assignment]
     attention_detach: bool = None  # type: ignore[assignment]
     normalize: str = None  # type: ignore[assignment]
+    engine: str = 'auto'
     label_smoothing: float = 0.0
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value, choices in (('mode', self.mode, MODES), ('preset', self.preset, tuple(PRESETS))):
+        for name, value, choices in (
+                ('mode', self.mode, MODES), ('preset', self.preset, tuple(PRESETS)), ('engine', self.engine, ENGINES)):
             if value not in choices:
                 raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
         object.__setattr__(self, '_given', frozenset(

@@ -14,7 +14,7 @@ from torch import Tensor
 from .backbones import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token
 from .config import MultiMixConfig
 from .errors import SettingError
-from .mixing import attention, mixed_cross_entropy, sample_lam, signal
+from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
 from .mixing.loss import soft_target
 from .mixing.signal import signal_warning
 
@@ -133,16 +133,21 @@ class MultiMixModel(nn.Module):
 
         y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
         a = None if z is None else self._attention(z, target)
-        if lam is None:
-            device = generator.device if generator is not None else input.device
-            lam = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=device,
-                             dtype=dtype)
-        lam = lam.to(input.device)
-        loss_mixed = mixed_cross_entropy(dense, y, lam, a, normalize=config.normalize or 'position')
+        mixtures: Union[Tensor, LamSampler]
+        if lam is not None:
+            mixtures = lam.to(input.device)
+        elif generator is None or generator.device == input.device:
+            mixtures = LamSampler(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=input.device,
+                                  dtype=dtype)
+        else:
+            mixtures = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m,
+                                  dtype=dtype).to(input.device)
+        loss_mixed = mixed_cross_entropy(
+            dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine)
         with torch.autocast(input.device.type, enabled=False):
             loss_clean = F.cross_entropy(logits.to(dtype), y)
         loss = loss_mixed + config.clean_weight * loss_clean if config.clean_weight else loss_mixed
-        report = signal(lam, y, None if a is None else a.detach().to(lam.dtype))
+        report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
         report.update(loss_mixed=loss_mixed.detach(), loss_clean=loss_clean.detach())
         return MultiMixOutput(loss, logits, report)
 

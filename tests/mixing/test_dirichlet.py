@@ -1,4 +1,5 @@
 """Interpolation vectors: exact distribution, reproducible, never degenerate."""
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from timm_multimix import SettingError, sample_lam
-from timm_multimix.mixing import effective_examples
+from timm_multimix.mixing import LamSampler, effective_examples
 
 
 @given(n=st.integers(1, 30), positions=st.integers(1, 5), batch=st.integers(1, 40),
@@ -19,14 +20,41 @@ def test_rows_lie_on_the_simplex(n: int, positions: int, batch: int, alpha: floa
     torch.testing.assert_close(lam.sum(-1), torch.ones(n, positions))
 
 
-@pytest.mark.parametrize('alpha', [0.01, 0.3, 1.0, 2.5])
-def test_marginals_are_beta(alpha: float) -> None:
-    batch = 8
-    lam = sample_lam(4000, 1, batch, alpha, torch.Generator().manual_seed(3), dtype=torch.float64)[:, 0]
-    for i in (0, batch - 1):
-        # For tiny α most weights are so small that their logarithm, not they, tell distributions apart.
-        p = stats.kstest(lam[:, i].numpy(), stats.beta(alpha, (batch - 1) * alpha).cdf).pvalue
-        assert p > 1e-3, f'component {i} of Dir({alpha}) is not Beta: p = {p}'
+# Sticks (with 24 bits and 53), gammas in logarithms, gammas, exponentials; a batch of one has nothing to share out.
+@pytest.mark.parametrize(('alpha', 'batch', 'dtype', 'sticks'), [
+    (0.01, 8, torch.float32, True), (1 / 128, 128, torch.float32, True), (0.02, 128, torch.float64, True),
+    (0.05, 128, torch.float32, True), (0.3, 8, torch.float32, False), (0.3, 40, torch.float64, False),
+    (0.5, 8, torch.float32, False), (1.0, 8, torch.float32, False), (2.5, 8, torch.float64, False)])
+def test_marginals_are_beta(alpha: float, batch: int, dtype: torch.dtype, sticks: bool) -> None:
+    n = 6000
+    sampler = LamSampler(n, 1, batch, alpha, torch.Generator().manual_seed(3), dtype=dtype)
+    assert bool(sampler.sticks) == sticks
+    lam = sampler.draw(1, n)[0].double().numpy()
+    beta = stats.beta(alpha, (batch - 1) * alpha)
+    for found in (lam[:, 0], lam[:, batch - 1]):
+        # Where α is tiny, so are most weights; only their logarithm, not they, would tell such distributions apart.
+        x = np.sort(found)
+        told = (x > 1e-5) & (x < 1 - 1e-5)
+        steps = np.arange(n + 1) / n
+        distance = max(abs(beta.cdf(x) - steps[1:])[told].max(), abs(beta.cdf(x) - steps[:-1])[told].max())
+        p = stats.kstwo(n).sf(distance)
+        assert p > 1e-3, f'Dir({alpha}) of {batch} is not Beta in one component: p = {p}'
+
+
+@pytest.mark.parametrize(('alpha', 'batch'), [(1 / 128, 128), (0.05, 60), (1.0, 60), (0.7, 60)])
+def test_the_largest_weights_are_those_of_gammas(alpha: float, batch: int) -> None:
+    """The joint distribution, beyond one component: largest, second, and Σλ² against the definition of a Dirichlet."""
+    n = 6000
+    lam = sample_lam(n, 1, batch, alpha, torch.Generator().manual_seed(0))[:, 0].numpy()
+    true = np.random.default_rng(0).dirichlet([alpha] * batch, n)
+    for view in (lambda x: x.max(1), lambda x: np.sort(x, 1)[:, -2], lambda x: (x**2).sum(1)):
+        assert stats.ks_2samp(view(lam), view(true)).pvalue > 1e-3
+
+
+def test_examples_are_treated_alike() -> None:
+    lam = sample_lam(20_000, 1, 16, 0.02, torch.Generator().manual_seed(0))[:, 0]
+    wins = torch.bincount(lam.argmax(1), minlength=16).numpy()
+    assert stats.chisquare(wins).pvalue > 1e-3
 
 
 @pytest.mark.parametrize('alpha', [0.05, 1.0, 3.0])

@@ -1,7 +1,9 @@
 """Pure tensors in, tensors out: the method without models."""
 from .attention import attention
-from .dirichlet import effective_examples, sample_lam
+from .dirichlet import LamSampler, effective_examples, sample_lam
 from .loss import mixed_cross_entropy
 from .signal import expected_signal, signal
 
-__all__ = ['attention', 'effective_examples', 'expected_signal', 'mixed_cross_entropy', 'sample_lam', 'signal']
+__all__ = [
+    'LamSampler', 'attention', 'effective_examples', 'expected_signal', 'mixed_cross_entropy', 'sample_lam', 'signal',
+]

@@ -1,12 +1,155 @@
-"""Interpolation vectors: how much of each example goes into each mixed one."""
+"""Interpolation vectors: how much of each example goes into each mixed one, λ ~ Dir(α).
+
+Three exact ways to draw them, the cheapest that fits:
+
+    α = 1       normalised exponentials.
+    any α       normalised Gamma(α); below 1/2, where it may underflow, as Gamma(1+α) · U^(1/α) in logarithms.
+    small Bα    Sethuraman's sticks (Statistica Sinica 4, 1994): break off a Beta(1, Bα) share of what is left, give it
+                to an example drawn uniformly, with replacement, repeat. Shares that meet in one example add up, and
+                their sum over all sticks *is* Dir(α). In logarithms what is left after k sticks is −(E₁ + … + E_k)/Bα,
+                so a stick costs one exponential and one integer. It shrinks by Bα/(1 + Bα) a stick: with two effective
+                examples of 128, 24 sticks leave 2⁻²⁴, float32's rounding, and replace 128 gammas.
+"""
 from __future__ import annotations
 
+import math
 from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from .rng import CpuStreams
+
+# Sticks are drawn until what is left of the unit is expected to be below the rounding of the dtype.
+_BITS = {torch.float32: 24, torch.float64: 53}
+
+
+class LamSampler:
+    """Interpolation vectors that are drawn when, and as many as, they are asked for.
+
+    `mixed_cross_entropy` takes one in place of Λ and then never holds more of Λ than a tile: n may be a million.
+
+    Args:
+        n: N, vectors per position.
+        positions: P, positions, each with vectors of its own (1 for MultiMix).
+        batch: B, examples in the mini-batch.
+        alpha: concentration of the symmetric Dirichlet, > 0; or a range, from which one α is drawn, here.
+        generator: for reproducible draws; its device is the default for `device`.
+        m: examples per vector; each vector mixes m of the B chosen at random, the rest get weight 0. None is all.
+        device: where to sample; nothing is moved, and on an accelerator nothing waits for the host.
+        dtype: float32 or float64 to sample in; a lower precision samples in float32.
+
+    Raises:
+        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch.
+    """
+
+    def __init__(
+            self,
+            n: int,
+            positions: int,
+            batch: int,
+            alpha: Union[float, tuple[float, float]] = (0.5, 2.0),
+            generator: Optional[torch.Generator] = None,
+            *,
+            m: Optional[int] = None,
+            device: Union[torch.device, str, None] = None,
+            dtype: torch.dtype = torch.float32,
+    ) -> None:
+        m = batch if m is None else m
+        for name, value in (('n', n), ('positions', positions), ('batch', batch), ('m', m)):
+            if not isinstance(value, int) or value < 1:
+                raise SettingError(f'{name} is {value!r}, but it must be a whole number of at least 1.')
+        if m > batch:
+            raise SettingError(f'm is {m}, but a batch of {batch} has no {m} examples to mix: at most {batch}.')
+        ends = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
+        low, high = ends if len(ends) == 2 else (ends * 2 if len(ends) == 1 else (0, 0))
+        if not all(isinstance(end, (int, float)) for end in ends) or not 0 < low <= high < float('inf'):
+            raise SettingError(f'alpha is {alpha!r}, but a Dirichlet concentration must be finite and above 0, and a '
+                               f'range must start with its smaller end.')
+        if device is None:
+            device = generator.device if generator is not None else 'cpu'
+        self.n, self.positions, self.batch, self.m = n, positions, batch, m
+        self.low, self.high = float(low), float(high)
+        self.generator = generator
+        self.device = torch.device(device)
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        if low == high:
+            self.alpha = torch.full((), self.low, device=device, dtype=self.dtype)
+        else:
+            u = torch.rand((), generator=generator, device=device, dtype=self.dtype)
+            self.alpha = self.low + (self.high - self.low) * u
+        self._cpu: Optional[CpuStreams] = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, P, B), as of the tensor it stands for."""
+        return self.n, self.positions, self.batch
+
+    @property
+    def sticks(self) -> int:
+        """Sticks per vector, or 0 where gammas are cheaper (or exponentials suffice)."""
+        if self.low == self.high == 1:
+            return 0
+        known = self.device.type == 'cpu' and not torch.compiler.is_compiling()  # elsewhere reading α would wait
+        theta = self.m * (float(self.alpha) if known else self.high)
+        need = max(1, math.ceil(_BITS[self.dtype] * math.log(2) / math.log1p(1 / theta)))
+        return need if need <= 2 * self.m else 0
+
+    def draw(self, positions: int, n: int) -> Tensor:
+        """Fresh vectors, (positions, n, B), position first. Each row ≥ 0 and sums to 1."""
+        if self.sticks:
+            lam = self._break_sticks((positions, n))
+        elif self.low == self.high == 1:
+            lam = self._exponential((positions, n, self.m))
+            lam /= lam.sum(-1, keepdim=True)
+        elif self.low >= 0.5:
+            lam = self._gamma((positions, n, self.m), self.alpha)
+            lam /= lam.sum(-1, keepdim=True)
+        else:
+            shape = (positions, n, self.m)
+            lam = self._gamma(shape, 1 + self.alpha).log_()
+            lam -= self._exponential(shape).div_(self.alpha)
+            lam = lam.softmax(-1)
+        if self.m < self.batch:
+            shape = (positions, n, self.batch)
+            chosen = torch.rand(shape, generator=self.generator, device=self.device).topk(self.m).indices
+            lam = lam.new_zeros(shape).scatter_(-1, chosen, lam)
+        return lam
+
+    def _break_sticks(self, shape: tuple[int, int]) -> Tensor:
+        left = self._exponential((*shape, self.sticks)).cumsum(-1).div_(-self.m * self.alpha).exp_()
+        left[..., -1] = 0  # the last stick takes all that is left
+        share = torch.empty_like(left)
+        torch.sub(1, left[..., 0], out=share[..., 0])
+        torch.sub(left[..., :-1], left[..., 1:], out=share[..., 1:])
+        example = torch.randint(0, self.m, share.shape, generator=self.generator, device=self.device)
+        return share.new_zeros((*shape, self.m)).scatter_add_(-1, example, share)
+
+    def _exponential(self, shape: tuple[int, ...]) -> Tensor:
+        cpu = self._streams()
+        if cpu is not None:
+            return cpu.exponential(shape, self.dtype)
+        return torch.empty(shape, device=self.device, dtype=self.dtype).exponential_(generator=self.generator)
+
+    def _gamma(self, shape: tuple[int, ...], concentration: Tensor) -> Tensor:
+        cpu = self._streams()
+        if cpu is not None:
+            return cpu.gamma(float(concentration), shape, self.dtype)
+        concentration = concentration.expand(shape).contiguous()
+        try:  # what torch.distributions.Gamma calls; in the torch versions we support, that class takes no generator
+            return torch._standard_gamma(concentration, generator=self.generator)
+        except NotImplementedError:  # MPS in older torch: sample on the CPU, seeded from the device
+            seed = int(torch.randint(2**31, (), generator=self.generator, device=self.device))
+            cpu_generator = torch.Generator().manual_seed(seed)
+            return torch._standard_gamma(concentration.cpu(), generator=cpu_generator).to(self.device)
+
+    def _streams(self) -> Optional[CpuStreams]:
+        if self.device.type != 'cpu' or torch.compiler.is_compiling():
+            return None
+        if self._cpu is None:
+            self._cpu = CpuStreams(self.generator)
+        return self._cpu
 
 
 def sample_lam(
@@ -22,75 +165,13 @@ def sample_lam(
 ) -> Tensor:
     """Draw Λ: n interpolation vectors for every position, λ ~ Dir(α) on the simplex (arXiv 2311.05538, eq. for Λ).
 
-    Args:
-        n: vectors per position.
-        positions: positions, each with vectors of its own (1 for MultiMix).
-        batch: B, examples in the mini-batch.
-        alpha: concentration of the symmetric Dirichlet, > 0; or a range, from which one α is drawn per call.
-        generator: for reproducible draws; its device is the default for `device`.
-        m: examples per vector; each vector mixes m of the B chosen at random, the rest get weight 0. None is all.
-        device: where to sample; nothing is moved and nothing waits for the host.
-        dtype: floating dtype of the result. Sampling itself is in float32 or, if asked for, float64.
+    Arguments and errors are `LamSampler`'s; sampling is in float32 or, if asked for, float64.
 
     Returns:
-        (n, positions, batch); entries ≥ 0, each row along the last axis sums to 1.
-
-    Raises:
-        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch.
+        (n, positions, batch), of `dtype`; entries ≥ 0, each row along the last axis sums to 1.
     """
-    m = batch if m is None else m
-    for name, value in (('n', n), ('positions', positions), ('batch', batch), ('m', m)):
-        if not isinstance(value, int) or value < 1:
-            raise SettingError(f'{name} is {value!r}, but it must be a whole number of at least 1.')
-    if m > batch:
-        raise SettingError(f'm is {m}, but a batch of {batch} has no {m} examples to mix: at most {batch}.')
-    ends = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-    low, high = ends if len(ends) == 2 else (ends * 2 if len(ends) == 1 else (0, 0))
-    if not all(isinstance(end, (int, float)) for end in ends) or not 0 < low <= high < float('inf'):
-        raise SettingError(f'alpha is {alpha!r}, but a Dirichlet concentration must be finite and above 0, and a '
-                           f'range must start with its smaller end.')
-    if device is None:
-        device = generator.device if generator is not None else 'cpu'
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-
-    lam = _dirichlet((n, positions, m), low, high, generator, device, work)
-    if m < batch:
-        chosen = torch.rand((n, positions, batch), generator=generator, device=device).topk(m).indices
-        lam = lam.new_zeros((n, positions, batch)).scatter_(-1, chosen, lam)
-    return lam.to(dtype)
-
-
-def _dirichlet(
-        shape: tuple[int, ...],
-        low: float,
-        high: float,
-        generator: Optional[torch.Generator],
-        device: Union[torch.device, str],
-        dtype: torch.dtype,
-) -> Tensor:
-    if low == high == 1:  # Dir(1): normalised exponentials
-        g = torch.empty(shape, device=device, dtype=dtype).exponential_(generator=generator)
-        return g / g.sum(-1, keepdim=True)
-    if low == high:
-        a = torch.full((), low, device=device, dtype=dtype)
-    else:
-        a = low + (high - low) * torch.rand((), generator=generator, device=device, dtype=dtype)
-    # Gamma(α) underflows to all zeros for small α, and 0/0 is no point of a simplex. In logarithms it does not:
-    # Gamma(α) = Gamma(α+1) · U^(1/α), and -log U is exponential.
-    log_g = _standard_gamma((a + 1).expand(shape).contiguous(), generator).log()
-    log_g -= torch.empty(shape, device=device, dtype=dtype).exponential_(generator=generator) / a
-    return log_g.softmax(-1)
-
-
-def _standard_gamma(concentration: Tensor, generator: Optional[torch.Generator]) -> Tensor:
-    """What torch.distributions.Gamma calls; in the torch versions we support, that class takes no generator."""
-    try:
-        return torch._standard_gamma(concentration, generator=generator)
-    except NotImplementedError:  # MPS in older torch: sample on the CPU, seeded from the device
-        device = concentration.device
-        seed = int(torch.randint(2**31, (), generator=generator, device=device))
-        cpu = torch.Generator().manual_seed(seed)
-        return torch._standard_gamma(concentration.cpu(), generator=cpu).to(device)
+    sampler = LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
+    return sampler.draw(positions, n).transpose(0, 1).to(dtype)
 
 
 def effective_examples(lam: Tensor) -> Tensor:

@@ -1,24 +1,26 @@
 """`mixed_cross_entropy`: the method's loss, for MultiMix and Dense MultiMix alike."""
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
 from ..config import NORMALIZATIONS
 from ..errors import SettingError
-from .engines.torch_engine import mixed_cross_entropy_torch
+from .autograd import MixedCrossEntropy
+from .dirichlet import LamSampler
 
 
 def mixed_cross_entropy(
         logits: Tensor,
         target: Tensor,
-        lam: Tensor,
+        lam: Union[Tensor, LamSampler],
         attention: Optional[Tensor] = None,
         *,
         label_smoothing: float = 0.0,
         normalize: str = 'position',
+        engine: str = 'auto',
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -31,18 +33,21 @@ def mixed_cross_entropy(
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
             also under autocast.
         target: class indices (B,), or soft targets (B, C).
-        lam: Λ, (N, P, B) from `sample_lam`: rows along the last axis sum to 1. Not differentiated.
+        lam: Λ, (N, P, B) from `sample_lam`: rows along the last axis sum to 1. Not differentiated. Or a `LamSampler`,
+            from which Λ is drawn in tiles as it is needed and never held whole: N may be a million.
         attention: a, (B, P) from `attention`; weights the factors of Dense MultiMix. None is uniform. Differentiated
             if it requires grad.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, of the targets before they are mixed.
         normalize: 'position': each position's weighted sum over its own total weight, then the mean over positions.
             'all': over the total weight of all positions.
+        engine: 'torch', 'triton' (CUDA), or 'auto', Triton on CUDA where it can (it says so once in the log where it
+            cannot) and torch elsewhere.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
 
     Raises:
-        SettingError: shapes that do not fit, or (checked on the CPU only, where it costs no wait) targets outside
+        SettingError: shapes that do not fit, an engine that cannot, or (checked on the CPU only, where it costs no wait) targets outside
             the classes.
     """
     if logits.ndim == 2:
@@ -50,9 +55,9 @@ def mixed_cross_entropy(
     if logits.ndim != 3 or not logits.is_floating_point():
         raise SettingError(f'logits must be floating (B, P, C) or (B, C), not {logits.dtype} {tuple(logits.shape)}.')
     B, P, C = logits.shape
-    if lam.ndim != 3 or lam.shape[1:] != (P, B):
+    if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
         raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
-    if lam.requires_grad:
+    if isinstance(lam, Tensor) and lam.requires_grad:
         raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
     if attention is not None and attention.shape != (B, P):
         raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
@@ -63,10 +68,14 @@ def mixed_cross_entropy(
     if y.shape != (B, C):
         raise SettingError(f'target must be ({B},) class indices or ({B}, {C}) soft targets, not '
                            f'{tuple(target.shape)}.')
+    if isinstance(lam, Tensor):
+        lam = lam.to(dtype)
+    elif lam.device != logits.device or lam.dtype != dtype:
+        raise SettingError(f'lam samples {lam.dtype} on {lam.device}, but the loss is {dtype} on {logits.device}: give '
+                           f'LamSampler device=… and dtype=….')
     with torch.autocast(logits.device.type, enabled=False):
-        return mixed_cross_entropy_torch(
-            logits.to(dtype), y, lam.to(dtype), None if attention is None else attention.to(dtype),
-            over_all=normalize == 'all')
+        return MixedCrossEntropy.apply(  # type: ignore[no-any-return]
+            logits.to(dtype), None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine)
 
 
 def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .engines.torch_engine import TINY
+from .engines.stream import TINY
 
 
 def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor) -> Tensor:
@@ -49,19 +49,21 @@ def dense_multimix_loss(
     P = Z.shape[1]
     sums, weights = [], []
     for j in range(P):
-        M = lam[:, j] * a[:, j]  # M^j = diag(a^j) Λ^j, one row per mixed example
+        a_j = a[:, j] if bool((a[:, j] > TINY).any()) else torch.full_like(a[:, j], 1 / P)  # nobody attends: uniform
+        M = lam[:, j] * a_j  # M^j = diag(a^j) Λ^j, one row per mixed example
         s = M.sum(-1)  # s^j = 1ᵀM^j
-        if not bool((s > TINY).any()):  # nobody attends to this position: uniform attention here
-            M = lam[:, j] / P
-            s = M.sum(-1)
-        some = s > TINY  # a mixed example of examples that do not attend here has no weight, and keeps its Λ
-        M_hat = torch.where(some[:, None], M / torch.where(some, s, 1)[:, None], lam[:, j])  # ℓ1 over the examples
-        s = torch.where(some, s, 0)
+        some = s > TINY * a_j.max()  # a mixed example of examples that do not attend here has no weight
+        if not bool(some.any()):  # and no part in the mean has a position where all are like that
+            continue
+        M, s = M[some], s[some]
+        M_hat = M / s[:, None]  # ℓ1 over the examples
         Z_mix = M_hat @ Z[:, j]  # Z̃^j = Z^j M̂^j
         Y_mix = M_hat @ Y  # Ỹ^j = Y M̂^j
         log_P = (Z_mix @ W.t() + beta).log_softmax(-1)  # the dense classifier: a 1×1 convolution, no pooling
         sums.append((s * -(Y_mix * log_P).sum(-1)).sum())
         weights.append(s.sum())
+    if not sums:
+        return (Z * 0).sum()
     if normalize == 'all':
         return torch.stack(sums).sum() / torch.stack(weights).sum()
     return torch.stack([x / w for x, w in zip(sums, weights)]).mean()

@@ -6,14 +6,14 @@ number of examples in a mixture, and the entropy of its target as a fraction of 
 """
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
 from ..config import MultiMixConfig
-from .dirichlet import effective_examples, sample_lam
-from .engines.torch_engine import _factors, term_weights
+from .dirichlet import LamSampler, sample_lam
+from .engines.stream import TINY, factors, scale_attention
 from .loss import soft_target
 
 # Above this fraction of the batch's entropy the mixed targets carry practically no class signal: whole-batch
@@ -25,11 +25,11 @@ SAMPLE = 1024
 
 
 @torch.no_grad()
-def signal(lam: Tensor, y: Tensor, attention: Optional[Tensor] = None) -> dict[str, Tensor]:
+def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor] = None) -> dict[str, Tensor]:
     """Diagnostics of a step's mixtures, from at most about a thousand of them. No wait for the device.
 
     Args:
-        lam: Λ, (N, P, B).
+        lam: Λ, (N, P, B), or what it is drawn from; then these are mixtures like the step's, not the same.
         y: targets before mixing, (B, C).
         attention: a, (B, P), if it weights the factors; the numbers are then those of the normalised factors M̂,
             weighted like the loss weights its terms.
@@ -41,14 +41,19 @@ def signal(lam: Tensor, y: Tensor, attention: Optional[Tensor] = None) -> dict[s
     """
     N, P, _ = lam.shape
     n = max(1, min(N, SAMPLE // P))
-    s, alive = term_weights(lam[:n], attention)
-    w = _factors(lam[:n].permute(1, 0, 2), attention, slice(0, P), s, alive)
-    s = s / s.sum()
+    lam = lam.draw(P, n) if isinstance(lam, LamSampler) else lam[:n].transpose(0, 1)
+    if attention is None:
+        w, s = lam, torch.ones_like(lam[..., 0])
+    else:
+        a, peak, _ = scale_attention(attention)
+        w, s = factors(lam, a)
+        s = s * peak.unsqueeze(1)
+    s = s / s.sum().clamp(min=TINY)
     y = y.to(lam.dtype)
     mixed = _entropy(w @ y)
     whole = _entropy(y.mean(0))
     fraction = torch.where(whole > 1e-6, (s * mixed).sum() / whole.clamp(min=1e-6), 1.0)
-    return {'effective': (s * effective_examples(w)).sum(), 'target_entropy': fraction.clamp(0, 1)}
+    return {'effective': (s / w.square().sum(-1).clamp(min=TINY)).sum(), 'target_entropy': fraction.clamp(0, 1)}
 
 
 def _entropy(y: Tensor) -> Tensor:

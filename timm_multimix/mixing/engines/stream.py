@@ -1,0 +1,156 @@
+"""What all engines share: Λ passes by once, in tiles, and both the loss and its gradient come out of that one pass.
+
+Notation, for one position: L (B, C) logits, Y (B, C) targets, w (N, B) mixing factors with rows of sum 1, X = wL the
+mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed target is wY,
+
+    loss = 1/S Σ_k s_k τ_k logsumexp(X_k) − ⟨V, L Yᵀ⟩ / S     τ_k = Σ_c (wY)_kc  (1 for proper targets)
+    ∂/∂L = 1/S (wᵀ diag(sτ) softmax(X) − V Y)                  V = wᵀ diag(s) w, (B, B)
+
+so neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine adds tiles to the sums
+(`Sums`); what is here draws or cuts the tiles, and divides in the end.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol, Union
+
+import torch
+from torch import Tensor
+
+from ..dirichlet import LamSampler
+
+# Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
+TINY = 1e-30
+
+# Elements of Λ drawn or cut at a time.
+CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
+
+
+@dataclass
+class Batch:
+    """The mini-batch at some of its positions, p of them.
+
+    Attributes:
+        logits: L, (p, B, C); an example's largest is 0, so that confident ones do not cancel in the loss.
+        y: Y, (B, C).
+        rowsum: Σ_c Y, (B,).
+        attention: (p, B), each position's largest entry 1; None is uniform.
+    """
+    logits: Tensor
+    y: Tensor
+    rowsum: Tensor
+    attention: Optional[Tensor]
+
+
+@dataclass
+class Sums:
+    """Sums over the tuples of some positions, p of them; see the module's equations.
+
+    Attributes:
+        loss: Σ_k s_k τ_k lse_k, (p,): without the target's part.
+        weight: S, (p,).
+        logits: their gradient times S, without the target's part, (p, B, C). None where it is not wanted.
+        pair: V, (p, B, B).
+        attention: its gradient times S, of losses relative to `reference`, (p, B). None, as the next two, where it is
+            not wanted.
+        lam: Σ_k λ_k of the terms that count, (p, B).
+        reference: mean loss of a position's first tile, (p,), NaN before. Near the mean of all: what is divided by a
+            weight next to nothing must be a sum of small differences, not a difference of large sums.
+    """
+    loss: Tensor
+    weight: Tensor
+    logits: Optional[Tensor]
+    pair: Tensor
+    attention: Optional[Tensor]
+    lam: Optional[Tensor]
+    reference: Optional[Tensor]
+
+
+class Engine(Protocol):
+    """Adds the mixtures of one chunk of Λ, (p, k, B), to the sums. May overwrite nothing but the sums."""
+
+    def __call__(self, sums: Sums, batch: Batch, lam: Tensor) -> None: ...
+
+
+def run(
+        engine: Engine,
+        logits: Tensor,
+        y: Tensor,
+        lam: Union[Tensor, LamSampler],
+        attention: Optional[Tensor],
+        over_all: bool,
+        logits_grad: bool,
+        attention_grad: bool,
+) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted. One dtype for all, no autograd."""
+    N, P, B = lam.shape
+    C = y.shape[1]
+    rowsum = y.sum(1)
+    moved = logits - logits.amax(-1, keepdim=True)  # shifting an example's logits changes nothing
+    L = moved.permute(1, 0, 2)  # position first: (P, B, C)
+    a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
+    loss, weight = L.new_zeros(P), L.new_zeros(P)
+    grad_a, count, reference = None, None, None
+    if attention_grad:
+        grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
+
+    chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
+    k_size = max(1, min(N, chunk // B))
+    p_size = max(1, min(P, chunk // (B * k_size)))
+    for p in _slices(P, p_size):
+        part = Batch(L[p], y, rowsum, None if a is None else a[p])
+        size = part.logits.shape[0]
+        sums = Sums(
+            loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
+            *(None if t is None else t[p] for t in (grad_a, count, reference)))
+        for k in _slices(N, k_size):
+            if isinstance(lam, LamSampler):
+                engine(sums, part, lam.draw(size, k.stop - k.start))
+            else:
+                engine(sums, part, lam[k, p].transpose(0, 1))
+        sums.loss -= torch.einsum('pij,pic,jc->p', sums.pair, part.logits, y)
+        if sums.logits is not None:
+            sums.logits -= sums.pair @ y
+            part.logits.copy_(sums.logits)  # this position's logits are needed no more
+
+    # A position that no mixture weighs (every example that attends to it was missed) has no part in the mean.
+    some = weight > 0
+    if over_all:
+        share = peak * some / (peak * weight).sum().clamp(min=TINY)
+    else:
+        share = torch.where(some, 1 / torch.where(some, weight, 1), 0) / some.sum().clamp(min=1)
+    total = (share * loss).sum()
+    if grad_a is not None and reference is not None and seen is not None:
+        mean = total if over_all else loss / torch.where(some, weight, 1)
+        grad_a = grad_a - (mean - reference).unsqueeze(1) * count
+        grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
+    return total, moved * share.view(1, P, 1) if logits_grad else None, grad_a
+
+
+def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention with the largest of each position 1, (P, B); that largest, (P,); and where there is any, (P,).
+
+    Factors are normalised over the examples, so the scale matters only between positions. A position nobody attends
+    to gets uniform attention, as a map without a positive score does: 1/P.
+    """
+    a = attention.t()
+    peak = a.amax(1)
+    seen = peak > TINY
+    peak = torch.where(seen, peak, 1 / len(a))
+    return torch.where(seen.unsqueeze(1), a / peak.unsqueeze(1), 1), peak, seen
+
+
+def factors(lam: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    """M̂, λa over its column sum, and that column sum s: (p, k, B) and (p, k).
+
+    A mixture of examples that do not attend here has s = 0, and factors 0: it counts for nothing.
+    """
+    w = lam * attention.unsqueeze(1)
+    s = w.sum(-1)
+    some = s > TINY
+    w *= torch.where(some, 1 / torch.where(some, s, 1), 0).unsqueeze(-1)
+    return w, torch.where(some, s, 0)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
