@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Optional, Union
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import reference
+from benchmarks.loss import peak_mib
+from timm_multimix.mixing import LamSampler, reference
 from timm_multimix.mixing.attention import normalize_map
-from timm_multimix.mixing.engines import torch_engine
+from timm_multimix.mixing.engines import stream, torch_engine
 
 KINDS = [('uniform', 'l1_relu'), ('gap', 'l1_relu'), ('gap', 'softmax'), ('cam', 'l1_relu'), ('cam', 'softmax')]
 
@@ -143,6 +144,49 @@ def test_tiles_do_not_change_the_result(tile: int, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(x, t, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize('chunk', [3, 40, 200, 1 << 20])
+@pytest.mark.parametrize('detach', [True, False])
+def test_drawn_in_tiles_or_given_whole(chunk: int, detach: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stream.CHUNK, 'cpu', chunk)
+    tiles: list[Tensor] = []
+    draw = LamSampler.draw
+    monkeypatch.setattr(LamSampler, 'draw', lambda self, p, n: tiles.append(draw(self, p, n)) or tiles[-1])
+    L, a, y = torch.randn(6, 5, 7, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64), torch.arange(6)
+
+    def loss(L: Tensor, a: Tensor) -> Tensor:
+        return mixed_cross_entropy(L, y, lam, a.detach() if detach else a)
+
+    lam: Union[Tensor, LamSampler] = LamSampler(23, 5, 6, 0.3, dtype=torch.float64)
+    got = values_and_grads(loss, L, a)
+    rows: list[Tensor] = []  # of tiles, joined along n first, then along the positions
+    for tile in tiles:
+        if rows and rows[-1].shape[1] < 23:
+            rows[-1] = torch.cat([rows[-1], tile], 1)
+        else:
+            rows.append(tile)
+    lam = torch.cat(rows).transpose(0, 1)
+    assert lam.shape == (23, 5, 6) and (len(tiles) > 1) == (chunk < 1 << 20)
+    for x, t in zip(got, values_and_grads(loss, L, a)):
+        torch.testing.assert_close(x, t, rtol=1e-11, atol=1e-12)
+
+
+def test_memory_does_not_depend_on_n() -> None:
+    L, a, y = torch.randn(16, 3, 20, requires_grad=True), torch.rand(16, 3).softmax(1), torch.arange(16)
+
+    def peak(n: int) -> float:
+        return peak_mib(lambda: torch.autograd.grad(mixed_cross_entropy(L, y, LamSampler(n, 3, 16, 0.1), a), L), 'cpu')
+
+    small, large = peak(200_000), peak(2_000_000)
+    assert small > 5 and large <= 1.05 * small
+
+
+def test_a_sampler_must_fit() -> None:
+    with pytest.raises(SettingError, match=r'LamSampler device=… and dtype='):
+        call(lam=LamSampler(5, 2, 4, 1.0, dtype=torch.float64))
+    with pytest.raises(SettingError, match=r'\(N, 2, 4\) to fit the logits, not \(5, 2, 3\)'):
+        call(lam=LamSampler(5, 2, 3, 1.0))
+
+
 def test_gradcheck() -> None:
     lam, y = sample_lam(9, 3, 4, 0.5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64).softmax(1)
     L = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -215,7 +259,27 @@ def test_compiles() -> None:
     torch.testing.assert_close(got, want)
 
 
-def call(**changes: Optional[Tensor]) -> Tensor:
+def test_compiles_with_a_sampler_without_breaks_and_unrolls_nothing() -> None:
+    L, y, a = torch.randn(4, 2, 3, requires_grad=True), torch.tensor([0, 1, 2, 0]), torch.rand(4, 2)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    def loss(L: Tensor) -> Tensor:
+        return mixed_cross_entropy(L * 2, y, LamSampler(20_000, 2, 4, (0.2, 1.0)), a)
+
+    aot_eager = torch._dynamo.lookup_backend('aot_eager')
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    for _ in range(2):
+        got, = torch.autograd.grad(compiled(L), L)
+        want, = torch.autograd.grad(loss(L), L)
+        torch.testing.assert_close(got, want, rtol=0.2, atol=0.02)  # other mixtures, the same distribution
+    assert len(graphs) == 1 and len(graphs[0].graph.nodes) < 100
+
+
+def call(**changes: Union[Tensor, LamSampler, str, None]) -> Tensor:
     arguments = dict(logits=torch.randn(4, 2, 3), target=torch.tensor([0, 1, 2, 0]), lam=sample_lam(5, 2, 4, 1.0))
     return mixed_cross_entropy(**{**arguments, **changes})  # type: ignore[arg-type]
 
@@ -232,6 +296,7 @@ def call(**changes: Optional[Tensor]) -> Tensor:
     (dict(lam=torch.rand(5, 2, 4, requires_grad=True)), 'drawn, not learned'),
     (dict(attention=torch.rand(2, 4)), r'\(4, 2\)'),
     (dict(normalize='batch'), 'position, all'),
+    (dict(engine='cuda'), 'auto, torch, triton'),
 ])
 def test_bad_input(changes: dict, words: str) -> None:
     with pytest.raises(SettingError, match=words):

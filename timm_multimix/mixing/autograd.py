@@ -28,7 +28,7 @@ class MixedCrossEntropy(torch.autograd.Function):
         if torch.compiler.is_compiling():
             loss, grad_l, grad_a = _compiled(logits, attention, y, lam, over_all, engine, need_l, need_a)
         else:
-            found = choose(engine, logits.device, logits.dtype, need_a)
+            found = choose(engine, logits.device, y.dtype, need_a)
             loss, grad_l, grad_a = run(found, logits, y, lam, attention, over_all, need_l, need_a)
         ctx.save_for_backward(grad_l, grad_a)
         return loss
@@ -63,14 +63,14 @@ def _operator(
     B, P, _ = logits.shape
     source: Union[Tensor, LamSampler]
     if lam is None:
-        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=logits.dtype)
+        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=y.dtype)
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
-    found = choose(engine, logits.device, logits.dtype, need_a)
+    found = choose(engine, logits.device, y.dtype, need_a)
     loss, grad_l, grad_a = run(found, logits, y, source, attention, over_all, need_l, need_a)
-    nothing = logits.new_empty(0)
-    return loss, nothing if grad_l is None else grad_l, logits.new_empty(0) if grad_a is None else grad_a.contiguous()
+    return (loss, logits.new_empty(0) if grad_l is None else grad_l,
+            y.new_empty(0) if grad_a is None else grad_a.contiguous())
 
 
 @_operator.register_fake
@@ -79,5 +79,5 @@ def _(
         low: float, high: float, n: int, m: int, over_all: bool, engine: str, need_l: bool, need_a: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, C = logits.shape
-    return (logits.new_empty(()), logits.new_empty((B, P, C) if need_l else 0),
-            logits.new_empty((B, P) if need_a else 0))
+    return (y.new_empty(()), logits.new_empty((B, P, C) if need_l else 0),
+            y.new_empty((B, P) if need_a else 0))

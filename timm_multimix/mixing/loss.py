@@ -47,8 +47,8 @@ def mixed_cross_entropy(
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
 
     Raises:
-        SettingError: shapes that do not fit, an engine that cannot, or (checked on the CPU only, where it costs no wait) targets outside
-            the classes.
+        SettingError: shapes that do not fit, an engine that cannot, or (checked on the CPU only, where it costs no
+            wait) targets outside the classes.
     """
     if logits.ndim == 2:
         logits = logits.unsqueeze(1)
@@ -75,7 +75,7 @@ def mixed_cross_entropy(
                            f'LamSampler device=… and dtype=….')
     with torch.autocast(logits.device.type, enabled=False):
         return MixedCrossEntropy.apply(  # type: ignore[no-any-return]
-            logits.to(dtype), None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine)
+            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine)
 
 
 def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:

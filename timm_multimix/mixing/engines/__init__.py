@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -52,6 +52,6 @@ def _triton_problem(device: str, dtype: torch.dtype, attention_grad: bool) -> st
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _say_once(message: str) -> None:
     _logger.info(message)

@@ -12,7 +12,7 @@ so neither mixed embeddings nor mixed targets exist, and of X and w only a tile 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, Union
+from typing import Optional, Protocol, Union
 
 import torch
 from torch import Tensor
@@ -35,11 +35,13 @@ class Batch:
         y: Y, (B, C).
         rowsum: Σ_c Y, (B,).
         attention: (p, B), each position's largest entry 1; None is uniform.
+        half: whether the logits came in half precision, and so are not worth float32's products.
     """
     logits: Tensor
     y: Tensor
     rowsum: Tensor
     attention: Optional[Tensor]
+    half: bool
 
 
 @dataclass
@@ -82,11 +84,15 @@ def run(
         logits_grad: bool,
         attention_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted. One dtype for all, no autograd."""
+    """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
+
+    Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
+    """
     N, P, B = lam.shape
     C = y.shape[1]
     rowsum = y.sum(1)
-    moved = logits - logits.amax(-1, keepdim=True)  # shifting an example's logits changes nothing
+    # Shifting an example's logits changes nothing.
+    moved = logits.to(y.dtype, copy=True).sub_(logits.amax(-1, keepdim=True))
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
@@ -98,7 +104,7 @@ def run(
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * k_size)))
     for p in _slices(P, p_size):
-        part = Batch(L[p], y, rowsum, None if a is None else a[p])
+        part = Batch(L[p], y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
@@ -122,9 +128,9 @@ def run(
     total = (share * loss).sum()
     if grad_a is not None and reference is not None and seen is not None:
         mean = total if over_all else loss / torch.where(some, weight, 1)
-        grad_a = grad_a - (mean - reference).unsqueeze(1) * count
+        grad_a -= (mean - reference).unsqueeze(1) * count  # type: ignore[operator]
         grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
-    return total, moved * share.view(1, P, 1) if logits_grad else None, grad_a
+    return total, moved.mul_(share.view(1, P, 1)).to(logits.dtype) if logits_grad else None, grad_a
 
 
 def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:

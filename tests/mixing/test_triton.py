@@ -1,0 +1,168 @@
+"""The Triton engine: in Triton's interpreter on the CPU, natively where there is a GPU, and compiled for GPUs anywhere."""
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Optional
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
+from timm_multimix.mixing import LamSampler, engines, reference
+
+pytest.importorskip('triton')
+from timm_multimix.mixing.engines import triton_engine  # noqa: E402
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+pytestmark = pytest.mark.skipif(
+    DEVICE == 'cpu' and not triton_engine.INTERPRETED, reason='no GPU, and TRITON_INTERPRET is not 1')
+
+
+def literal(Z: Tensor, W: Tensor, beta: Tensor, Y: Tensor, lam: Tensor, a: Optional[Tensor], normalize: str) -> Tensor:
+    a = torch.full(Z.shape[:2], 1 / Z.shape[1], dtype=Z.dtype, device=Z.device) if a is None else a
+    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize)
+
+
+def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    grad, = torch.autograd.grad(loss, logits)
+    return loss.detach(), grad
+
+
+@pytest.mark.parametrize('shape', [  # B, P, C, N: ragged, smaller and larger than a block in every way
+    (1, 1, 2, 1), (5, 3, 7, 9), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 70, 131), (16, 40, 3, 33)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('kind', ['none', 'gap', 'zeros'])
+def test_equals_the_equations(shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str) -> None:
+    B, P, C, N = shape
+    soft, normalize = kind == 'gap', 'all' if kind == 'zeros' else 'position'
+    L = (3 * torch.randn(B, P, C, device=DEVICE)).to(dtype).requires_grad_()
+    target = torch.rand(B, C, device=DEVICE) if soft else torch.randint(0, C, (B,), device=DEVICE)  # rows sum to ≠ 1
+    Y = (target if soft else torch.nn.functional.one_hot(target, C)).double()
+    lam = sample_lam(N, P, B, 0.2, device=DEVICE)
+    a = None if kind == 'none' else attention(torch.randn(B, P, 8, device=DEVICE))
+    if kind == 'zeros':  # an image nobody looks at, a position nobody looks at, mixtures that miss all who do
+        assert a is not None
+        a[0] = 0
+        a[:, 0] = 0
+        lam[0] = 0
+        lam[0, :, 0] = 1
+
+    eye = torch.eye(C, dtype=torch.float64, device=DEVICE)
+    exact = L.detach().double().requires_grad_()
+    truth = value_and_grad(literal(
+        exact, eye, 0 * eye[0], Y, lam.double(), None if a is None else a.double(), normalize), exact)
+    found = value_and_grad(mixed_cross_entropy(L, target, lam, a, normalize=normalize, engine='triton'), L)
+    plain = value_and_grad(literal(
+        L, eye.to(dtype), 0 * eye[0].to(dtype), Y.to(dtype), lam.to(dtype), None if a is None else a.to(dtype),
+        normalize), L)
+    for got, low, want in zip(found, plain, truth):
+        scale = max(float(want.abs().max()), 0.1 / N)
+        error = float((got - want).abs().max()) / scale
+        yardstick = float((low.double() - want).abs().max()) / scale  # what the equations lose in this precision
+        rounding = torch.finfo(dtype).eps if got.dtype == dtype else 0  # of the result itself
+        assert error <= max(1e-5, rounding, 0.5 * yardstick if dtype != torch.float32 else 0)
+        assert torch.isfinite(got).all()
+
+
+@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
+       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), m=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_equals_the_torch_engine(
+        seed: int, B: int, P: int, C: int, N: int, smoothing: float, m: bool) -> None:
+    g = torch.Generator().manual_seed(seed)
+    L = torch.randn(B, P, C, generator=g).to(DEVICE).requires_grad_()
+    lam = sample_lam(N, P, B, 0.05, g, m=max(1, B // 2) if m else None).to(DEVICE)
+    y, a = torch.randint(0, C, (B,), generator=g).to(DEVICE), attention(torch.randn(B, P, 5, generator=g)).to(DEVICE)
+    for got, want in zip(*(value_and_grad(mixed_cross_entropy(
+            L, y, lam, a, label_smoothing=smoothing, engine=engine), L) for engine in ('triton', 'torch'))):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize('chunk', [1 << 9, 1 << 10])
+def test_streams(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engines.stream.CHUNK, DEVICE, chunk)
+    drawn: list[Tensor] = []
+    draw = LamSampler.draw
+    monkeypatch.setattr(LamSampler, 'draw', lambda self, p, n: drawn.append(draw(self, p, n)) or drawn[-1])
+    L, y, a = torch.randn(8, 2, 5, device=DEVICE), torch.arange(8, device=DEVICE) % 5, torch.rand(8, 2, device=DEVICE)
+    got = mixed_cross_entropy(L, y, LamSampler(100, 2, 8, 0.1, device=DEVICE), a, engine='triton')
+    assert len(drawn) > 1
+    halves = len(drawn) // 2 if len(drawn[0]) == 1 else len(drawn)
+    lam = torch.cat([torch.cat(drawn[i:i + halves], 1) for i in range(0, len(drawn), halves)])
+    torch.testing.assert_close(got, mixed_cross_entropy(L, y, lam.transpose(0, 1), a, engine='torch'))
+
+
+def test_forward_only() -> None:
+    L, y, lam = torch.randn(8, 2, 5, device=DEVICE), torch.arange(8, device=DEVICE) % 5, sample_lam(20, 2, 8, 1.0)
+    got = mixed_cross_entropy(L, y, lam.to(DEVICE), engine='triton')
+    assert not got.requires_grad
+    torch.testing.assert_close(got, mixed_cross_entropy(L, y, lam.to(DEVICE), engine='torch'))
+
+
+def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    engines._say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    cuda = torch.device('cuda')
+    assert engines.choose('auto', cuda, torch.float32, False) is triton_engine.add_mixtures
+    assert engines.choose('torch', cuda, torch.float32, False) is engines.torch_engine.add_mixtures
+    assert not caplog.records
+    for dtype, attention_grad, word in ((torch.float64, False, 'float64'), (torch.float32, True, 'attention_detach')):
+        for _ in range(3):
+            assert engines.choose('auto', cuda, dtype, attention_grad) is engines.torch_engine.add_mixtures
+        assert sum(word in record.message for record in caplog.records) == 1
+        with pytest.raises(SettingError, match=f'triton.*{word}'):
+            engines.choose('triton', cuda, dtype, attention_grad)
+    monkeypatch.setattr(triton_engine, 'INTERPRETED', False)
+    assert engines.choose('auto', torch.device('cpu'), torch.float32, False) is engines.torch_engine.add_mixtures
+    with pytest.raises(SettingError, match='run on CUDA, and the logits are on cpu'):
+        engines.choose('triton', torch.device('cpu'), torch.float32, False)
+    with pytest.raises(SettingError, match="engine is 'tritn'.*Did you mean triton"):
+        engines.choose('tritn', cuda, torch.float32, False)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'timm_multimix.mixing.engines.triton_engine', None)
+    monkeypatch.delattr(engines, 'triton_engine')
+    assert engines.choose('auto', torch.device('cuda'), torch.float32, False) is engines.torch_engine.add_mixtures
+    with pytest.raises(SettingError, match='does not import'):
+        engines.choose('triton', torch.device('cuda'), torch.float32, False)
+
+
+COMPILE = '''
+import inspect, re, subprocess, tempfile
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+from timm_multimix.mixing.engines import triton_engine as engine
+
+WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'SPLITS', 'ROWS', 'out_split'}
+for capability in (80, 90):
+    for precision, block_n in engine.BLOCK_N.items():
+        for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR)):
+            fixed = dict(TINY=engine.TINY, HAS_A=True, BLOCK_N=block_n, BLOCK_B=block_b, BLOCK_C=engine.BLOCK_C,
+                         STEP=engine.STEP, PRECISION=precision)
+            fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
+            signature = {name: 'constexpr' if name in fixed else 'i32' if name in WHOLE else '*fp32'
+                         for name in kernel.arg_names}
+            done = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=fixed),
+                                  target=GPUTarget('cuda', capability, 32), options=engine.LAUNCH)
+            print(kernel.__name__, capability, precision, done.metadata.shared)
+'''
+
+
+def test_compiles_for_gpus() -> None:
+    """For an A100 and an H100, from here. Shared memory fits into every GPU's since Ampere (99 KiB)."""
+    env = {**os.environ, 'TRITON_INTERPRET': '0'}
+    done = subprocess.run([sys.executable, '-c', COMPILE], capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 12
+    assert all(int(shared) <= 99 * 1024 for *_, shared in lines), done.stdout

@@ -1,0 +1,193 @@
+"""The tiles as Triton kernels, for CUDA: mixed logits exist in registers only.
+
+For position p, with g = λa (λ without attention), s = Σ_b g, w = g/s, ρ = Σ_c Y, L the logits, X = gL/s:
+
+    _lse     per block of tuples: s, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks of classes
+    _grad    per block of classes and of examples: a ∘ λᵀ(v/s · softmax(X)), X computed again, over all tuples
+    _pair    per block of pairs of examples: gᵀ(g/s), over all tuples
+
+Each block of a sum has one owner, so results do not depend on the order of execution. Where there are too few blocks
+to fill a GPU, tuples are split among several owners, whose sums are added after.
+
+Set TRITON_INTERPRET=1 before the first import to run the kernels in Python on the CPU; that is how they are tested
+without a GPU.
+"""
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .stream import TINY, Batch, Sums
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+# Of classes, of examples (at most), and of examples on either side of a pair in a block; of examples in a step of a
+# product. Tuples in a block: float32's digits cost three products, and the registers for them. Chosen by compiling for
+# sm_80 and sm_90 (as tests/mixing/test_triton.py does): nothing spills but 16 bytes of float32's _grad on sm_90.
+BLOCK_C, BLOCK_B, PAIR, STEP = 64, 128, 64, 32
+BLOCK_N = {'tf32': 64, 'tf32x3': 32}
+LAUNCH = dict(num_warps=8, num_stages=2)
+ROWS = 64  # tuples are split by multiples of this, which every block of them divides
+BLOCKS_WANTED = 256  # about two for every multiprocessor of a large GPU
+
+
+@triton.jit
+def _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A: tl.constexpr):
+    """g = λa of tuples k and examples b, (len(k), len(b)); 0 outside."""
+    g = tl.load(lam + p * lam_p + k[:, None] * lam_k + b[None, :], mask=(k < N)[:, None] & (b < B)[None, :], other=0.0)
+    if HAS_A:
+        g *= tl.load(a + p * B + b, mask=b < B, other=0.0)[None, :]
+    return g
+
+
+@triton.jit
+def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
+         HAS_A: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
+    """gL of tuples k and classes c, (len(k), len(c)), in float32."""
+    x = tl.zeros((k.shape[0], c.shape[0]), dtype=tl.float32)
+    for b0 in range(0, B, STEP):
+        b = b0 + tl.arange(0, STEP)
+        g = _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A)
+        l = tl.load(L + p * L_p + b[:, None] * L_b + c[None, :], mask=(b < B)[:, None] & (c < C)[None, :], other=0.0)
+        x = tl.dot(g, l, x, input_precision=PRECISION)
+    return x
+
+
+@triton.jit
+def _lse(lam, L, a, rowsum, s_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, TINY: tl.constexpr,
+         HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr,
+         PRECISION: tl.constexpr):
+    p = tl.program_id(1).to(tl.int64)
+    k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    s = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    v = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for b0 in range(0, B, STEP):
+        b = b0 + tl.arange(0, STEP)
+        g = _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A)
+        s += tl.sum(g, 1)
+        v += tl.sum(g * tl.load(rowsum + b, mask=b < B, other=0.0)[None, :], 1)
+    if HAS_A:
+        some = s > TINY
+        s = tl.where(some, s, 0.0)
+        v = tl.where(some, v, 0.0)
+        inverse = tl.where(some, 1 / tl.where(some, s, 1.0), 0.0)
+    else:
+        s = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
+        inverse = s
+    top = tl.full((BLOCK_N,), float('-inf'), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for c0 in range(0, C, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
+        x = tl.where((c < C)[None, :], x * inverse[:, None], float('-inf'))
+        higher = tl.maximum(top, tl.max(x, 1))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher[:, None]), 1)
+        top = higher
+    tl.store(s_out + p * N + k, s, mask=k < N)
+    tl.store(v_out + p * N + k, v, mask=k < N)
+    tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
+
+
+@triton.jit
+def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, SPLITS, ROWS, out_split,
+          HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
+          STEP: tl.constexpr, PRECISION: tl.constexpr):
+    p = (tl.program_id(2) // SPLITS).to(tl.int64)
+    split = (tl.program_id(2) % SPLITS).to(tl.int64)
+    own = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros((BLOCK_B, BLOCK_C), dtype=tl.float32)
+    for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
+        k = k0 + tl.arange(0, BLOCK_N)
+        s = tl.load(s_in + p * N + k, mask=k < N, other=0.0)
+        inverse = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
+        v = tl.load(v_in + p * N + k, mask=k < N, other=0.0)
+        lse = tl.load(lse_in + p * N + k, mask=k < N, other=0.0)
+        x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
+        prob = tl.exp(x * inverse[:, None] - lse[:, None]) * (v * inverse)[:, None]
+        mine = tl.load(lam + p * lam_p + k[None, :] * lam_k + own[:, None],
+                       mask=(k < N)[None, :] & (own < B)[:, None], other=0.0)
+        acc = tl.dot(mine, prob, acc, input_precision=PRECISION)
+    if HAS_A:
+        acc *= tl.load(a + p * B + own, mask=own < B, other=0.0)[:, None]
+    to = out + split * out_split + (p * B + own[:, None]) * C + c[None, :]
+    inside = (own < B)[:, None] & (c < C)[None, :]
+    tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
+
+
+@triton.jit
+def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
+          HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr):
+    p = (tl.program_id(2) // SPLITS).to(tl.int64)
+    split = (tl.program_id(2) % SPLITS).to(tl.int64)
+    i = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    j = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    acc = tl.zeros((BLOCK_B, BLOCK_B), dtype=tl.float32)
+    for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
+        k = k0 + tl.arange(0, BLOCK_N)
+        s = tl.load(s_in + p * N + k, mask=k < N, other=0.0)
+        inverse = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
+        left = tl.load(lam + p * lam_p + k[None, :] * lam_k + i[:, None],
+                       mask=(k < N)[None, :] & (i < B)[:, None], other=0.0)
+        right = _load_g(lam, a, p, k, j, N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+    if HAS_A:
+        acc *= tl.load(a + p * B + i, mask=i < B, other=0.0)[:, None]
+    to = out + split * out_split + (p * B + i[:, None]) * B + j[None, :]
+    inside = (i < B)[:, None] & (j < B)[None, :]
+    tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
+
+
+def add_mixtures(sums: Sums, batch: Batch, lam: Tensor) -> None:
+    """See `stream.Engine`. float32; the attention is a constant."""
+    p, N, B = lam.shape
+    L, a = batch.logits, batch.attention
+    C = L.shape[-1]
+    if lam.stride(-1) != 1:
+        lam = lam.contiguous()
+    s, v, lse = (lam.new_empty(p, N) for _ in range(3))
+    # Products of half-precision logits need no more digits than they have; float32 ones get about all of theirs.
+    precision = 'tf32' if batch.half else 'tf32x3'
+    sizes = (N, B, C, lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
+    block_n, block_b = BLOCK_N[precision], min(BLOCK_B, max(32, triton.next_power_of_2(B)))
+    fixed = dict(HAS_A=a is not None, BLOCK_N=block_n, PRECISION=precision, **LAUNCH)
+    any_a = lam if a is None else a.contiguous()
+    with torch.cuda.device_of(lam):
+        _lse[triton.cdiv(N, block_n), p](
+            lam, L, any_a, batch.rowsum, s, v, lse, *sizes, TINY=TINY, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+        sums.loss += (v * lse).sum(1)
+        sums.weight += s.sum(1)
+        blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
+        with _Split(sums.pair, N, blocks) as to:
+            _pair[*blocks, p * to.splits](
+                lam, any_a, s, to.out, N, B, lam.stride(0), lam.stride(1), to.splits, to.rows, to.stride,
+                BLOCK_B=PAIR, **fixed)
+        if sums.logits is not None:
+            blocks = triton.cdiv(C, BLOCK_C), triton.cdiv(B, block_b)
+            with _Split(sums.logits, N, blocks) as to:
+                _grad[*blocks, p * to.splits](
+                    lam, L, any_a, s, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
+                    BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+
+
+class _Split:
+    """Where a kernel adds its sums over N tuples to, `total` (p, …); and among how many owners the tuples are split."""
+
+    def __init__(self, total: Tensor, N: int, blocks: tuple[int, int]) -> None:
+        self.total = total
+        few = BLOCKS_WANTED // (len(total) * blocks[0] * blocks[1])
+        self.splits = max(1, min(few, triton.cdiv(N, ROWS)))
+        self.rows = triton.cdiv(triton.cdiv(N, self.splits), ROWS) * ROWS
+        self.out = total if self.splits == 1 else total.new_zeros((self.splits, *total.shape))
+        self.stride = total.numel()
+
+    def __enter__(self) -> _Split:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.splits > 1:
+            self.total += self.out.sum(0)
