@@ -1,23 +1,28 @@
 """Time and memory of the loss, forward and backward, against the literal equations: `python -m benchmarks.loss`.
 
-Both sides alternate in one process and are given the same features, classifier, interpolation vectors and attention.
-The literal side is `einsum` over all positions at once, which is faster than the loop of `mixing/reference.py`. Ratios
-are what to read; times depend on the machine. Memory is what the allocator holds on CUDA, and on the CPU the largest
-sum of live tensors that torch's profiler sees, both beyond the inputs.
+Both sides take turns in one process, with the same features, classifier and attention; both include the classifier
+itself. The literal side has its best form: `einsum` over all positions at once, which is faster than the loop of
+`mixing/reference.py`; with --amp under autocast, as ours; with --compile also compiled, and the faster one counts.
+Ratios are what to read; times depend on the machine. Λ costs time too: 'drawn' is ours with its sampler, in tiles, and
+literal with `torch.distributions.Dirichlet`; the columns before are with Λ given.
+
+The roofline: the operations and bytes that ours cannot do without (`needs`), in the time that this machine's largest
+product and copy would take for them, as a fraction of the time it took.
 """
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from timm_multimix import attention, mixed_cross_entropy, sample_lam
+from timm_multimix import LamSampler, attention, mixed_cross_entropy, sample_lam
+from timm_multimix.mixing.engines.stream import CHUNK
+
+from .measure import Run, describe, machine_peaks, medians, peak_mib, save
 
 #         name              B    P    D     C     N
 SHAPES = {
@@ -25,6 +30,7 @@ SHAPES = {
     'R-50, 100 classes': (128, 49, 2048, 100, 1000),
     'ImageNet R-50': (128, 49, 2048, 1000, 1000),
     'ImageNet ViT-S/16': (128, 196, 384, 1000, 1000),
+    '21841 classes': (128, 16, 512, 21841, 1000),
 }
 
 
@@ -33,81 +39,135 @@ def literal(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor, a: Tenso
     s = M.sum(-1, keepdim=True)
     M = M / s
     Z_mix = torch.einsum('npb,bpd->npd', M, Z)
-    Y_mix = M @ torch.nn.functional.one_hot(y, W.shape[0]).to(Z.dtype)
-    log_p = (Z_mix @ W.t() + beta).log_softmax(-1)
+    Y_mix = M @ F.one_hot(y, W.shape[0]).to(M.dtype)
+    log_p = F.linear(Z_mix, W, beta).log_softmax(-1)
     loss = -(Y_mix * log_p).sum(-1) * s[..., 0]
     return (loss.sum(0) / s[..., 0].sum(0)).mean()
 
 
-def ours(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor, a: Tensor) -> Tensor:
-    return mixed_cross_entropy(Z @ W.t() + beta, y, lam, a)
+def ours(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor | LamSampler, a: Tensor) -> Tensor:
+    return mixed_cross_entropy(F.linear(Z, W, beta), y, lam, a)
 
 
-def step(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[float, list[Tensor]]:
-    leaves = [t.requires_grad_() for t in inputs[:3]]
-    value = loss(*leaves, *inputs[3:])
-    return float(value), list(torch.autograd.grad(value, leaves))
+def needs(B: int, P: int, D: int, C: int, N: int, size: int) -> tuple[float, float]:
+    """Operations and bytes of ours with Λ given: the classifier and its two gradients, then two products with Λ and
+    the target's sum; every tensor that exists outside a tile read and written as often as it must be."""
+    operations = 2 * P * (3 * B * D * C + 2 * N * B * C + N * B * B)
+    numbers = 3 * B * P * D + 3 * C * D + 6 * B * P * C + N * P * B
+    return operations, numbers * size
 
 
-def peak_mib(run: Callable[[], object], device: str) -> float:
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        run()
-    live = peak = 0
-    for event in sorted((e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]'),
-                        key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak / 2**20
-
-
-def measure(B: int, P: int, D: int, C: int, N: int, alpha: float, repeat: int, device: str) -> dict[str, dict]:
+def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], args: argparse.Namespace,
+            peaks: dict[str, float]) -> dict[str, Any]:
+    B, P, D, C, N = shape
+    device = args.device
     Z, W = torch.randn(B, P, D, device=device), torch.randn(C, D, device=device) / D**0.5
-    y = torch.randint(0, C, (B,), device=device)
+    y, beta, a = torch.randint(0, C, (B,), device=device), torch.zeros(C, device=device), attention(Z)
+    lam = sample_lam(N, P, B, alpha, device=device).contiguous()
+    leaves = [t.requires_grad_() for t in (Z, W, beta)]
 
-    def sample() -> Tensor:
-        return sample_lam(N, P, B, alpha, device=device)
+    def step(loss: Callable[..., Tensor], draw: Callable[[], Any]) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            with torch.autocast(device, torch.bfloat16, enabled=args.amp):
+                value = loss(*leaves, y, draw(), a)
+            return [value.detach(), *torch.autograd.grad(value, leaves)]
+        return run
 
-    inputs = (Z, W, torch.zeros(C, device=device), y, sample(), attention(Z))
-    torch.testing.assert_close(step(ours, inputs)[0], step(literal, inputs)[0], rtol=1e-4, atol=1e-5)
-    runs: dict[str, Callable[[], object]] = {
-        'literal': lambda: step(literal, inputs), 'ours': lambda: step(ours, inputs),
-        'sampling': lambda: float(sample()[0, 0, 0])}
-    seconds: dict[str, list[float]] = {label: [] for label in runs}
-    for _ in range(repeat):
-        for label, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[label].append(time.perf_counter() - started)
-    return {'seconds': {label: statistics.median(found) for label, found in seconds.items()},
-            'MiB': {label: peak_mib(run, device) for label, run in runs.items()}}
+    def dirichlet() -> Tensor:
+        concentration = torch.full((B,), sum(alpha) / 2, device=device)
+        return torch.distributions.Dirichlet(concentration).sample((N, P))
+
+    def drawing() -> None:
+        sampler = LamSampler(N, P, B, alpha, device=device)
+        at_once = max(1, min(P, CHUNK[device] // (N * B)))  # as the loss asks for them
+        for p in range(0, P, at_once):
+            sampler.draw(min(at_once, P - p), N)
+
+    forms: dict[str, Callable[..., Tensor]] = {'literal': literal}
+    if args.compile:
+        forms['literal compiled'] = torch.compile(literal)
+    runs: dict[str, Run] = {name: step(form, lambda: lam) for name, form in forms.items()}
+    runs['ours'] = step(ours, lambda: lam)
+    runs['ours drawn'] = step(ours, lambda: LamSampler(N, P, B, alpha, device=device))
+    value, want = (runs[name]()[0] for name in ('ours', 'literal'))  # type: ignore[index]
+    torch.testing.assert_close(value, want, rtol=2e-2 if args.amp else 1e-4, atol=1e-4)
+    seconds = medians({**runs, 'drawing': drawing, 'dirichlet': dirichlet}, args.repeat, device)
+    memory = {name: peak_mib(run, device) for name, run in runs.items() if name != 'ours drawn'}
+    best = min(forms, key=seconds.__getitem__)
+    operations, bytes_ = needs(*shape, 2 if args.amp else 4)
+    bound = max(operations / peaks['operations per second'], bytes_ / peaks['bytes per second'])
+    return {
+        'alpha': alpha, 'seconds': seconds, 'MiB': memory, 'literal form': best,
+        'faster': seconds[best] / seconds['ours'], 'less memory': memory[best] / memory['ours'],
+        'faster drawn': (seconds[best] + seconds['dirichlet']) / seconds['ours drawn'],
+        'drawing over loss': seconds['drawing'] / seconds['ours'],
+        'operations': operations, 'bytes': bytes_, 'of the roofline': bound / seconds['ours'],
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ['| shape (B, P, D, C, N) | literal | ours | faster | less memory | drawing Λ over loss | '
+             'faster, Λ drawn | of the roofline |', '|---|---|---|---|---|---|---|---|']
+    for name, row in rows.items():
+        t, memory, form = row['seconds'], row['MiB'], row['literal form']
+        lines.append(
+            f'| {name} {tuple(SHAPES[name])} | {t[form]:.3g} s, {memory[form]:.0f} MiB | {t["ours"]:.3g} s, '
+            f'{memory["ours"]:.0f} MiB | {row["faster"]:.1f}× | {row["less memory"]:.1f}× | '
+            f'{row["drawing over loss"]:.2f} | {row["faster drawn"]:.1f}× | {row["of the roofline"]:.0%} |')
+    return '\n'.join(lines)
+
+
+def picture(path: str, rows: dict[str, dict[str, Any]], where: str) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    fig, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.75 * len(rows)), layout='constrained', sharey=True)
+    at = np.arange(len(rows))[::-1]
+    for ax, key, unit in ((axes[0], 'seconds', 's'), (axes[1], 'MiB', 'MiB')):
+        old = [row[key][row['literal form']] for row in rows.values()]
+        new = [row[key]['ours'] for row in rows.values()]
+        ax.barh(at + 0.19, old, 0.36, color='0.65', label='literal equations')
+        ax.barh(at - 0.19, new, 0.36, color='#2e6eb3', label='timm-multimix')
+        for y, a, b in zip(at, old, new):
+            ax.text(b, y - 0.19, f' {a / b:.1f}× less', va='center', fontsize=9)
+        ax.set_xscale('log')
+        ax.set_xlim(min(new) / 2, max(old) * 3)
+        ax.set_xlabel(f'{"time" if key == "seconds" else "peak memory"} of loss, forward and backward ({unit}, log)')
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].set_yticks(at, [f'{name}\n{SHAPES[name]}' for name in rows], fontsize=8)
+    axes[1].legend(frameon=False, loc='lower right', fontsize=9)
+    fig.suptitle(f'Dense MultiMix loss with its classifier, (B, P, D, C, N); {where}', fontsize=10)
+    fig.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
     parser.add_argument('--repeat', type=int, default=5)
-    parser.add_argument('--alpha', type=float, default=0.01)
+    parser.add_argument('--alpha', type=float, nargs='+', default=[0.008],
+                        help='concentration, or a range; 0.008 is about two effective examples of 128')
+    parser.add_argument('--amp', action='store_true', help='autocast to bfloat16, both sides')
+    parser.add_argument('--compile', action='store_true', help='compile the literal side as well; the faster counts')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='write the figures to this file as well')
+    parser.add_argument('--picture', help='draw them into this file')
     args = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
-    print(f'torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; medians of {args.repeat}')
+    alpha = (args.alpha[0], args.alpha[-1])
+    where = describe(args.device)
+    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32)
+    print(f'{where}; alpha {alpha}, medians of {args.repeat}{", autocast" if args.amp else ""}; at best '
+          f'{peaks["operations per second"] / 1e9:.0f} Gop/s, {peaks["bytes per second"] / 1e9:.0f} GB/s', flush=True)
+    rows: dict[str, dict[str, Any]] = {}
     for name in args.shapes:
-        found = measure(*SHAPES[name], args.alpha, args.repeat, args.device)
-        rows.append({'shape': name, 'B, P, D, C, N': SHAPES[name], **found})
-        t, memory = found['seconds'], found['MiB']
-        print(f'{name:18s} {SHAPES[name]!s:28s} literal {t["literal"]:7.3f} s {memory["literal"]:6.0f} MiB   '
-              f'ours {t["ours"]:7.3f} s {memory["ours"]:6.0f} MiB   {t["literal"] / t["ours"]:5.1f}× faster, '
-              f'{memory["literal"] / memory["ours"]:5.1f}× less memory; sampling {t["sampling"]:.3f} s', flush=True)
-    if args.json:
-        with open(args.json, 'w') as f:
-            json.dump({'torch': torch.__version__, 'device': args.device, 'rows': rows}, f, indent=2)
+        rows[name] = measure(SHAPES[name], alpha, args, peaks)
+        print(table({name: rows[name]}).splitlines()[-1], flush=True)
+    print('\n' + table(rows))
+    save(args.json, {**where, 'amp': args.amp, 'repeat': args.repeat, 'peaks': peaks, 'rows': rows})
+    if args.picture:
+        picture(args.picture, rows, f'{where["device"]}, {where["threads"]} threads')
 
 
 if __name__ == '__main__':

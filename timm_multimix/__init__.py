@@ -1,12 +1,12 @@
 """MultiMix and Dense MultiMix for timm models (arXiv 2311.05538)."""
 from .config import MultiMixConfig
 from .errors import SettingError
-from .mixing import attention, mixed_cross_entropy, sample_lam
+from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
 from .task import MultiMixTask
 from .version import __version__
 from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
 __all__ = [
-    'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', '__version__', 'attention',
-    'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
+    'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', '__version__',
+    'attention', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
 ]

@@ -1,4 +1,4 @@
-"""The Triton engine: in Triton's interpreter on the CPU, natively where there is a GPU, and compiled for GPUs anywhere."""
+"""The Triton engine: natively where there is a GPU, in Triton's interpreter elsewhere; compiled for GPUs anywhere."""
 from __future__ import annotations
 
 import logging
@@ -110,17 +110,17 @@ def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
     engines._say_once.cache_clear()
     caplog.set_level(logging.INFO)
     cuda = torch.device('cuda')
-    assert engines.choose('auto', cuda, torch.float32, False) is triton_engine.add_mixtures
-    assert engines.choose('torch', cuda, torch.float32, False) is engines.torch_engine.add_mixtures
+    assert engines.choose('auto', cuda, torch.float32, False) is triton_engine.ENGINE
+    assert engines.choose('torch', cuda, torch.float32, False) is engines.torch_engine.ENGINE
     assert not caplog.records
     for dtype, attention_grad, word in ((torch.float64, False, 'float64'), (torch.float32, True, 'attention_detach')):
         for _ in range(3):
-            assert engines.choose('auto', cuda, dtype, attention_grad) is engines.torch_engine.add_mixtures
+            assert engines.choose('auto', cuda, dtype, attention_grad) is engines.torch_engine.ENGINE
         assert sum(word in record.message for record in caplog.records) == 1
         with pytest.raises(SettingError, match=f'triton.*{word}'):
             engines.choose('triton', cuda, dtype, attention_grad)
     monkeypatch.setattr(triton_engine, 'INTERPRETED', False)
-    assert engines.choose('auto', torch.device('cpu'), torch.float32, False) is engines.torch_engine.add_mixtures
+    assert engines.choose('auto', torch.device('cpu'), torch.float32, False) is engines.torch_engine.ENGINE
     with pytest.raises(SettingError, match='run on CUDA, and the logits are on cpu'):
         engines.choose('triton', torch.device('cpu'), torch.float32, False)
     with pytest.raises(SettingError, match="engine is 'tritn'.*Did you mean triton"):
@@ -130,7 +130,7 @@ def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'timm_multimix.mixing.engines.triton_engine', None)
     monkeypatch.delattr(engines, 'triton_engine')
-    assert engines.choose('auto', torch.device('cuda'), torch.float32, False) is engines.torch_engine.add_mixtures
+    assert engines.choose('auto', torch.device('cuda'), torch.float32, False) is engines.torch_engine.ENGINE
     with pytest.raises(SettingError, match='does not import'):
         engines.choose('triton', torch.device('cuda'), torch.float32, False)
 

@@ -13,7 +13,7 @@ Three exact ways to draw them, the cheapest that fits:
 from __future__ import annotations
 
 import math
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -23,6 +23,23 @@ from .rng import CpuStreams
 
 # Sticks are drawn until what is left of the unit is expected to be below the rounding of the dtype.
 _BITS = {torch.float32: 24, torch.float64: 53}
+
+
+class Sticks(NamedTuple):
+    """Λ as the sticks it is the sum of: (p, k, K) each, K sticks for every one of k vectors at p positions.
+
+    Attributes:
+        example: which example a stick goes to, int64; one may get several.
+        share: how much of it, ≥ 0, summing to 1 along the last axis.
+        batch: B.
+    """
+    example: Tensor
+    share: Tensor
+    batch: int
+
+    def dense(self) -> Tensor:
+        """Λ, (p, k, B)."""
+        return self.share.new_zeros((*self.share.shape[:2], self.batch)).scatter_add_(-1, self.example, self.share)
 
 
 class LamSampler:
@@ -88,7 +105,7 @@ class LamSampler:
 
     @property
     def sticks(self) -> int:
-        """Sticks per vector, or 0 where gammas are cheaper (or exponentials suffice)."""
+        """Sticks per vector, K, or 0 where gammas are cheaper (or exponentials suffice)."""
         if self.low == self.high == 1:
             return 0
         known = self.device.type == 'cpu' and not torch.compiler.is_compiling()  # elsewhere reading α would wait
@@ -99,7 +116,7 @@ class LamSampler:
     def draw(self, positions: int, n: int) -> Tensor:
         """Fresh vectors, (positions, n, B), position first. Each row ≥ 0 and sums to 1."""
         if self.sticks:
-            lam = self._break_sticks((positions, n))
+            lam = self.draw_sticks(positions, n).dense()
         elif self.low == self.high == 1:
             lam = self._exponential((positions, n, self.m))
             lam /= lam.sum(-1, keepdim=True)
@@ -117,14 +134,15 @@ class LamSampler:
             lam = lam.new_zeros(shape).scatter_(-1, chosen, lam)
         return lam
 
-    def _break_sticks(self, shape: tuple[int, int]) -> Tensor:
-        left = self._exponential((*shape, self.sticks)).cumsum(-1).div_(-self.m * self.alpha).exp_()
+    def draw_sticks(self, positions: int, n: int) -> Sticks:
+        """The same as sticks, where there are `sticks`; of m examples, before any others are thought of."""
+        left = self._exponential((positions, n, self.sticks)).cumsum(-1).div_(-self.m * self.alpha).exp_()
         left[..., -1] = 0  # the last stick takes all that is left
         share = torch.empty_like(left)
         torch.sub(1, left[..., 0], out=share[..., 0])
         torch.sub(left[..., :-1], left[..., 1:], out=share[..., 1:])
         example = torch.randint(0, self.m, share.shape, generator=self.generator, device=self.device)
-        return share.new_zeros((*shape, self.m)).scatter_add_(-1, example, share)
+        return Sticks(example, share, self.m)
 
     def _exponential(self, shape: tuple[int, ...]) -> Tensor:
         cpu = self._streams()

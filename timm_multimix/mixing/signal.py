@@ -46,7 +46,7 @@ def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor
         w, s = lam, torch.ones_like(lam[..., 0])
     else:
         a, peak, _ = scale_attention(attention)
-        w, s = factors(lam, a)
+        w, s = factors(lam, a.unsqueeze(1))
         s = s * peak.unsqueeze(1)
     s = s / s.sum().clamp(min=TINY)
     y = y.to(lam.dtype)

@@ -26,15 +26,15 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, attention_grad: 
         raise SettingError(f'engine is {name!r}, but it must be one of {", ".join(ENGINES)}.'
                            f'{nearest(name, ENGINES)}')
     if name == 'torch' or (name == 'auto' and device.type != 'cuda'):
-        return torch_engine.add_mixtures
+        return torch_engine.ENGINE
     problem = _triton_problem(device.type, dtype, attention_grad)
     if problem is None:
-        from .triton_engine import add_mixtures
-        return add_mixtures
+        from .triton_engine import ENGINE
+        return ENGINE
     if name == 'triton':
         raise SettingError(f"engine 'triton' cannot be used: {problem} 'auto' uses 'torch' here.")
     _say_once(f'The mixing loss uses plain torch instead of Triton: {problem}')
-    return torch_engine.add_mixtures
+    return torch_engine.ENGINE
 
 
 def _triton_problem(device: str, dtype: torch.dtype, attention_grad: bool) -> str | None:

@@ -11,13 +11,14 @@ so neither mixed embeddings nor mixed targets exist, and of X and w only a tile 
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional, Protocol, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from ..dirichlet import LamSampler
+from ..dirichlet import LamSampler, Sticks
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
@@ -68,10 +69,16 @@ class Sums:
     reference: Optional[Tensor]
 
 
-class Engine(Protocol):
-    """Adds the mixtures of one chunk of Λ, (p, k, B), to the sums. May overwrite nothing but the sums."""
+@dataclass(frozen=True)
+class Engine:
+    """A way to add mixtures to the sums.
 
-    def __call__(self, sums: Sums, batch: Batch, lam: Tensor) -> None: ...
+    Attributes:
+        add: of one chunk of Λ, (p, k, B). Overwrites nothing but the sums.
+        sticks: up to how many sticks for each example of the batch it prefers a vector as `Sticks`.
+    """
+    add: Callable[[Sums, Batch, Union[Tensor, Sticks]], None]
+    sticks: float = 0
 
 
 def run(
@@ -91,8 +98,8 @@ def run(
     N, P, B = lam.shape
     C = y.shape[1]
     rowsum = y.sum(1)
-    # Shifting an example's logits changes nothing.
-    moved = logits.to(y.dtype, copy=True).sub_(logits.amax(-1, keepdim=True))
+    # Shifting an example's logits changes nothing. From half precision, the subtraction promotes to y's dtype.
+    moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
@@ -100,24 +107,25 @@ def run(
     if attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
+    draw, as_sticks = None, False
+    if isinstance(lam, LamSampler):
+        as_sticks = lam.m == B and 0 < lam.sticks <= engine.sticks * B and not attention_grad
+        draw = lam.draw_sticks if as_sticks else lam.draw
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * k_size)))
     for p in _slices(P, p_size):
-        part = Batch(L[p], y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4)
+        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
             *(None if t is None else t[p] for t in (grad_a, count, reference)))
         for k in _slices(N, k_size):
-            if isinstance(lam, LamSampler):
-                engine(sums, part, lam.draw(size, k.stop - k.start))
-            else:
-                engine(sums, part, lam[k, p].transpose(0, 1))
-        sums.loss -= torch.einsum('pij,pic,jc->p', sums.pair, part.logits, y)
+            engine.add(sums, part, lam[k, p].transpose(0, 1) if draw is None else draw(size, k.stop - k.start))
+        targets = sums.pair @ y
+        sums.loss -= (targets * part.logits).sum((1, 2))
         if sums.logits is not None:
-            sums.logits -= sums.pair @ y
-            part.logits.copy_(sums.logits)  # this position's logits are needed no more
+            L[p] = sums.logits - targets  # this position's logits are needed no more
 
     # A position that no mixture weighs (every example that attends to it was missed) has no part in the mean.
     some = weight > 0
@@ -147,11 +155,11 @@ def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def factors(lam: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-    """M̂, λa over its column sum, and that column sum s: (p, k, B) and (p, k).
+    """M̂, λa over its column sum, and that column sum s: (p, k, B) and (p, k), for attention (p, 1, B); or of sticks.
 
     A mixture of examples that do not attend here has s = 0, and factors 0: it counts for nothing.
     """
-    w = lam * attention.unsqueeze(1)
+    w = lam * attention
     s = w.sum(-1)
     some = s > TINY
     w *= torch.where(some, 1 / torch.where(some, s, 1), 0).unsqueeze(-1)

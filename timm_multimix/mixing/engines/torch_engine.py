@@ -1,47 +1,87 @@
 """The tiles in plain torch, on any device: the engine everywhere but on CUDA, and for what Triton does not do."""
 from __future__ import annotations
 
+from typing import Optional, Union
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .stream import TINY, Batch, Sums, factors
+from ..dirichlet import Sticks
+from .stream import TINY, Batch, Engine, Sums, factors
 
 # Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
 TILE = {'cpu': 1 << 18, 'cuda': 1 << 25}
+ROWS = 128  # tuples in a tile, at least, however many classes: with fewer, products wait for memory
 
 
-def add_mixtures(sums: Sums, batch: Batch, lam: Tensor) -> None:
+def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     """See `stream.Engine`."""
-    p_all, N, B = lam.shape
+    p_all, N, _ = lam.share.shape if isinstance(lam, Sticks) else lam.shape
     C = batch.logits.shape[-1]
-    size = TILE.get(lam.device.type, TILE['cuda'])
-    n = max(1, min(N, size // C))
+    size = TILE.get(batch.logits.device.type, TILE['cuda'])
+    n = min(N, max(ROWS, size // C))
     p_size = max(1, min(p_all, size // (C * n)))
-    for p in range(0, p_all, p_size):
-        for k in range(0, N, n):
-            _add_tile(sums, batch, slice(p, p + p_size), lam[p:p + p_size, k:k + n])
+    for i in range(0, p_all, p_size):
+        for j in range(0, N, n):
+            p, k = slice(i, i + p_size), slice(j, j + n)
+            if isinstance(lam, Sticks):
+                _add_tile(sums, batch, p, Sticks(lam.example[p, k], lam.share[p, k], lam.batch))
+            else:
+                _add_tile(sums, batch, p, lam[p, k])
 
 
-def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
-    L = batch.logits[p]
-    w, s = (lam, None) if batch.attention is None else factors(lam, batch.attention[p])
-    x = torch.bmm(w, L)
+# A product with 128 weights is about as fast as a sum over 50 rows that are looked up.
+ENGINE = Engine(add_mixtures, sticks=3 / 8)
+
+
+def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) -> None:
+    L, y = batch.logits[p], batch.y
+    a = None if batch.attention is None else batch.attention[p].unsqueeze(1)
+    s: Optional[Tensor] = None
+    if isinstance(lam, Sticks):
+        share = lam.share
+        if a is not None:
+            share, s = factors(share, a.squeeze(1).gather(1, lam.example.flatten(1)).view_as(share))
+        sticks = lam._replace(share=share)
+        w, x = sticks.dense(), _mix_sticks(sticks, L)
+    else:
+        w, s = (lam, None) if a is None else factors(lam, a)
+        x = torch.bmm(w, L)
     tau = w @ batch.rowsum
     weight = tau if s is None else s * tau
+    sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
     if sums.logits is None and sums.attention is None:
         sums.loss[p] += (weight * x.logsumexp(-1)).sum(-1)
     else:
         prob = x.softmax(-1)
         lse = x.amax(-1) - prob.amax(-1).log()  # cheaper than a logsumexp on top
         sums.loss[p] += (weight * lse).sum(-1)
-    sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
     wt = w.transpose(1, 2)
-    sums.pair[p] = torch.baddbmm(sums.pair[p], wt, w if s is None else w * s.unsqueeze(-1))
+    if y.shape[1] <= y.shape[0] and sums.attention is None:  # few classes: mix targets rather than pair examples
+        mixed = _mix_sticks(sticks, y) if isinstance(lam, Sticks) else w @ y
+        if s is not None:
+            mixed *= s.unsqueeze(-1)
+        sums.loss[p] -= (mixed * x).sum((1, 2))
+        if sums.logits is not None:
+            sums.logits[p].baddbmm_(wt, prob.mul_(weight.unsqueeze(-1)).sub_(mixed))
+        return
+    sums.pair[p].baddbmm_(wt, w if s is None else w * s.unsqueeze(-1))
     if sums.attention is not None:
-        assert s is not None
+        assert s is not None and isinstance(lam, Tensor)
         _add_attention(sums, batch, p, lam, w, s, tau, lse, prob)
     if sums.logits is not None:
-        sums.logits[p] = torch.baddbmm(sums.logits[p], wt, prob.mul_(weight.unsqueeze(-1)))
+        sums.logits[p].baddbmm_(wt, prob.mul_(weight.unsqueeze(-1)))
+
+
+def _mix_sticks(sticks: Sticks, rows: Tensor) -> Tensor:
+    """What `dense() @ rows` is, by looking up the few rows that count; rows (p, B, C), or (B, C) for all positions."""
+    example, share, batch = sticks
+    if rows.ndim == 3:
+        example = example + batch * torch.arange(len(rows), device=rows.device).view(-1, 1, 1)
+    mixed = F.embedding_bag(example.flatten(0, 1), rows.reshape(-1, rows.shape[-1]), mode='sum',
+                            per_sample_weights=share.flatten(0, 1))
+    return mixed.view(*share.shape[:2], -1)
 
 
 def _add_attention(

@@ -12,16 +12,19 @@ to fill a GPU, tuples are split among several owners, whose sums are added after
 Set TRITON_INTERPRET=1 before the first import to run the kernels in Python on the CPU; that is how they are tested
 without a GPU.
 """
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import os
+from typing import Union
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .stream import TINY, Batch, Sums
+from ..dirichlet import Sticks
+from .stream import TINY, Batch, Engine, Sums
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
@@ -142,8 +145,10 @@ def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
     tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
 
 
-def add_mixtures(sums: Sums, batch: Batch, lam: Tensor) -> None:
+def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     """See `stream.Engine`. float32; the attention is a constant."""
+    if isinstance(lam, Sticks):
+        lam = lam.dense()
     p, N, B = lam.shape
     L, a = batch.logits, batch.attention
     C = L.shape[-1]
@@ -163,13 +168,13 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Tensor) -> None:
         sums.weight += s.sum(1)
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
         with _Split(sums.pair, N, blocks) as to:
-            _pair[*blocks, p * to.splits](
+            _pair[blocks[0], blocks[1], p * to.splits](
                 lam, any_a, s, to.out, N, B, lam.stride(0), lam.stride(1), to.splits, to.rows, to.stride,
                 BLOCK_B=PAIR, **fixed)
         if sums.logits is not None:
             blocks = triton.cdiv(C, BLOCK_C), triton.cdiv(B, block_b)
             with _Split(sums.logits, N, blocks) as to:
-                _grad[*blocks, p * to.splits](
+                _grad[blocks[0], blocks[1], p * to.splits](
                     lam, L, any_a, s, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
                     BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
 
@@ -191,3 +196,6 @@ class _Split:
     def __exit__(self, *_: object) -> None:
         if self.splits > 1:
             self.total += self.out.sum(0)
+
+
+ENGINE = Engine(add_mixtures)

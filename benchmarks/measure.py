@@ -1,0 +1,86 @@
+"""What the benchmarks share: turns in one process, peak memory, what the machine can do, and where results go."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # or the profiler prints its start and stop between the figures
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], object]
+
+
+def medians(runs: dict[str, Run], repeat: int, device: str) -> dict[str, float]:
+    """Seconds of each, the median of `repeat` rounds in which they take turns, after one round to warm up."""
+    return {name: statistics.median(times) for name, times in _times(runs, repeat, device).items()}
+
+
+def _times(runs: dict[str, Run], repeat: int, device: str) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(repeat + 1):
+        first = i % len(runs)  # nobody always goes first, or always after the same
+        for name, run in [*runs.items()][first:] + [*runs.items()][:first]:
+            if device == 'cuda':
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            run()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+            if i:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def peak_mib(run: Run, device: str) -> float:
+    """The most memory that is held at a time while it runs, beyond what was held before, in MiB.
+
+    On CUDA by the allocator; on the CPU the largest sum of live tensors that torch's profiler sees.
+    """
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        run()
+    live = peak = 0
+    for event in sorted((e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]'),
+                        key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak / 2**20
+
+
+def machine_peaks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """What this machine does at best: operations a second in a large product, bytes a second in a large copy."""
+    size = 8192 if device == 'cuda' else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn((1 << 30 if device == 'cuda' else 1 << 28) // 4, device=device)
+    to = torch.empty_like(source)
+    found = _times({'product': lambda: a @ b, 'copy': lambda: to.copy_(source)}, 10, device)
+    best = {name: min(times) for name, times in found.items()}
+    return {'operations per second': 2 * size**3 / best['product'],
+            'bytes per second': 2 * source.nbytes / best['copy']}
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine and the versions, for the record."""
+    name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
+            'python': platform.python_version()}
+
+
+def save(path: str | None, result: dict[str, Any]) -> None:
+    """Write the figures as JSON, where a path was given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(result, indent=1) + '\n')
