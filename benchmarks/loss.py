@@ -137,7 +137,7 @@ def picture(path: str, rows: dict[str, dict[str, Any]], where: str) -> None:
         ax.set_xlabel(f'{"time" if key == "seconds" else "peak memory"} of loss, forward and backward ({unit}, log)')
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_yticks(at, [f'{name}\n{SHAPES[name]}' for name in rows], fontsize=8)
-    axes[1].legend(frameon=False, loc='lower right', fontsize=9)
+    axes[0].legend(frameon=False, loc='upper right', fontsize=9)
     fig.suptitle(f'Dense MultiMix loss with its classifier, (B, P, D, C, N); {where}', fontsize=10)
     fig.savefig(path, dpi=110)
 

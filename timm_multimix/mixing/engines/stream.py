@@ -23,7 +23,7 @@ from ..dirichlet import LamSampler, Sticks
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
 
-# Elements of Λ drawn or cut at a time.
+# Elements of Λ drawn or cut, or of the logits, at a time.
 CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
 
 
@@ -113,7 +113,7 @@ def run(
         draw = lam.draw_sticks if as_sticks else lam.draw
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
-    p_size = max(1, min(P, chunk // (B * k_size)))
+    p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
         part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4)
         size = part.logits.shape[0]
