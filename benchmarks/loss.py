@@ -22,7 +22,7 @@ from torch import Tensor
 from timm_multimix import LamSampler, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing.engines.stream import CHUNK
 
-from .measure import Run, describe, machine_peaks, medians, peak_mib, save
+from .measure import Run, describe, machine_peaks, make_room, medians, peak_mib, save
 
 #         name              B    P    D     C     N
 SHAPES = {
@@ -139,7 +139,7 @@ def picture(path: str, rows: dict[str, dict[str, Any]], where: str) -> None:
     axes[0].set_yticks(at, [f'{name}\n{SHAPES[name]}' for name in rows], fontsize=8)
     axes[0].legend(frameon=False, loc='upper right', fontsize=9)
     fig.suptitle(f'Dense MultiMix loss with its classifier, (B, P, D, C, N); {where}', fontsize=10)
-    fig.savefig(path, dpi=110)
+    fig.savefig(make_room(path), dpi=110)
 
 
 def main() -> None:

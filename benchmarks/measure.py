@@ -82,5 +82,10 @@ def describe(device: str) -> dict[str, Any]:
 def save(path: str | None, result: dict[str, Any]) -> None:
     """Write the figures as JSON, where a path was given."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(result, indent=1) + '\n')
+        make_room(path).write_text(json.dumps(result, indent=1) + '\n')
+
+
+def make_room(path: str) -> Path:
+    """The path, its folder made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path)

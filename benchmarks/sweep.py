@@ -15,7 +15,7 @@ from torch import Tensor
 from timm_multimix import LamSampler, attention, mixed_cross_entropy
 
 from .loss import SHAPES, literal
-from .measure import describe, medians, peak_mib, save
+from .measure import describe, make_room, medians, peak_mib, save
 
 
 def measure(n: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def picture(path: str, rows: list[dict[str, Any]], shape: str, where: str) -> No
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].legend(frameon=False)
     fig.suptitle(f'Dense MultiMix loss over n; {shape}, (B, P, D, C) = {SHAPES[shape][:4]}; {where}', fontsize=10)
-    fig.savefig(path, dpi=110)
+    fig.savefig(make_room(path), dpi=110)
 
 
 def main() -> None:

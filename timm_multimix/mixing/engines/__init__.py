@@ -54,4 +54,4 @@ def _triton_problem(device: str, dtype: torch.dtype, attention_grad: bool) -> st
 
 @cache
 def _say_once(message: str) -> None:
-    _logger.info(message)
+    _logger.warning(message)

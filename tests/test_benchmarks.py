@@ -1,0 +1,41 @@
+"""The benchmarks run as their documentation says, and write what it shows. What they measure is not tested."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+
+def run(*args: str) -> str:
+    done = subprocess.run([sys.executable, '-m', *args], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_loss(tmp_path: Path) -> None:
+    out = run('benchmarks.loss', '--shapes', 'CIFAR R-18', '--repeat', '1', '--device', 'cpu',
+              '--json', str(tmp_path / 'new' / 'loss.json'), '--picture', str(tmp_path / 'new' / 'loss.png'))
+    row = json.loads((tmp_path / 'new' / 'loss.json').read_text())['rows']['CIFAR R-18']
+    assert f'{row["faster"]:.1f}×' in out.splitlines()[-1]
+    assert row['MiB']['ours'] < row['MiB']['literal'] and (tmp_path / 'new' / 'loss.png').stat().st_size > 1000
+
+
+def test_sweep(tmp_path: Path) -> None:
+    run('benchmarks.sweep', '--shape', 'CIFAR R-18', '--largest', '2', '--repeat', '1', '--device', 'cpu',
+        '--json', str(tmp_path / 'sweep.json'), '--picture', str(tmp_path / 'sweep.png'))
+    rows = json.loads((tmp_path / 'sweep.json').read_text())['rows']
+    assert [row['n'] for row in rows] == [1, 10, 100]
+    assert all(row['loss'] > 0 and 'literal' in row['MiB'] for row in rows)
+
+
+@pytest.mark.parametrize('model', ['test_resnet', 'test_vit'])
+def test_step(model: str, tmp_path: Path) -> None:
+    out = run('benchmarks.step', '--models', model, '--batch-size', '4', '--num-classes', '5', '--repeat', '1',
+              '--device', 'cpu', '--json', str(tmp_path / 'step.json'))
+    row, = json.loads((tmp_path / 'step.json').read_text())['rows']
+    assert set(row['seconds']) == {'plain', 'multimix', 'dense'} and model in out
