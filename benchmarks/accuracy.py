@@ -4,7 +4,7 @@
     python -m benchmarks.accuracy report benchmarks/studies/methods_small.jsonl
 
 A study is a YAML file: `data` (how many images train, are held out of the training data, and test), `base` (flags of
-train.py for all), `seeds`, `on` ('held_out' to choose settings, 'test' for the final figures) and `runs`, a name and
+train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures) and `runs`, a name and
 its flags each; the first is what the others are compared with. Each finished run is one line of JSON beside the study.
 What is there is not run again, several processes may share one study, and --budget stops before a run that would not
 fit. Only last-epoch weights are evaluated, and the median of the last ten epochs shown beside: never the best on the
@@ -39,7 +39,7 @@ from timm_multimix.report import read_summary
 from .measure import describe, make_room
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
-KEYS = ('data', 'base', 'seeds', 'on', 'runs')
+KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
 PARTS = ('held_out', 'test')
 
 
@@ -56,8 +56,8 @@ def read_study(path: Path) -> dict[str, Any]:
     for key in KEYS:
         if not study.get(key):
             raise SettingError(f'{path}: {key!r} is missing.')
-    if study['on'] not in PARTS:
-        raise SettingError(f'{path}: on is {study["on"]!r}, but it must be one of {", ".join(PARTS)}.')
+    if study['judge'] not in PARTS:
+        raise SettingError(f'{path}: judge is {study["judge"]!r}, but it must be one of {", ".join(PARTS)}.')
     return study
 
 
@@ -125,7 +125,8 @@ def run(study_path: Path, data_dir: Path, budget: Optional[float]) -> None:
     for seed in study['seeds']:  # seed by seed, so that a study cut short compares like with like
         for name in names:
             settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
-            key = hashlib.sha1(json.dumps([settings, study['data'], study['on']], sort_keys=True).encode()).hexdigest()
+            what = json.dumps([settings, study['data'], study['judge']], sort_keys=True)
+            key = hashlib.sha1(what.encode()).hexdigest()
             if any(row['key'] == key for row in read_results(results)):
                 continue
             if budget and time.time() - started + longest > 60 * budget:
@@ -139,7 +140,8 @@ def run(study_path: Path, data_dir: Path, budget: Optional[float]) -> None:
                 continue
             try:
                 begun = time.time()
-                row = {'name': name, 'seed': seed, 'on': study['on'], 'key': key, **one(settings, study, data_dir)}
+                row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
+                       **one(settings, study, data_dir)}
                 longest = max(longest, time.time() - begun)
                 with results.open('a') as f:
                     f.write(json.dumps(row) + '\n')
@@ -155,7 +157,7 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict
     started = time.time()
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(tmp) / 'data', Path(tmp) / 'out'
-        make_folder(data_dir, study['data'], study['on'], folder)
+        make_folder(data_dir, study['data'], study['judge'], folder)
         command = [*flags(settings), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
         done = subprocess.run([sys.executable, str(TRAIN), *command], capture_output=True, text=True)
         if done.returncode:
@@ -190,7 +192,7 @@ def report(path: Path) -> str:
     by_name = {name: {row['seed']: row for row in rows if row['name'] == name} for name in study['runs']}
     first = next(iter(study['runs']))
     base = by_name[first]
-    data, on = study['data'], study['on']
+    data, on = study['data'], study['judge']
     lines = [
         f'{data["train"]} training images, {rows[0]["epochs"]} epochs, {rows[0]["images"]} images '
         f'{"held out of the training data" if on == "held_out" else "of the test data"}, last epoch.', '',

@@ -24,7 +24,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 def study(tmp_path: Path) -> Path:
     path = tmp_path / 'tiny.yaml'
     path.write_text(yaml.safe_dump({
-        'data': {'train': 12, 'held_out': 6, 'test': 6}, 'on': 'held_out', 'seeds': [1, 2],
+        'data': {'train': 12, 'held_out': 6, 'test': 6}, 'judge': 'held_out', 'seeds': [1],
         'base': {'model': 'test_resnet', 'img_size': 32, 'batch_size': 6, 'epochs': 1, 'workers': 0, 'hflip': 0.0},
         'runs': {'none': {}, 'dense': {'multimix': 'dense', 'multimix_effective': [1.5, 2]}}}, sort_keys=False))
     return path
@@ -39,11 +39,11 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     done = command('run', study, '--data-dir', data)
     assert done.returncode == 0, done.stderr
     rows = accuracy.read_results(study.with_suffix('.jsonl'))
-    assert [(row['name'], row['seed']) for row in rows] == [('none', 1), ('dense', 1), ('none', 2), ('dense', 2)]
-    assert all(row['images'] == 6 and 0 <= row['ece'] <= 1 and row['on'] == 'held_out' for row in rows)
+    assert [(row['name'], row['seed']) for row in rows] == [('none', 1), ('dense', 1)]
+    assert all(row['images'] == 6 and 0 <= row['ece'] <= 1 and row['judge'] == 'held_out' for row in rows)
     assert command('run', study, '--data-dir', data).stdout == ''
     table = command('report', study.with_suffix('.jsonl'), '--out', tmp_path / 'new' / 'table.md')
-    assert table.returncode == 0 and '| dense | 2 |' in table.stdout
+    assert table.returncode == 0 and '| dense | 1 |' in table.stdout
     assert '12 training images, 1 epochs, 6 images held out of the training data' in table.stdout
     assert (tmp_path / 'new' / 'table.md').read_text() == table.stdout
 
@@ -52,8 +52,8 @@ def test_statistics_of_the_report(study: Path) -> None:
     with study.with_suffix('.jsonl').open('w') as f:
         for name, tops in (('none', (70.0, 72.0)), ('dense', (71.0, 75.0))):
             for seed, top1 in zip((1, 2), tops):
-                f.write(json.dumps({'name': name, 'seed': seed, 'key': name + str(seed), 'on': 'held_out', 'top1': top1,
-                                    'median of last ten': top1, 'nll': 1.0, 'ece': 0.1, 'images': 6, 'epochs': 1,
+                f.write(json.dumps({'name': name, 'seed': seed, 'key': name + str(seed), 'judge': 'held_out',
+                                    'top1': top1, 'median of last ten': top1, 'nll': 1.0, 'ece': 0.1, 'images': 6, 'epochs': 1,
                                     'images per second': 100 if name == 'none' else 80}) + '\n')
     lines = accuracy.report(study.with_suffix('.jsonl')).splitlines()
     line = next(line for line in lines if line.startswith('| dense'))
@@ -75,7 +75,7 @@ def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'on': 'validation'}, 'held_out, test'),
+    ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'judge': 'validation'}, 'held_out, test'),
     ({'runs': None}, "'runs' is missing")])
 def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))

@@ -49,10 +49,13 @@ class Batch:
 class Sums:
     """Sums over the tuples of some positions, p of them; see the module's equations.
 
+    The target's part of loss and gradient comes from `pair`. An engine may put it into `loss` and `logits` itself
+    instead, and leave `pair` at zero.
+
     Attributes:
-        loss: Σ_k s_k τ_k lse_k, (p,): without the target's part.
+        loss: Σ_k s_k τ_k lse_k, (p,).
         weight: S, (p,).
-        logits: their gradient times S, without the target's part, (p, B, C). None where it is not wanted.
+        logits: their gradient times S, (p, B, C). None where it is not wanted.
         pair: V, (p, B, B).
         attention: its gradient times S, of losses relative to `reference`, (p, B). None, as the next two, where it is
             not wanted.
@@ -107,10 +110,8 @@ def run(
     if attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
-    draw, as_sticks = None, False
-    if isinstance(lam, LamSampler):
-        as_sticks = lam.m == B and 0 < lam.sticks <= engine.sticks * B and not attention_grad
-        draw = lam.draw_sticks if as_sticks else lam.draw
+    as_sticks = (isinstance(lam, LamSampler) and lam.m == B and 0 < lam.sticks <= engine.sticks * B
+                 and not attention_grad)
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
@@ -121,7 +122,11 @@ def run(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
             *(None if t is None else t[p] for t in (grad_a, count, reference)))
         for k in _slices(N, k_size):
-            engine.add(sums, part, lam[k, p].transpose(0, 1) if draw is None else draw(size, k.stop - k.start))
+            if isinstance(lam, LamSampler):
+                draw = lam.draw_sticks if as_sticks else lam.draw
+                engine.add(sums, part, draw(size, k.stop - k.start))
+            else:
+                engine.add(sums, part, lam[k, p].transpose(0, 1))
         targets = sums.pair @ y
         sums.loss -= (targets * part.logits).sum((1, 2))
         if sums.logits is not None:
