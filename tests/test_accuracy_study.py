@@ -53,7 +53,8 @@ def test_statistics_of_the_report(study: Path) -> None:
         for name, tops in (('none', (70.0, 72.0)), ('dense', (71.0, 75.0))):
             for seed, top1 in zip((1, 2), tops):
                 f.write(json.dumps({'name': name, 'seed': seed, 'key': name + str(seed), 'judge': 'held_out',
-                                    'top1': top1, 'median of last ten': top1, 'nll': 1.0, 'ece': 0.1, 'images': 6, 'epochs': 1,
+                                    'top1': top1, 'median of last ten': top1, 'nll': 1.0, 'ece': 0.1,
+                                    'images': 6, 'epochs': 1,
                                     'images per second': 100 if name == 'none' else 80}) + '\n')
     lines = accuracy.report(study.with_suffix('.jsonl')).splitlines()
     line = next(line for line in lines if line.startswith('| dense'))

@@ -98,6 +98,17 @@ def test_streams(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(got, mixed_cross_entropy(L, y, lam.transpose(0, 1), a, engine='torch'))
 
 
+@pytest.mark.slow  # 9 GB of address space, of which only some pages are ever touched
+def test_strides_beyond_32_bits() -> None:
+    N, B, stride = 70, 4, 2**31 // 64
+    lam = torch.empty(N * stride, device=DEVICE).as_strided((N, 1, B), (stride, B, 1))
+    lam.copy_(sample_lam(N, 1, B, 0.5))
+    L, y = torch.randn(B, 1, 5, device=DEVICE, requires_grad=True), torch.arange(B, device=DEVICE)
+    for got, want in zip(*(value_and_grad(mixed_cross_entropy(L, y, lam, engine=engine), L)
+                           for engine in ('triton', 'torch'))):
+        torch.testing.assert_close(got, want)
+
+
 def test_forward_only() -> None:
     L, y, lam = torch.randn(8, 2, 5, device=DEVICE), torch.arange(8, device=DEVICE) % 5, sample_lam(20, 2, 8, 1.0)
     got = mixed_cross_entropy(L, y, lam.to(DEVICE), engine='triton')

@@ -41,7 +41,9 @@ BLOCKS_WANTED = 256  # about two for every multiprocessor of a large GPU
 @triton.jit
 def _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A: tl.constexpr):
     """g = λa of tuples k and examples b, (len(k), len(b)); 0 outside."""
-    g = tl.load(lam + p * lam_p + k[:, None] * lam_k + b[None, :], mask=(k < N)[:, None] & (b < B)[None, :], other=0.0)
+    # A given Λ, (N, P, B), is strided, and may have more elements than fit into 32 bits.
+    at = lam + p * lam_p + k[:, None].to(tl.int64) * lam_k + b[None, :]
+    g = tl.load(at, mask=(k < N)[:, None] & (b < B)[None, :], other=0.0)
     if HAS_A:
         g *= tl.load(a + p * B + b, mask=b < B, other=0.0)[None, :]
     return g
@@ -112,7 +114,7 @@ def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, S
         lse = tl.load(lse_in + p * N + k, mask=k < N, other=0.0)
         x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
         prob = tl.exp(x * inverse[:, None] - lse[:, None]) * (v * inverse)[:, None]
-        mine = tl.load(lam + p * lam_p + k[None, :] * lam_k + own[:, None],
+        mine = tl.load(lam + p * lam_p + k[None, :].to(tl.int64) * lam_k + own[:, None],
                        mask=(k < N)[None, :] & (own < B)[:, None], other=0.0)
         acc = tl.dot(mine, prob, acc, input_precision=PRECISION)
     if HAS_A:
@@ -134,7 +136,7 @@ def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
         k = k0 + tl.arange(0, BLOCK_N)
         s = tl.load(s_in + p * N + k, mask=k < N, other=0.0)
         inverse = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
-        left = tl.load(lam + p * lam_p + k[None, :] * lam_k + i[:, None],
+        left = tl.load(lam + p * lam_p + k[None, :].to(tl.int64) * lam_k + i[:, None],
                        mask=(k < N)[None, :] & (i < B)[:, None], other=0.0)
         right = _load_g(lam, a, p, k, j, N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
