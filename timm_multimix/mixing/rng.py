@@ -27,8 +27,8 @@ class CpuStreams:
     def __init__(self, generator: Optional[torch.Generator] = None) -> None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
         self.streams = [np.random.Generator(np.random.SFC64(s)) for s in np.random.SeedSequence(seed).spawn(STREAMS)]
-        self.threads = max(1, min(STREAMS, torch.get_num_threads()))
-        self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        threads = min(STREAMS, torch.get_num_threads())
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def exponential(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Standard exponentials; float32 or float64."""
@@ -42,15 +42,9 @@ class CpuStreams:
             self, shape: tuple[int, ...], dtype: torch.dtype,
             draw: Callable[[np.random.Generator, Any], object]) -> Tensor:
         out = torch.empty(shape, dtype=dtype)
-        parts = list(zip(self.streams, np.array_split(out.view(-1).numpy(), STREAMS)))
+        parts = np.array_split(out.view(-1).numpy(), STREAMS)
 
-        def work(first: int) -> None:
-            for stream, part in parts[first::self.threads]:
-                draw(stream, part)
-
-        if self.pool is None or out.numel() < FEW:
-            for stream, part in parts:
-                draw(stream, part)
-        else:
-            list(self.pool.map(work, range(self.threads)))
+        # Whoever is free takes the next part: a thread may share its core with one of OpenMP's.
+        each = map if self.pool is None or out.numel() < FEW else self.pool.map
+        list(each(draw, self.streams, parts))
         return out
