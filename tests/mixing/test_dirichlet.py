@@ -51,6 +51,19 @@ def test_the_largest_weights_are_those_of_gammas(alpha: float, batch: int) -> No
         assert stats.ks_2samp(view(lam), view(true)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(('alpha', 'batch'), [(1 / 128, 128), (0.2, 8), (0.7, 8), (1.0, 8)])
+def test_as_on_an_accelerator(alpha: float, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torch draws, and α is not read."""
+    monkeypatch.setattr(LamSampler, '_streams', lambda self: None)
+    generator = torch.Generator().manual_seed(5)
+    lam = sample_lam(6000, 1, batch, alpha, generator)[:, 0].double().numpy()
+    again = sample_lam(6000, 1, batch, alpha, generator.manual_seed(5))[:, 0].double().numpy()
+    assert (lam == again).all()
+    true = np.random.default_rng(0).dirichlet([alpha] * batch, 6000)
+    for view in (lambda x: x.max(1), lambda x: (x**2).sum(1), lambda x: np.maximum(x[:, 0], 1e-5)):
+        assert stats.ks_2samp(view(lam), view(true)).pvalue > 1e-3
+
+
 def test_examples_are_treated_alike() -> None:
     lam = sample_lam(20_000, 1, 16, 0.02, torch.Generator().manual_seed(0))[:, 0]
     wins = torch.bincount(lam.argmax(1), minlength=16).numpy()

@@ -89,13 +89,13 @@ class LamSampler:
         self.n, self.positions, self.batch, self.m = n, positions, batch, m
         self.low, self.high = float(low), float(high)
         self.generator = generator
-        self.device = torch.device(device)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         if low == high:
             self.alpha = torch.full((), self.low, device=device, dtype=self.dtype)
         else:
             u = torch.rand((), generator=generator, device=device, dtype=self.dtype)
             self.alpha = self.low + (self.high - self.low) * u
+        self.device = self.alpha.device  # 'cuda' means one of them
         self._cpu: Optional[CpuStreams] = None
 
     @property
