@@ -38,7 +38,7 @@ def test_args_yaml_of_a_run_reruns_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize('text, words', [
     ('moddel: resnet18', "'moddel' is not a setting. Did you mean model"),
     ('multimix_alhpa: 1', 'Did you mean multimix_alpha'),
-    ('epochs: ten', "epochs is 'ten', but it is whole number"), ('epochs: 1.5', 'epochs is 1.5'),
+    ('epochs: ten', "epochs is 'ten', but it is a whole number"), ('epochs: 1.5', 'epochs is 1.5'),
     ('multimix: dens', "multimix is 'dens', but it is one of none, multimix, dense. Did you mean dense"),
     ('remode: pixle', 'Did you mean pixel'),
     ('amp: 1', 'true or false'), ('scale: [1]', 'scale is'), ('lr: [1, 2]', 'lr is'),
@@ -48,6 +48,11 @@ def test_args_yaml_of_a_run_reruns_it(tmp_path: Path) -> None:
 def test_bad_yaml(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         parse_args(['-c', yaml_file(tmp_path, text)])
+
+
+def test_home_folder_in_yaml(tmp_path: Path) -> None:
+    args = parse_args(['-c', yaml_file(tmp_path, 'data_dir: ~/images\noutput: ~/runs')])
+    assert args.data_dir == str(Path.home() / 'images') and args.output == str(Path.home() / 'runs')
 
 
 def test_missing_yaml(tmp_path: Path) -> None:

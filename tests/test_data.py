@@ -28,6 +28,13 @@ def test_digits_are_all_there_once_and_stratified() -> None:
     assert class_names(train) == [str(c) for c in range(10)]
 
 
+@pytest.mark.parametrize('name, splits', [
+    ('sklearn/digits', ('train', 'train')), ('sklearn/digits', ('val', 'test')), ('torch/cifar10', ('test', 'test'))])
+def test_validating_on_the_training_images_is_refused(name: str, splits: tuple[str, str]) -> None:
+    with pytest.raises(SettingError, match=f'--train-split {splits[0]} and --val-split {splits[1]} are the same'):
+        create_train_val(name, None, *splits)
+
+
 def test_digits_are_rgb_images_that_show_the_digit() -> None:
     image, target = ImageDataset('', reader=DigitsReader('train'))[0]
     assert image.mode == 'RGB' and image.size == (32, 32) and target == 0

@@ -218,6 +218,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     (['--model', 'test_resnet', '--opt-betas', '0.9'], '--opt adamw cannot be built'),
     (['--model', 'test_resnet', '--device', 'meta'], "--device is 'meta'"),
     (['--model', 'test_resnet', '--aa', 'nonsense'], 'Unknown AA policy nonsense'),
+    (['--model', 'test_resnet', '--experiment', '../elsewhere'], 'names one folder inside --output'),
+    (['--model', 'test_resnet', '--val-split', 'train'], 'are the same images'),
     (['--model', 'test_resnet', '--in-chans', '1', '--input-img-mode', 'RGB'], 'A first step with these settings'),
 ])
 def test_bad_input(flags: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,

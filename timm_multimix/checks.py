@@ -68,6 +68,9 @@ def check_args(args: argparse.Namespace) -> None:
     optimizers = [str(name) for name in timm.optim.list_optimizers()]
     if args.opt.lower() not in optimizers:
         raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
+    if args.experiment and os.path.basename(args.experiment) != args.experiment:
+        raise SettingError(f'--experiment is {args.experiment!r}, but it names one folder inside --output. For another '
+                           f'place use --output.')
     if args.resume and not resume_checkpoint(args.resume).is_file():
         raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
                            f'{str(resume_checkpoint(args.resume))!r}.')

@@ -199,6 +199,9 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         args.dataset = None  # the folder that was asked for, not the data set of the recipe
     if not args.data_dir and not args.dataset:
         args.dataset = DIGITS
+    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint'):  # YAML has no shell to do it
+        if getattr(args, name):
+            setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')
     return args
 
@@ -251,14 +254,14 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
     many = action.nargs in ('+', '*') or isinstance(action.nargs, int)
     wrong_count = isinstance(action.nargs, int) and len(values) != action.nargs
     if wrong_count or (isinstance(value, (list, dict)) and not many):
-        raise SettingError(f'{where} is {value!r}, but it is {action.nargs if many else "one"} value'
-                           f'{"s" if many else ""}.')
+        count = f'{action.nargs} values' if many else 'one value'
+        raise SettingError(f'{where} is {value!r}, but it is {count}.')
     kind: Any = action.type or str
     try:
         values = [kind(str(v)) for v in values]
     except ValueError as e:
-        raise SettingError(f'{where} is {value!r}, but it is {"whole" if kind is int else "a"} '
-                           f'number{"s" if many else ""}.') from e
+        what = 'whole number' if kind is int else 'number'
+        raise SettingError(f'{where} is {value!r}, but it is {what + "s" if many else "a " + what}.') from e
     for v in values:
         if action.choices is not None and v not in action.choices:
             choices = [str(c) for c in action.choices]

@@ -43,6 +43,8 @@ def create_train_val(
             raise SettingError(f'--dataset is {name!r}, but of scikit-learn there is only {DIGITS}.')
         train, val = (ImageDataset('', reader=DigitsReader(split), input_img_mode=input_img_mode)
                       for split in (train_split, val_split))
+        if train.reader.samples == val.reader.samples:
+            raise _same_splits(train_split, val_split)
         return train, val
     prefix = name.partition('/')[0].lower()
     folder = name in ('', 'folder') or '/' not in name
@@ -54,6 +56,8 @@ def create_train_val(
                            f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
     if folder:
         _check_folder(root)
+    elif train_split == val_split:
+        raise _same_splits(train_split, val_split)
     if prefix != 'torch':
         kwargs['input_img_mode'] = input_img_mode
     train = _create(name if not folder else '', root, train_split, is_training=True, **kwargs)
@@ -70,6 +74,11 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
         raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
+
+
+def _same_splits(train_split: str, val_split: str) -> SettingError:
+    return SettingError(f'--train-split {train_split} and --val-split {val_split} are the same images: accuracy on '
+                        f'them would only show what was learned by heart.')
 
 
 def _check_folder(root: Optional[str]) -> None:
