@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import timm_multimix
 
-from .measure import Run, describe, medians, peak_mib, save
+from .measure import Run, describe, make_room, medians, peak_mib, save
 
 MODES = ('plain', 'multimix', 'dense')
 
@@ -54,6 +54,28 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             'memory ratio': {m: memory[m] / memory['plain'] for m in MODES}}
 
 
+def picture(path: str, rows: list[dict[str, Any]], where: str) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.8 * len(rows)), layout='constrained', sharey=True)
+    for ax, key, label in zip(axes, ('time ratio', 'memory ratio'), ('time of a step', 'peak memory')):
+        for i, mode in enumerate(MODES):
+            at = [len(rows) - row - 0.25 * i for row in range(len(rows))]
+            bars = ax.barh(at, [row[key][mode] for row in rows], 0.22, color=('0.65', '#8fb8de', '#2e6eb3')[i],
+                           label=('plain cross-entropy', 'MultiMix', 'Dense MultiMix')[i])
+            ax.bar_label(bars, fmt=' %.3f', fontsize=9)
+        ax.set_xlim(0, 1.9)
+        ax.set_xlabel(f'{label}, plain = 1')
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].set_yticks([len(rows) - row - 0.25 for row in range(len(rows))],
+                       [f'{row["model"]}\n{tuple(row["input"])}' for row in rows], fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc='center right')
+    fig.suptitle(f'A training step; {where}', fontsize=10)
+    fig.savefig(make_room(path), dpi=110)
+
+
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
@@ -64,6 +86,7 @@ def main() -> None:
     parser.add_argument('--repeat', type=int, default=20 if cuda else 5)
     parser.add_argument('--device', default='cuda' if cuda else 'cpu')
     parser.add_argument('--json', help='write the figures to this file as well')
+    parser.add_argument('--picture', help='draw them into this file')
     args = parser.parse_args()
     torch.manual_seed(0)
     where = describe(args.device)
@@ -76,6 +99,8 @@ def main() -> None:
         cells += [f'{row["time ratio"][m]:.3f}×, {row["memory ratio"][m]:.3f}×' for m in MODES[1:]]
         print(f'| {name} {tuple(row["input"])} | {" | ".join(cells)} |', flush=True)
     save(args.json, {**where, 'rows': rows})
+    if args.picture:
+        picture(args.picture, rows, f'{where["device"]}, {where["threads"]} threads')
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ def test_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize('model', ['test_resnet', 'test_vit'])
 def test_step(model: str, tmp_path: Path) -> None:
     out = run('benchmarks.step', '--models', model, '--batch-size', '4', '--num-classes', '5', '--repeat', '1',
-              '--device', 'cpu', '--json', str(tmp_path / 'step.json'))
+              '--device', 'cpu', '--json', str(tmp_path / 'step.json'), '--picture', str(tmp_path / 'step.png'))
+    assert (tmp_path / 'step.png').stat().st_size > 1000
     row, = json.loads((tmp_path / 'step.json').read_text())['rows']
     assert set(row['seconds']) == {'plain', 'multimix', 'dense'} and model in out

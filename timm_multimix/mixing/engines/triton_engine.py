@@ -50,6 +50,30 @@ def _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A: tl.constexpr):
 
 
 @triton.jit
+def _load_lam_t(lam, p, k, b, N, B, lam_p, lam_k):
+    """λᵀ of the same, (len(b), len(k))."""
+    at = lam + p * lam_p + k[None, :].to(tl.int64) * lam_k + b[:, None]
+    return tl.load(at, mask=(k < N)[None, :] & (b < B)[:, None], other=0.0)
+
+
+@triton.jit
+def _load_inverse(s, p, k, N):
+    """1/s of tuples k; 0 where s is."""
+    found = tl.load(s + p * N + k, mask=k < N, other=0.0)
+    return tl.where(found > 0, 1 / tl.where(found > 0, found, 1.0), 0.0)
+
+
+@triton.jit
+def _add(out, acc, a, p, i, j, B, J, HAS_A: tl.constexpr):
+    """out += a ∘ acc, at examples i and columns j of J."""
+    if HAS_A:
+        acc *= tl.load(a + p * B + i, mask=i < B, other=0.0)[:, None]
+    to = out + (p * B + i[:, None]) * J + j[None, :]
+    inside = (i < B)[:, None] & (j < J)[None, :]
+    tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
+
+
+@triton.jit
 def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
          HAS_A: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
     """gL of tuples k and classes c, (len(k), len(c)), in float32."""
@@ -108,20 +132,14 @@ def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, S
     acc = tl.zeros((BLOCK_B, BLOCK_C), dtype=tl.float32)
     for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
         k = k0 + tl.arange(0, BLOCK_N)
-        s = tl.load(s_in + p * N + k, mask=k < N, other=0.0)
-        inverse = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
+        inverse = _load_inverse(s_in, p, k, N)
         v = tl.load(v_in + p * N + k, mask=k < N, other=0.0)
         lse = tl.load(lse_in + p * N + k, mask=k < N, other=0.0)
         x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
         prob = tl.exp(x * inverse[:, None] - lse[:, None]) * (v * inverse)[:, None]
-        mine = tl.load(lam + p * lam_p + k[None, :].to(tl.int64) * lam_k + own[:, None],
-                       mask=(k < N)[None, :] & (own < B)[:, None], other=0.0)
+        mine = _load_lam_t(lam, p, k, own, N, B, lam_p, lam_k)
         acc = tl.dot(mine, prob, acc, input_precision=PRECISION)
-    if HAS_A:
-        acc *= tl.load(a + p * B + own, mask=own < B, other=0.0)[:, None]
-    to = out + split * out_split + (p * B + own[:, None]) * C + c[None, :]
-    inside = (own < B)[:, None] & (c < C)[None, :]
-    tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
+    _add(out + split * out_split, acc, a, p, own, c, B, C, HAS_A)
 
 
 @triton.jit
@@ -134,17 +152,11 @@ def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
     acc = tl.zeros((BLOCK_B, BLOCK_B), dtype=tl.float32)
     for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
         k = k0 + tl.arange(0, BLOCK_N)
-        s = tl.load(s_in + p * N + k, mask=k < N, other=0.0)
-        inverse = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
-        left = tl.load(lam + p * lam_p + k[None, :].to(tl.int64) * lam_k + i[:, None],
-                       mask=(k < N)[None, :] & (i < B)[:, None], other=0.0)
+        inverse = _load_inverse(s_in, p, k, N)
+        left = _load_lam_t(lam, p, k, i, N, B, lam_p, lam_k)
         right = _load_g(lam, a, p, k, j, N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-    if HAS_A:
-        acc *= tl.load(a + p * B + i, mask=i < B, other=0.0)[:, None]
-    to = out + split * out_split + (p * B + i[:, None]) * B + j[None, :]
-    inside = (i < B)[:, None] & (j < B)[None, :]
-    tl.store(to, tl.load(to, mask=inside, other=0.0) + acc, mask=inside)
+    _add(out + split * out_split, acc, a, p, i, j, B, B, HAS_A)
 
 
 def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
