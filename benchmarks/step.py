@@ -66,7 +66,7 @@ def picture(path: str, rows: list[dict[str, Any]], where: str) -> None:
             bars = ax.barh(at, [row[key][mode] for row in rows], 0.22, color=('0.65', '#8fb8de', '#2e6eb3')[i],
                            label=('plain cross-entropy', 'MultiMix', 'Dense MultiMix')[i])
             ax.bar_label(bars, fmt=' %.3f', fontsize=9)
-        ax.set_xlim(0, 1.9)
+        ax.set_xlim(0, 2.6)  # room for the legend
         ax.set_xlabel(f'{label}, plain = 1')
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_yticks([len(rows) - row - 0.25 for row in range(len(rows))],
