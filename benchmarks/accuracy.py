@@ -1,22 +1,28 @@
 """Does it help? Trains a grid of settings and seeds with `train.py`, and reports them side by side.
 
-    python -m benchmarks.accuracy run benchmarks/studies/methods_small.yaml --data-dir cifar10 --budget 60
-    python -m benchmarks.accuracy report benchmarks/studies/methods_small.jsonl
+    python -m benchmarks.accuracy run benchmarks/studies/methods_resnet.yaml --data-dir cifar10 --budget 60
+    python -m benchmarks.accuracy report benchmarks/studies/methods_resnet.jsonl --plot methods.png
 
 A study is a YAML file: `data` (how many images train, are held out of the training data, and test), `base` (flags of
-train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures) and `runs`, a name and
-its flags each; the first is what the others are compared with. Each finished run is one line of JSON beside the study.
-What is there is not run again, several processes may share one study, and --budget stops before a run that would not
-fit. Only last-epoch weights are evaluated, and the median of the last ten epochs shown beside: never the best on the
-images that judge.
+train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures), `runs`, a name and
+its flags each, the first being what the others are compared with, and, if wanted, `rivals`, names of runs the best of
+which is compared with too. `data: {watch: N}` lets train.py validate on the first N judging images only, which is what
+the median of the last ten epochs is of; the last weights are always judged on all.
+
+Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
+study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit.
+`--seeds` and `--subset` ask whether a result holds with other seeds and other images. Only last-epoch weights are
+judged, never the best on the images that judge.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -40,6 +46,7 @@ from .measure import describe, make_room
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
+MORE_KEYS = ('rivals',)
 PARTS = ('held_out', 'test')
 
 
@@ -51,36 +58,53 @@ def read_study(path: Path) -> dict[str, Any]:
     """
     study = yaml.safe_load(path.read_text())
     for key in study:
-        if key not in KEYS:
-            raise SettingError(f'{path}: {key!r} is not a part of a study.{nearest(key, KEYS)}')
+        if key not in KEYS + MORE_KEYS:
+            raise SettingError(f'{path}: {key!r} is not a part of a study.{nearest(key, KEYS + MORE_KEYS)}')
     for key in KEYS:
         if not study.get(key):
             raise SettingError(f'{path}: {key!r} is missing.')
     if study['judge'] not in PARTS:
         raise SettingError(f'{path}: judge is {study["judge"]!r}, but it must be one of {", ".join(PARTS)}.')
+    for name in study.get('rivals') or ():
+        if name not in study['runs']:
+            raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
     return study
 
 
 def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> None:
-    """An image folder of links: `train`, balanced, and `validation`, which is held out of the training data or the test
-    data. Which images is fixed, whatever the seed of the training."""
+    """An image folder of links: `train`, balanced, `judge`, held out of the training data or the test data, and
+    `validation`, its first images. Which images is fixed by sizes['subset'], whatever the seed of the training."""
     wanted = {'train': ('train', 0, sizes['train'])}
-    if on == 'held_out':
-        wanted['validation'] = ('train', sizes['train'], sizes['held_out'])
-    else:
-        wanted['validation'] = ('validation', 0, sizes['test'])
+    wanted['judge'] = ('train', sizes['train'], sizes['held_out']) if on == 'held_out' else (
+        'validation', 0, sizes['test'])
+    wanted['validation'] = (*wanted['judge'][:2], sizes.get('watch') or wanted['judge'][2])
     for part, (split, skip, count) in wanted.items():
         classes = sorted(p for p in (root / split).iterdir() if p.is_dir())
         each, first = count // len(classes), skip // len(classes)
         for source in classes:
             images = sorted(source.iterdir())
-            random.Random(f'{split}/{source.name}').shuffle(images)
+            random.Random(f'{split}/{source.name}/{sizes.get("subset") or ""}').shuffle(images)
             chosen = images[first:first + each]
             if len(chosen) < each:
                 raise SettingError(f'{source} has {len(images)} images, but {first + each} are needed.')
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
+
+
+def claim(path: Path) -> bool:
+    """Take a run for this process, unless another one that lives has it. Who took it is written in the file."""
+    try:
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        host, _, pid = path.read_text().rpartition(':')
+        if host != platform.node() or Path('/proc', pid).exists() or not Path('/proc').exists():
+            return False
+        path.unlink(missing_ok=True)  # it was killed
+        return claim(path)
+    os.write(file, f'{platform.node()}:{os.getpid()}'.encode())
+    os.close(file)
+    return True
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
@@ -116,14 +140,15 @@ def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
     return {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(z, y)), 'ece': float(gap), 'images': len(y)}
 
 
-def run(study_path: Path, data_dir: Path, budget: Optional[float]) -> None:
+def run(study_path: Path, data_dir: Path, budget: Optional[float], results: Path, seeds: Optional[list[int]] = None,
+        subset: int = 0) -> None:
     study = read_study(study_path)
-    results = study_path.with_suffix('.jsonl')
-    claims = study_path.with_suffix('.claims')
+    if subset:
+        study['data']['subset'] = subset
+    claims = results.with_suffix('.claims')
     started, longest = time.time(), 0.0
-    names = list(study['runs'])
-    for seed in study['seeds']:  # seed by seed, so that a study cut short compares like with like
-        for name in names:
+    for seed in seeds or study['seeds']:  # seed by seed, so that a study cut short compares like with like
+        for name in study['runs']:
             settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
             what = json.dumps([settings, study['data'], study['judge']], sort_keys=True)
             key = hashlib.sha1(what.encode()).hexdigest()
@@ -133,12 +158,12 @@ def run(study_path: Path, data_dir: Path, budget: Optional[float]) -> None:
                 print(f'Stopped: {name}, seed {seed} would not fit into {budget:g} minutes. The same command goes on.')
                 return
             claims.mkdir(exist_ok=True)
-            try:
-                os.close(os.open(claims / key, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:  # another process has it; after one was killed, remove the folder
-                print(f'{name}, seed {seed}: claimed in {claims}', flush=True)
+            if not claim(claims / key):
+                print(f'{name}, seed {seed}: another process is at it ({claims / key})', flush=True)
                 continue
             try:
+                if any(row['key'] == key for row in read_results(results)):  # finished since we looked
+                    continue
                 begun = time.time()
                 row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
                        **one(settings, study, data_dir)}
@@ -148,8 +173,8 @@ def run(study_path: Path, data_dir: Path, budget: Optional[float]) -> None:
                 print(f'{name}, seed {seed}: {row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {row["minutes"]:.1f} min',
                       flush=True)
             finally:
-                (claims / key).unlink()
-    if claims.exists() and not any(claims.iterdir()):
+                (claims / key).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may still hold a claim in it
         claims.rmdir()
 
 
@@ -163,7 +188,7 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict
         if done.returncode:
             raise SettingError(f'train.py {" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
         epochs = read_summary(out / 'run' / 'summary.csv')
-        found = evaluate(out / 'run' / 'model', folder / 'validation')
+        found = evaluate(out / 'run' / 'model', folder / 'judge')
     accuracies = [float(row['eval_top1']) for row in epochs[-10:]]
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
     return {**found, 'median of last ten': statistics.median(accuracies), 'epochs': len(epochs),
@@ -181,45 +206,87 @@ def mean_error(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
-def report(path: Path) -> str:
-    """A Markdown table: means ± standard errors, and the paired difference to the first run with its 95 % interval."""
-    from scipy import stats
+MEASURES = {'top1': ('top-1 %', 2), 'median of last ten': ('median of last ten', 2), 'nll': ('NLL', 3),
+            'ece': ('ECE', 3)}  # key of a row: title and digits
 
+
+def by_name(path: Path, study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Finished runs: name → seed → row, in the order of the study, without names that have none."""
     rows = read_results(path)
     if not rows:
         raise SettingError(f'{path} holds no finished run.')
-    study = read_study(path.with_suffix('.yaml'))
-    by_name = {name: {row['seed']: row for row in rows if row['name'] == name} for name in study['runs']}
+    found = {name: {row['seed']: row for row in rows if row['name'] == name} for name in study['runs']}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def difference(found: dict[int, Any], base: dict[int, Any], key: str) -> str:
+    """Mean of the differences seed by seed, and its 95 % interval by Student's t."""
+    from scipy import stats
+
+    shared = sorted(found.keys() & base.keys())
+    digits = MEASURES[key][1]
+    differences = [found[seed][key] - base[seed][key] for seed in shared]
+    if len(shared) < 2:
+        return f'{differences[0]:+.{digits}f}' if shared else ''
+    mean, error = mean_error(differences)
+    half = float(stats.t.ppf(0.975, len(shared) - 1)) * error
+    return f'{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]'
+
+
+def report(path: Path, study_path: Optional[Path] = None) -> str:
+    """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival."""
+    study = read_study(study_path or path.with_suffix('.yaml'))
+    found = by_name(path, study)
     first = next(iter(study['runs']))
-    base = by_name[first]
-    data, on = study['data'], study['judge']
+    base = found.get(first, {})
+    rivals = [name for name in study.get('rivals') or () if name in found]
+    best = max(rivals, key=lambda name: statistics.mean(r['top1'] for r in found[name].values()), default=None)
+    row = next(iter(next(iter(found.values())).values()))
+    head = ['run', 'seeds', *(title for title, _ in MEASURES.values()), f'top-1 against {first}, 95 % interval',
+            *([f'top-1 against {best}'] if best else []), f'NLL against {first}', 'time of a step']
+    held_out = study['judge'] == 'held_out'
     lines = [
-        f'{data["train"]} training images, {rows[0]["epochs"]} epochs, {rows[0]["images"]} images '
-        f'{"held out of the training data" if on == "held_out" else "of the test data"}, last epoch.', '',
-        '| run | seeds | top-1 % | median of last ten | NLL | ECE | top-1 against '
-        f'{first}, 95 % interval | NLL against {first} | time of a step |', '|---|---|---|---|---|---|---|---|---|']
-    for name, found in by_name.items():
-        if not found:
-            continue
-        cells = [name, str(len(found))]
-        for key, digits in (('top1', 2), ('median of last ten', 2), ('nll', 3), ('ece', 3)):
-            mean, error = mean_error([row[key] for row in found.values()])
-            cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}' if len(found) > 1 else f'{mean:.{digits}f}')
-        shared = sorted(found.keys() & base.keys())
-        for key, digits in (('top1', 2), ('nll', 3)):
-            differences = [found[seed][key] - base[seed][key] for seed in shared]
-            if name == first or not shared:
-                cells.append('')
-            elif len(shared) == 1:
-                cells.append(f'{differences[0]:+.{digits}f}')
-            else:
-                mean, error = mean_error(differences)
-                half = float(stats.t.ppf(0.975, len(shared) - 1)) * error
-                cells.append(f'{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]')
-        ratios = [base[seed]['images per second'] / found[seed]['images per second'] for seed in shared]
+        f'{study["data"]["train"]} training images, {row["epochs"]} epochs, {row["images"]} images '
+        f'{"held out of the training data" if held_out else "of the test data"}, last epoch.', '',
+        '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for name, seeds in found.items():
+        cells = [name, str(len(seeds))]
+        for key, (_, digits) in MEASURES.items():
+            mean, error = mean_error([r[key] for r in seeds.values()])
+            cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}' if len(seeds) > 1 else f'{mean:.{digits}f}')
+        cells.append('' if name == first else difference(seeds, base, 'top1'))
+        if best:
+            cells.append('' if name == best else difference(seeds, found[best], 'top1'))
+        cells.append('' if name == first else difference(seeds, base, 'nll'))
+        ratios = [base[s]['images per second'] / r['images per second'] for s, r in seeds.items() if s in base]
         cells.append(f'{statistics.median(ratios):.2f}×' if ratios else '')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def plot(path: Path, image: Path, study_path: Optional[Path] = None) -> None:
+    """A picture of the table: every seed a dot, the mean with its standard error, and the first run as a line."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    study = read_study(study_path or path.with_suffix('.yaml'))
+    found = by_name(path, study)
+    names = list(found)[::-1]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.3 * len(names)), sharey=True, layout='constrained')
+    for ax, (key, title) in zip(axes, (('top1', 'top-1, %  (more is better)'), ('nll', 'NLL, nats  (less is better)'),
+                                       ('ece', 'ECE  (less is better)'))):
+        ax.axvline(mean_error([row[key] for row in found[names[-1]].values()])[0], color='0.8', zorder=0)
+        for y, name in enumerate(names):
+            values = [row[key] for row in found[name].values()]
+            mean, error = mean_error(values)
+            ax.plot(values, [y] * len(values), '.', color='0.6', ms=5)
+            ax.errorbar(mean, y, xerr=None if math.isnan(error) else error, fmt='o', color='C0', ms=5, capsize=3)
+        ax.set_xlabel(title)
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].set_yticks(range(len(names)), names)
+    figure.savefig(image, dpi=150)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -229,18 +296,26 @@ def main() -> None:
     train.add_argument('study', type=Path, metavar='STUDY.yaml')
     train.add_argument('--data-dir', type=Path, required=True, help='image folder with train/ and validation/')
     train.add_argument('--budget', type=float, metavar='MINUTES', help='start no run that would end later')
+    train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
+    train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
+    train.add_argument('--results', type=Path, metavar='STUDY.jsonl', help='default: beside the study')
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
+    show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside the results')
     show.add_argument('--out', help='write it to this file as well')
+    show.add_argument('--plot', metavar='FILE.png', help='draw it')
     args = parser.parse_args()
     try:
         if args.command == 'run':
-            run(args.study, args.data_dir, args.budget)
+            results = args.results or args.study.with_suffix('.jsonl')
+            run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset)
         else:
-            text = report(args.results)
+            text = report(args.results, args.study)
             print(text)
             if args.out:
                 make_room(args.out).write_text(text + '\n')
+            if args.plot:
+                plot(args.results, make_room(args.plot), args.study)
     except SettingError as error:
         raise SystemExit(f'error: {error}') from error
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,7 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     assert table.returncode == 0 and '| dense | 1 |' in table.stdout
     assert '12 training images, 1 epochs, 6 images held out of the training data' in table.stdout
     assert (tmp_path / 'new' / 'table.md').read_text() == table.stdout
+    assert not study.with_suffix('.claims').exists()
 
 
 def test_statistics_of_the_report(study: Path) -> None:
@@ -62,13 +65,57 @@ def test_statistics_of_the_report(study: Path) -> None:
     assert '| 73.00 ± 2.00 |' in line and '| +2.00 [-10.71, +14.71] |' in line and '| 1.25× |' in line
 
 
+def test_differences_to_the_best_rival_and_the_picture(study: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(study.read_text())
+    settings['runs'] = {'none': {}, 'mixup': {}, 'cutmix': {}, 'dense': {}, 'not run yet': {}}
+    study.write_text(yaml.safe_dump({**settings, 'rivals': ['mixup', 'cutmix']}, sort_keys=False))
+    with study.with_suffix('.jsonl').open('w') as f:
+        for name, tops in (('none', (70, 72)), ('mixup', (71, 73)), ('cutmix', (73, 72)), ('dense', (75, 75))):
+            for seed, top1 in zip((1, 2), tops):
+                f.write(json.dumps({'name': name, 'seed': seed, 'top1': top1, 'median of last ten': top1, 'nll': 1.0,
+                                    'ece': 0.1, 'images': 6, 'epochs': 1, 'images per second': 100}) + '\n')
+    done = command('report', study.with_suffix('.jsonl'), '--plot', tmp_path / 'new' / 'figure.png')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert '| top-1 against cutmix |' in lines[2] and not any('not run yet' in line for line in lines)
+    assert '| +2.50 [' in next(line for line in lines if line.startswith('| dense'))
+    assert (tmp_path / 'new' / 'figure.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_claims_of_the_dead_are_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / 'claim'
+    assert accuracy.claim(path) and path.read_text() == f'{platform.node()}:{os.getpid()}'
+    assert not accuracy.claim(path)
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    path.write_text(f'{platform.node()}:{dead.pid}')
+    assert accuracy.claim(path)
+    path.write_text(f'another-{platform.node()}:{dead.pid}')
+    assert not accuracy.claim(path)
+
+
+def test_watched_images_and_other_subsets(tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=2, per_class=8)
+    found = {}
+    for subset in (0, 1):
+        sizes = {'train': 4, 'held_out': 8, 'test': 4, 'watch': 4, 'subset': subset}
+        accuracy.make_folder(data, sizes, 'held_out', tmp_path / str(subset))
+        found[subset] = {part: {p.resolve() for p in (tmp_path / str(subset) / part).rglob('*.png')}
+                         for part in ('train', 'validation', 'judge')}
+        assert len(found[subset]['validation']) == 4 and len(found[subset]['judge']) == 8
+        assert found[subset]['validation'] < found[subset]['judge']
+        assert not found[subset]['train'] & found[subset]['judge']
+    assert found[0]['train'] != found[1]['train']
+
+
 def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
     data = write_images(tmp_path / 'images', classes=3, per_class=6)
     for on, source in (('held_out', 'train'), ('test', 'validation')):
         folder = tmp_path / on
         accuracy.make_folder(data, {'train': 12, 'held_out': 6, 'test': 6}, on, folder)
-        parts = {part: {p.resolve() for p in (folder / part).rglob('*.png')} for part in ('train', 'validation')}
-        assert len(parts['train']) == 12 and len(parts['validation']) == 6
+        parts = {part: {p.resolve() for p in (folder / part).rglob('*.png')}
+                 for part in ('train', 'validation', 'judge')}
+        assert len(parts['train']) == 12 and parts['validation'] == parts['judge'] and len(parts['judge']) == 6
         assert not parts['train'] & parts['validation']
         assert {p.parent.parent.name for p in parts['validation']} == {source}
     with pytest.raises(SettingError, match='has 6 images, but 7 are needed'):
@@ -77,7 +124,8 @@ def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('change, words', [
     ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'judge': 'validation'}, 'held_out, test'),
-    ({'runs': None}, "'runs' is missing")])
+    ({'runs': None}, "'runs' is missing"),
+    ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense")])
 def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))
     with pytest.raises(SettingError, match=words):
