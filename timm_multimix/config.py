@@ -83,7 +83,8 @@ class MultiMixConfig:
             mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
         mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
             comes before embedding mixing on every step. Used by `MultiMixTask` only.
-        clean_weight: weight of the ordinary cross-entropy of the unmixed batch, added to the mixed term.
+        clean_weight: weight of the ordinary cross-entropy of the unmixed batch beside the mixed term, whose weight is
+            1. The loss is their weighted mean, so gradients stay as large as those of ordinary training.
         attention: dense only: what u is in a = h(zᵀu). 'gap' the image's own mean feature, 'cam' the classifier's row
             of its class, 'uniform' no attention.
         attention_norm: dense only: h, 'l1_relu' or 'softmax'.

@@ -23,7 +23,7 @@ class MultiMixOutput(NamedTuple):
     """What a wrapped model returns when it is given targets.
 
     Attributes:
-        loss: scalar to call `backward()` on: mixed loss + clean_weight · clean loss. float32.
+        loss: scalar to call `backward()` on: (mixed loss + clean_weight · clean loss) / (1 + clean_weight). float32.
         logits: (B, C), of the clean images.
         signal: scalars on the device, detached: 'effective' and 'target_entropy' (see `mixing.signal`), 'loss_mixed',
             'loss_clean'.
@@ -146,7 +146,9 @@ class MultiMixModel(nn.Module):
             dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine)
         with torch.autocast(input.device.type, enabled=False):
             loss_clean = F.cross_entropy(logits.to(dtype), y)
-        loss = loss_mixed + config.clean_weight * loss_clean if config.clean_weight else loss_mixed
+        # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
+        w = config.clean_weight
+        loss = (loss_mixed + w * loss_clean) / (1 + w) if w else loss_mixed
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
         report.update(loss_mixed=loss_mixed.detach(), loss_clean=loss_clean.detach())
         return MultiMixOutput(loss, logits, report)
