@@ -13,6 +13,8 @@ import yaml
 
 from benchmarks import accuracy
 from timm_multimix import SettingError
+from timm_multimix.checks import check_args
+from timm_multimix.cli import multimix_config, parse_args
 
 from .conftest import ROOT, write_images
 
@@ -130,3 +132,18 @@ def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))
     with pytest.raises(SettingError, match=words):
         accuracy.read_study(study)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'studies').glob('*.yaml')), ids=lambda p: p.stem)
+def test_studies_that_come_with_us_are_whole(path: Path) -> None:
+    """Every run of every study is a command line that train.py takes, and no two runs are the same."""
+    read = accuracy.read_study(path)
+    lines = [accuracy.flags({**read['base'], **(run or {})}) for run in read['runs'].values()]
+    assert len({tuple(line) for line in lines}) == len(lines) and len(read['seeds']) == len(set(read['seeds']))
+    for line in lines:
+        args = parse_args([*line, '--data-dir', 'images'])
+        check_args(args)
+        config = multimix_config(args)
+        assert (config is None) == (args.multimix == 'none')
+        if config is not None:
+            config.check_batch(args.batch_size)
