@@ -1,4 +1,5 @@
 """MultiMix and Dense MultiMix for timm models (arXiv 2311.05538)."""
+from .backbones import describe
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
@@ -8,5 +9,5 @@ from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
 __all__ = [
     'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', '__version__',
-    'attention', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
+    'attention', 'describe', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
 ]

@@ -117,8 +117,8 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
     if parameter.is_meta:
         raise SettingError(f"'dense' runs {name} once to see how it ends, which needs its weights: materialise it "
                            f"first (model.to_empty(device=…) and its weights), or use 'multimix'.")
-    size = tuple(input_size) if input_size else _input_size(model)
-    with _evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+    size = tuple(input_size) if input_size else input_size_of(model)
+    with evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
         image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
         image = image.view(1, *size).to(parameter.device, parameter.dtype)
         try:
@@ -228,7 +228,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4)
 
 
-def _input_size(model: nn.Module) -> tuple[int, ...]:
+def input_size_of(model: nn.Module) -> tuple[int, ...]:
     cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size') or (3, 224, 224)
     first = cfg.get('first_conv')
@@ -244,7 +244,7 @@ def _input_size(model: nn.Module) -> tuple[int, ...]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and every module's own mode back afterwards (users freeze parts of their models)."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
