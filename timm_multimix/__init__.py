@@ -1,5 +1,5 @@
 """MultiMix and Dense MultiMix for timm models (arXiv 2311.05538)."""
-from .backbones import describe
+from .backbones import Parts, describe
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
@@ -8,6 +8,6 @@ from .version import __version__
 from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
 __all__ = [
-    'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'SettingError', '__version__',
-    'attention', 'describe', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
+    'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts', 'SettingError',
+    '__version__', 'attention', 'describe', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
 ]

@@ -106,7 +106,7 @@ class MultiMixTask(ClassificationTask):
         self._checked = True
         if self.config is None:
             return None
-        return signal_warning(self.config, batch, int(unwrap(self.trainable_module).num_classes))  # type: ignore[arg-type]
+        return signal_warning(self.config, batch, int(unwrap_model(self.trainable_module).num_classes))  # type: ignore[arg-type]
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         """The plain timm model (or its compiled form), for validation and for the checkpoint's state_dict."""

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from timm.utils.model import unwrap_model
 from torch import Tensor
 
-from .backbones import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token
+from .backbones import (
+    Ending,
+    InTimmsWords,
+    Parts,
+    classifier_leaves,
+    inspect_ending,
+    position_logits,
+    switch_class_token,
+)
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
@@ -40,12 +48,15 @@ class MultiMixModel(nn.Module):
     state_dict keys and attributes are the timm model's own.
     """
 
-    def __init__(self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None) -> None:
+    def __init__(
+            self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None,
+            parts: Optional[Parts] = None) -> None:
         super().__init__()
         if hasattr(model, '_orig_mod'):
             raise SettingError('This model is compiled already. Wrap it first, then torch.compile the wrapped model.')
-        classifier_leaves(model)
+        self.parts = parts
         self.model = model
+        classifier_leaves(self.in_timms_words)
         self.config = config
         self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
@@ -56,18 +67,23 @@ class MultiMixModel(nn.Module):
         if config.dense:
             self._make_dense()
 
+    @property
+    def in_timms_words(self) -> Any:
+        """What answers to `forward_features`, `forward_head` and `get_classifier`: the model, or its `Parts`."""
+        return self.model if self.parts is None else InTimmsWords(self.model, self.parts)
+
     def _make_dense(self) -> None:
-        model = self.model
+        model = self.in_timms_words
         before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
-        args = switch_class_token(model)
+        args = switch_class_token(model) if self.parts is None else {}
         try:
             self.ending = inspect_ending(model, self.input_size)
             leaves = classifier_leaves(model)
             if self.config.attention == 'cam' and not (
                     len(leaves) == 1 and self._cam_weight().shape[1] == self.ending.width):
                 raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's row "
-                                   f'of a class, but {type(model).__name__} has no single linear classifier on its '
-                                   f"embedding. Use 'gap'.")
+                                   f'of a class, but {type(self.model).__name__} has no single linear classifier on '
+                                   f"its embedding. Use 'gap'.")
         except SettingError:
             if args:  # leave the model as it came
                 for name, value in before.items():
@@ -86,6 +102,9 @@ class MultiMixModel(nn.Module):
         Raises:
             SettingError: no classes, or an ending that cannot be mixed.
         """
+        if self.parts is not None:
+            raise SettingError(f'{type(self.model).__name__} is not of timm and cannot reset its classifier: unwrap() '
+                               f'it, replace its layer {self.parts.classifier!r}, and wrap it again.')
         if num_classes < 1:
             raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
                                f'model first.')
@@ -122,9 +141,10 @@ class MultiMixModel(nn.Module):
             logits = self.model(input)
             dense = logits.unsqueeze(1)
         else:
-            features = self.model.forward_features(input)  # type: ignore[operator]
-            logits = self.model.forward_head(features)  # type: ignore[operator]
-            z, dense = position_logits(self.model, self.ending, features)
+            model = self.in_timms_words
+            features = model.forward_features(input)
+            logits = model.forward_head(features)
+            z, dense = position_logits(model, self.ending, features)
         B, P, C = dense.shape
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         config = self.config
@@ -166,7 +186,7 @@ class MultiMixModel(nn.Module):
         return attention(z, config.attention, config.attention_norm, **cam)
 
     def _cam_weight(self) -> Tensor:
-        return classifier_leaves(self.model)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
+        return classifier_leaves(self.in_timms_words)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
 
     def _first_check(self, batch: int, positions: int, num_classes: int) -> None:
         """Tell the user, once and on the first training batch, when the settings cannot do what they are for.
@@ -190,7 +210,8 @@ class MultiMixModel(nn.Module):
             modules = self.__dict__.get('_modules', {})
             if 'model' not in modules:  # while being copied or unpickled
                 raise
-            return getattr(modules['model'], name)
+            parts = self.__dict__.get('parts')
+            return getattr(InTimmsWords(modules['model'], parts) if parts else modules['model'], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         inner = self.__dict__.get('_modules', {}).get('model')
@@ -243,6 +264,7 @@ def wrap(
         config: Union[str, MultiMixConfig] = 'dense',
         *,
         input_size: Optional[tuple[int, ...]] = None,
+        parts: Optional[Parts] = None,
         **settings: Any,
 ) -> MultiMixModel:
     """Give a timm model the MultiMix loss.
@@ -255,9 +277,10 @@ def wrap(
     patches (a warning says so): `timm.create_model(…, **model.timm_args)` builds it again.
 
     Args:
-        model: a timm model with a classifier.
+        model: a timm model with a classifier, or any network with `parts`.
         config: 'dense', 'multimix', or a `MultiMixConfig`.
         input_size: (C, H, W) that it will see, where it differs from what the model says.
+        parts: how a network that is not timm's ends.
         **settings: any field of `MultiMixConfig`: preset='paper', n=500, attention='cam', …
 
     Raises:
@@ -269,7 +292,7 @@ def wrap(
         config = config.replace(**settings) if settings else config
     else:
         config = MultiMixConfig.from_dict({'mode': config, **settings})
-    return MultiMixModel(model, config, input_size)
+    return MultiMixModel(model, config, input_size, parts)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -11,7 +11,8 @@ import torch.nn as nn
 from timm.utils.model import unwrap_model
 
 from ..errors import SettingError
-from .split import Ending, classifier_leaves, evaluating, input_size_of, inspect_ending, switch_class_token
+from .parts import Model
+from .split import Ending, classifier_leaves, evaluating, input_size_of, inspect_ending, name_of, switch_class_token
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Description:
         return '\n'.join(lines)
 
 
-def description(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> Description:
+def description(model: Model, input_size: Optional[Sequence[int]] = None) -> Description:
     """Inspect a timm model, wrapped or not; the model stays as it is.
 
     Args:
@@ -77,13 +78,13 @@ def description(model: nn.Module, input_size: Optional[Sequence[int]] = None) ->
         SettingError: there is no linear classifier, so nothing can be mixed.
     """
     model = unwrap_model(model)
-    model = model.model if hasattr(model, 'ending') and hasattr(model, 'config') else model
+    model = getattr(model, 'in_timms_words', model)  # of a wrapped one
     leaves = classifier_leaves(model)
     twin = copy.deepcopy(model)  # switching to average pooling is not for the user's own
     size = tuple(input_size) if input_size else input_size_of(twin)
     ending, refused, args = None, None, {}
     try:
-        args = switch_class_token(twin)
+        args = switch_class_token(twin) if isinstance(twin, nn.Module) else {}
         ending = inspect_ending(twin, size)
     except SettingError as e:
         refused, args = str(e), {}
@@ -91,11 +92,11 @@ def description(model: nn.Module, input_size: Optional[Sequence[int]] = None) ->
     leaf = leaves[0]
     width = leaf.in_features if isinstance(leaf, nn.Linear) else leaf.in_channels
     return Description(
-        type(model).__name__, sum(p.numel() for p in model.parameters()), size, int(model.num_classes),  # type: ignore
+        name_of(model), sum(p.numel() for p in model.parameters()), size, int(model.num_classes),  # type: ignore
         int(width), tuple(names[m] for m in leaves), _head(twin, size), ending, args, refused)  # type: ignore[arg-type]
 
 
-def _head(model: nn.Module, size: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
+def _head(model: Model, size: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     """The layers that run in forward_head, in order, without those that do nothing."""
     ran: list[tuple[str, str]] = []
     parameter = next(model.parameters())
@@ -118,6 +119,6 @@ def _head(model: nn.Module, size: tuple[int, ...]) -> tuple[tuple[str, str], ...
     return tuple(ran)
 
 
-def describe(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> None:
+def describe(model: Model, input_size: Optional[Sequence[int]] = None) -> None:
     """Print what a model ends in, and what 'multimix' and 'dense' would do with it. See `description`."""
     print(description(model, input_size))

@@ -17,6 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..errors import SettingError
+from .parts import InTimmsWords, Model
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -44,17 +45,17 @@ class Ending:
     batch_norms: tuple[str, ...]
 
 
-def classifier_leaves(model: nn.Module) -> list[nn.Module]:
+def classifier_leaves(model: Model) -> list[nn.Module]:
     """The linear layers that give the logits: usually one, several for distilled and multi-headed models.
 
     Raises:
         SettingError: the model has no linear classifier.
     """
     num_classes = getattr(model, 'num_classes', None)
-    name = type(model).__name__
+    name = name_of(model)
     if not hasattr(model, 'get_classifier') or num_classes is None:
-        raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). '
-                           f'Wrap what timm.create_model returns.')
+        raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). Wrap what '
+                           f'timm.create_model returns, or say how the network ends: wrap(…, parts=Parts(…)).')
     if num_classes < 1:
         raise SettingError(f'{name} has num_classes={num_classes}, so it ends in features, not in a classifier to mix '
                            f'for. Create it with num_classes=N, or call reset_classifier(N) before wrapping.')
@@ -65,6 +66,10 @@ def classifier_leaves(model: nn.Module) -> list[nn.Module]:
         raise SettingError(f'{name} has no linear classifier: get_classifier() holds no Linear or 1×1 convolution with '
                            f'{num_classes} outputs. Mixing embeddings needs one as the last layer.')
     return leaves
+
+
+def name_of(model: Model) -> str:
+    return type(model.net if isinstance(model, InTimmsWords) else model).__name__
 
 
 def _classes(module: nn.Module) -> Optional[int]:
@@ -90,7 +95,7 @@ def switch_class_token(model: nn.Module) -> dict[str, Any]:
                  for name in inspect.signature(vars(c)['__init__']).parameters}
         names = [name for name in ('fc_norm', 'use_fc_norm') if name in taken]
         if not names:
-            raise SettingError(f"'dense' averages patch tokens, and this version of timm builds {type(model).__name__} "
+            raise SettingError(f"'dense' averages patch tokens, and this version of timm builds {name_of(model)} "
                                f"with other layers for that: create it with global_pool='avg' and wrap that.")
         args[names[0]] = not isinstance(model.fc_norm, nn.Identity)
     model.global_pool = 'avg'  # type: ignore[assignment]
@@ -99,7 +104,7 @@ def switch_class_token(model: nn.Module) -> dict[str, Any]:
     return args
 
 
-def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = None) -> Ending:
+def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -> Ending:
     """Find out how a model ends by running it once on one image, in eval mode; nothing about it changes.
 
     Args:
@@ -109,7 +114,7 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
     Raises:
         SettingError: the model has no positions to mix at, with the reason and what to use instead.
     """
-    name = type(model).__name__
+    name = name_of(model)
     instead = "Use 'multimix', which mixes pooled embeddings and needs no positions."
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} lacks. {instead}")
@@ -142,7 +147,7 @@ def inspect_ending(model: nn.Module, input_size: Optional[tuple[int, ...]] = Non
         return _try_head(model, features, layout, prefix, instead)
 
 
-def _check_pooling(model: nn.Module, features: Tensor, prefix: int, instead: str) -> None:
+def _check_pooling(model: Model, features: Tensor, prefix: int, instead: str) -> None:
     """A head that ignores the patch tokens was not trained on them, and must not be applied to them."""
     if not prefix:
         return
@@ -150,11 +155,11 @@ def _check_pooling(model: nn.Module, features: Tensor, prefix: int, instead: str
     other[:, prefix:] = 1 - other[:, prefix:]
     a, b = (model.forward_head(f, pre_logits=True) for f in (features, other))  # type: ignore[operator]
     if isinstance(a, Tensor) and torch.equal(a, b):
-        raise SettingError(f"'dense' trains the classifier on patch tokens, but {type(model).__name__} classifies its "
+        raise SettingError(f"'dense' trains the classifier on patch tokens, but {name_of(model)} classifies its "
                            f'class token alone and could not be switched to average pooling. {instead}')
 
 
-def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, instead: str) -> Ending:
+def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead: str) -> Ending:
     fired: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: fired.add(m)) for m in model.modules()
              if isinstance(m, (*_BATCH_NORMS, nn.Dropout))]
@@ -164,13 +169,13 @@ def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, inst
         z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
     except Exception as e:
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{type(model).__name__} does not take one: {e}. {instead}') from e
+                           f'{name_of(model)} does not take one: {e}. {instead}') from e
     finally:
         for hook in hooks:
             hook.remove()
     if not isinstance(z, Tensor) or z.ndim != 2 or logits.shape != (len(single), model.num_classes):
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{type(model).__name__} returns embeddings {getattr(z, "shape", "?")} and logits '
+                           f'{name_of(model)} returns embeddings {getattr(z, "shape", "?")} and logits '
                            f'{tuple(logits.shape)} for {len(single)} positions. {instead}')
     classifier = model.get_classifier()  # type: ignore[operator]
     norms = {m for m in fired if isinstance(m, _BATCH_NORMS)}
@@ -187,7 +192,7 @@ def _try_head(model: nn.Module, features: Tensor, layout: str, prefix: int, inst
     return Ending(layout, prefix, len(single), z.shape[1], direct, bare, names)
 
 
-def position_logits(model: nn.Module, ending: Ending, features: Tensor) -> tuple[Tensor, Tensor]:
+def position_logits(model: Model, ending: Ending, features: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (B, P, D) and logits (B, P, C) of every position, by the model's own head."""
     B = features.shape[0]
     if ending.bare and not getattr(model, 'drop_rate', 0):
@@ -228,7 +233,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4)
 
 
-def input_size_of(model: nn.Module) -> tuple[int, ...]:
+def input_size_of(model: Model) -> tuple[int, ...]:
     cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size') or (3, 224, 224)
     first = cfg.get('first_conv')
@@ -244,7 +249,7 @@ def input_size_of(model: nn.Module) -> tuple[int, ...]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Eval mode, and every module's own mode back afterwards (users freeze parts of their models)."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -256,7 +261,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen_statistics(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+def _frozen_statistics(model: Model, names: tuple[str, ...]) -> Iterator[None]:
     """BatchNorm in the head uses its running statistics: a batch of single positions has other ones."""
     norms = [m for m in (model.get_submodule(name) for name in names) if m.training]
     for m in norms:
