@@ -141,14 +141,17 @@ def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
 
 
 def run(study_path: Path, data_dir: Path, budget: Optional[float], results: Path, seeds: Optional[list[int]] = None,
-        subset: int = 0) -> None:
+        subset: int = 0, only: Optional[list[str]] = None) -> None:
     study = read_study(study_path)
     if subset:
         study['data']['subset'] = subset
+    for name in only or ():
+        if name not in study['runs']:
+            raise SettingError(f'--only {name!r} is not a run of {study_path}.{nearest(name, study["runs"])}')
     claims = results.with_suffix('.claims')
     started, longest = time.time(), 0.0
     for seed in seeds or study['seeds']:  # seed by seed, so that a study cut short compares like with like
-        for name in study['runs']:
+        for name in only or study['runs']:
             settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
             what = json.dumps([settings, study['data'], study['judge']], sort_keys=True)
             key = hashlib.sha1(what.encode()).hexdigest()
@@ -298,6 +301,7 @@ def main() -> None:
     train.add_argument('--budget', type=float, metavar='MINUTES', help='start no run that would end later')
     train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
+    train.add_argument('--only', nargs='+', metavar='RUN', help="instead of all of the study's")
     train.add_argument('--results', type=Path, metavar='STUDY.jsonl', help='default: beside the study')
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
@@ -308,7 +312,7 @@ def main() -> None:
     try:
         if args.command == 'run':
             results = args.results or args.study.with_suffix('.jsonl')
-            run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset)
+            run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only)
         else:
             text = report(args.results, args.study)
             print(text)

@@ -46,6 +46,12 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     assert [(row['name'], row['seed']) for row in rows] == [('none', 1), ('dense', 1)]
     assert all(row['images'] == 6 and 0 <= row['ece'] <= 1 and row['judge'] == 'held_out' for row in rows)
     assert command('run', study, '--data-dir', data).stdout == ''
+    other = command('run', study, '--data-dir', data, '--only', 'none', '--seeds', 1, '--subset', 1,
+                    '--results', tmp_path / 'other.jsonl')
+    assert other.returncode == 0, other.stderr
+    assert [(row['name'], row['data']['subset']) for row in accuracy.read_results(tmp_path / 'other.jsonl')] == [
+        ('none', 1)]
+    assert 'Did you mean dense' in command('run', study, '--data-dir', data, '--only', 'dens').stderr
     table = command('report', study.with_suffix('.jsonl'), '--out', tmp_path / 'new' / 'table.md')
     assert table.returncode == 0 and '| dense | 1 |' in table.stdout
     assert '12 training images, 1 epochs, 6 images held out of the training data' in table.stdout
