@@ -1,0 +1,44 @@
+"""Every timm model keeps the contract of `contract.check`: a dozen heads here, the smallest model of every module when
+slow tests are asked for."""
+from __future__ import annotations
+
+import pytest
+import timm
+
+from .contract import check, smallest
+
+# Different heads: pool → linear; → norm → linear; a convolution or an MLP behind the pool; BatchNorm inside the
+# classifier; two classifiers; a class token; channels last; a convolution as classifier.
+NAMES = ('test_resnet', 'test_vit', 'test_convnext', 'test_mambaout', 'test_byobnet', 'test_efficientnet', 'test_nfnet',
+         'mobilenetv3_small_050', 'levit_128s', 'regnetx_002', 'repvit_m0_9', 'test_vit4')
+REFUSED = {'deit_tiny_distilled_patch16_224': 'classifies its class token alone'}
+
+
+@pytest.mark.parametrize('mode', ['multimix', 'dense'])
+@pytest.mark.parametrize('name', [n for n in NAMES if timm.is_model(n)])
+def test_a_dozen_heads(name: str, mode: str) -> None:
+    assert check(name, mode) is None
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_refused_with_the_reason(name: str) -> None:
+    assert check(name, 'multimix') is None
+    assert REFUSED[name] in (check(name, 'dense') or '')
+
+
+# The modules whose smallest model cannot be mixed, and a word of the reason. Everything else timm has must work, and so
+# must what a new timm brings.
+NEITHER = {'deepseek_vit': 'num_classes', 'gemma4_vit': 'num_classes', 'mobilenetv5': 'num_classes',
+           'qwen3_vit': 'num_classes'}
+NO_DENSE: dict[str, str] = {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('module', timm.list_modules())
+def test_every_module(module: str) -> None:
+    name = smallest(module)
+    if name is None:
+        pytest.skip(f'{module} registers no model')
+    for mode, refused in (('multimix', NEITHER), ('dense', {**NEITHER, **NO_DENSE})):
+        why = check(name, mode)
+        assert refused.get(module, '') in (why or '') and bool(why) == (module in refused), f'{name}: {why}'
