@@ -14,7 +14,7 @@ from .data import DIGITS
 from .errors import SettingError, nearest
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
-                  'attention_detach', 'normalize', 'engine')
+                  'attention_detach', 'normalize', 'layer', 'engine')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
 
@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')
     g('--multimix-attention-detach', action=on_off, default=None, help='dense: attention is a constant (preset: yes)')
     g('--multimix-normalize', choices=NORMALIZATIONS, help='dense: weights sum to one at each position, or over all')
+    g('--multimix-layer', nargs='+', metavar='L', help='multimix: mix the embedding (the default), the input, a stage '
+      'by its number, or any module by its name; of several, one is drawn each step')
     g('--multimix-engine', choices=ENGINES, help='what computes the loss (default: triton on CUDA, else torch)')
 
     g = parser.add_argument_group('Dataset').add_argument

@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 from .errors import SettingError, nearest
 
 Range = Union[float, tuple[float, float]]
+Layer = Union[str, int]
 
 MODES = ('multimix', 'dense')
 ATTENTIONS = ('gap', 'cam', 'uniform')
@@ -92,6 +93,10 @@ class MultiMixConfig:
             the labels; if the loss could lower itself by moving them it would learn to look where loss is small.
         normalize: dense only: 'position' divides each position's weighted sum by that position's own total weight and
             averages over positions; 'all' divides by the total over all positions.
+        layer: multimix only: what is mixed. 'embedding' (default), 'input', the number of a stage as timm's
+            `out_indices` count them, the name of a module, whose output it is, or several of these, of which one is
+            drawn each step. All but 'embedding' mix to as many examples as the batch has, whatever `n`, and send
+            them through the rest of the network, beside the unmixed ones if `clean_weight` is not 0.
         engine: what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere; 'torch' and
             'triton' insist. The loss is the same.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
@@ -114,6 +119,7 @@ class MultiMixConfig:
     attention_norm: str = None  # type: ignore[assignment]
     attention_detach: bool = None  # type: ignore[assignment]
     normalize: str = None  # type: ignore[assignment]
+    layer: Union[Layer, Sequence[Layer]] = 'embedding'
     engine: str = 'auto'
     label_smoothing: float = 0.0
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
@@ -156,7 +162,19 @@ class MultiMixConfig:
         if self.attention == 'uniform' and self.attention_norm is not None:
             raise _bad('attention_norm', self.attention_norm, 'uniform attention has nothing to normalise: drop it.')
 
+    def _check_layer(self) -> None:
+        layers = self.layers
+        if not layers or any(isinstance(x, bool) or not isinstance(x, (str, int)) or x == '' or
+                             (isinstance(x, int) and x < 0) for x in layers):
+            raise _bad('layer', self.layer, "it must be 'embedding', 'input', the number of a stage, the name of a "
+                                            'module, or several of these.')
+        if self.dense and layers != ('embedding',):
+            raise _bad('layer', self.layer, 'only --multimix multimix mixes elsewhere than at the embedding; dense '
+                                            'mixes what the classifier sees at every position.')
+        object.__setattr__(self, 'layer', layers[0] if len(layers) == 1 else layers)
+
     def _check_values(self) -> None:
+        self._check_layer()
         for name in ('n', 'm'):
             value = getattr(self, name)
             if value is None and name == 'm':
@@ -184,6 +202,11 @@ class MultiMixConfig:
             if not low <= value <= high or (name == 'label_smoothing' and value == 1):
                 raise _bad(name, value, right)
             object.__setattr__(self, name, value)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """`layer` as a tuple, however many there are."""
+        return (self.layer,) if isinstance(self.layer, (str, int)) else tuple(self.layer)
 
     @property
     def dense(self) -> bool:

@@ -20,6 +20,7 @@ from .backbones import (
     position_logits,
     switch_class_token,
 )
+from .backbones.depth import layer_name, output_of
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
@@ -32,7 +33,7 @@ class MultiMixOutput(NamedTuple):
 
     Attributes:
         loss: scalar to call `backward()` on: (mixed loss + clean_weight · clean loss) / (1 + clean_weight). float32.
-        logits: (B, C), of the clean images.
+        logits: (B, C), of the clean images; of the mixed ones when `layer` is not the embedding and `clean_weight` 0.
         signal: scalars on the device, detached: 'effective' and 'target_entropy' (see `mixing.signal`), 'loss_mixed',
             'loss_clean'.
     """
@@ -64,6 +65,7 @@ class MultiMixModel(nn.Module):
         self.needs_first_check = True
         self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
+        self.multimix_layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
         if config.dense:
             self._make_dense()
 
@@ -136,6 +138,10 @@ class MultiMixModel(nn.Module):
         """
         if target is None:
             return self.model(input)  # type: ignore[no-any-return]
+        layers = self.config.layers
+        layer = layers[0] if len(layers) == 1 else layers[int(torch.randint(len(layers), ()))]
+        if layer != 'embedding':
+            return self._mix_inside(self.multimix_layers[layer], input, target, lam, generator)
         z = None
         if self.ending is None:
             logits = self.model(input)
@@ -148,29 +154,64 @@ class MultiMixModel(nn.Module):
         B, P, C = dense.shape
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         config = self.config
-        if self.needs_first_check and self.training and not torch.compiler.is_compiling():
-            self._first_check(B, P, C)
-
+        self._first_check(B, P, C)
         y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
         a = None if z is None else self._attention(z, target)
-        mixtures: Union[Tensor, LamSampler]
-        if lam is not None:
-            mixtures = lam.to(input.device)
-        elif generator is None or generator.device == input.device:
-            mixtures = LamSampler(config.n, P, B, config.alpha_range(B), generator, m=config.m, device=input.device,
-                                  dtype=dtype)
-        else:
-            mixtures = sample_lam(config.n, P, B, config.alpha_range(B), generator, m=config.m,
-                                  dtype=dtype).to(input.device)
+        mixtures = self._mixtures(lam, config.n, P, B, generator, input.device, dtype)
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine)
         with torch.autocast(input.device.type, enabled=False):
             loss_clean = F.cross_entropy(logits.to(dtype), y)
-        # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
-        w = config.clean_weight
-        loss = (loss_mixed + w * loss_clean) / (1 + w) if w else loss_mixed
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
-        report.update(loss_mixed=loss_mixed.detach(), loss_clean=loss_clean.detach())
+        return self._output(loss_mixed, loss_clean, logits, report)
+
+    def _mix_inside(self, name: str, input: Tensor, target: Tensor, lam: Optional[Tensor],
+                    generator: Optional[torch.Generator]) -> MultiMixOutput:
+        """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
+        B, config = len(input), self.config
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mixtures = self._mixtures(lam, B, 1, B, generator, input.device, dtype)
+        lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
+        beside = config.clean_weight > 0
+
+        def mix(x: Tensor) -> Tensor:
+            with torch.autocast(input.device.type, enabled=False):
+                mixed = (lam.to(x.dtype) @ x.flatten(1)).view(len(lam), *x.shape[1:])  # type: ignore[union-attr]
+            return torch.cat([x, mixed]) if beside else mixed
+
+        if name:
+            with output_of(self.model, name, mix):
+                logits = self.model(input)
+        else:
+            logits = self.model(mix(input))
+        C = logits.shape[1]
+        self._first_check(B, 1, C)
+        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
+        clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
+        with torch.autocast(input.device.type, enabled=False):
+            loss_mixed = F.cross_entropy(mixed.to(dtype), lam @ y)
+            loss_clean = F.cross_entropy(clean.to(dtype), y) if beside else None
+        return self._output(loss_mixed, loss_clean, clean, signal(lam.unsqueeze(1), y))
+
+    def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
+                  generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,
+                  ) -> Union[Tensor, LamSampler]:
+        """Λ as it was given, or what draws it."""
+        if lam is not None:
+            return lam.to(device)
+        alpha, m = self.config.alpha_range(batch), self.config.m
+        if generator is None or generator.device == device:
+            return LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
+        return sample_lam(n, positions, batch, alpha, generator, m=m, dtype=dtype).to(device)
+
+    def _output(self, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor, report: dict[str, Tensor],
+                ) -> MultiMixOutput:
+        # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
+        w = self.config.clean_weight
+        loss = (loss_mixed + w * loss_clean) / (1 + w) if w and loss_clean is not None else loss_mixed
+        report['loss_mixed'] = loss_mixed.detach()
+        if loss_clean is not None:
+            report['loss_clean'] = loss_clean.detach()
         return MultiMixOutput(loss, logits, report)
 
     def _attention(self, z: Tensor, target: Tensor) -> Optional[Tensor]:
@@ -193,6 +234,8 @@ class MultiMixModel(nn.Module):
 
         Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
         """
+        if not self.needs_first_check or not self.training or torch.compiler.is_compiling():
+            return
         self.needs_first_check = False
         for message in (
                 signal_warning(self.config, batch, num_classes, alternates=False),

@@ -169,7 +169,7 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
     except Exception as e:
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{name_of(model)} does not take one: {e}. {instead}') from e
+                           f'{name_of(model)} does not take one: {str(e).rstrip(".")}. {instead}') from e
     finally:
         for hook in hooks:
             hook.remove()
