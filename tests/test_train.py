@@ -65,6 +65,7 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize('flags', [
     ('--multimix', 'none'),
     ('--multimix', 'multimix', '--multimix-preset', 'paper', '--model-ema', '--model-ema-decay', '0.9'),
+    ('--multimix', 'multimix', '--multimix-layer', 'input', '2', 'embedding', '--multimix-clean-weight', '0', '--amp'),
     ('--multimix', 'dense', '--mixup', '0.5', '--cutmix', '1', '--grad-accum-steps', '2', '--clip-grad', '1', '--amp'),
     ('--multimix', 'dense', '--amp', '--amp-dtype', 'float16', '--channels-last', '--opt', 'adamw', '--lr', '1e-3'),
 ], ids=lambda f: ' '.join(f[1:3]))
