@@ -168,8 +168,9 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         logits = model.forward_head(single)  # type: ignore[operator]
         z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
     except Exception as e:
+        why = (str(e) or type(e).__name__).rstrip('.')
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{name_of(model)} does not take one: {str(e).rstrip(".")}. {instead}') from e
+                           f'{name_of(model)} does not take one: {why}. {instead}') from e
     finally:
         for hook in hooks:
             hook.remove()
@@ -177,6 +178,10 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
                            f'{name_of(model)} returns embeddings {getattr(z, "shape", "?")} and logits '
                            f'{tuple(logits.shape)} for {len(single)} positions. {instead}')
+    if not (z.isfinite().all() and logits.isfinite().all()):  # the mean of no tokens: a prefix that timm does not name
+        raise SettingError(f"'dense' applies the model's head to one position at a time, but that of {name_of(model)} "
+                           f'makes no numbers of one: its class token is not told apart from its patch tokens. '
+                           f'{instead}')
     classifier = model.get_classifier()  # type: ignore[operator]
     norms = {m for m in fired if isinstance(m, _BATCH_NORMS)}
     direct = False
