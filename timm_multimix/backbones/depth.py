@@ -3,14 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
 
+from ..config import Layer
 from ..errors import SettingError, nearest
-
-Layer = Union[str, int]
 
 
 def stages(model: nn.Module) -> list[str]:
