@@ -7,7 +7,8 @@ A study is a YAML file: `data` (how many images train, are held out of the train
 train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures), `runs`, a name and
 its flags each, the first being what the others are compared with, and, if wanted, `rivals`, names of runs the best of
 which is compared with too. `data: {watch: N}` lets train.py validate on the first N judging images only, which is what
-the median of the last ten epochs is of; the last weights are always judged on all.
+the median of the last ten epochs is of; the last weights are always judged on all. A run with `variant: NAME` trains
+with `benchmarks/variants.py` instead.
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
 study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit.
@@ -186,10 +187,12 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(tmp) / 'data', Path(tmp) / 'out'
         make_folder(data_dir, study['data'], study['judge'], folder)
-        command = [*flags(settings), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
-        done = subprocess.run([sys.executable, str(TRAIN), *command], capture_output=True, text=True)
+        given = dict(settings)
+        program = ['-m', 'benchmarks.variants', given.pop('variant')] if 'variant' in given else [str(TRAIN)]
+        command = [*flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
+        done = subprocess.run([sys.executable, *program, *command], capture_output=True, text=True, cwd=TRAIN.parent)
         if done.returncode:
-            raise SettingError(f'train.py {" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+            raise SettingError(f'{" ".join(program + command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
         epochs = read_summary(out / 'run' / 'summary.csv')
         found = evaluate(out / 'run' / 'model', folder / 'judge')
     accuracies = [float(row['eval_top1']) for row in epochs[-10:]]
