@@ -33,6 +33,22 @@ def smallest(module: str) -> Optional[str]:
     return best[1] if best else None
 
 
+def refused_unbuilt(name: str) -> Optional[str]:
+    """Why a model cannot be mixed at all, found without building its weights (encoders for language models have
+    billions); None for a model that may be."""
+    try:
+        with torch.device('meta'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            model = timm.create_model(name)
+    except Exception:  # see `smallest`
+        return None
+    try:
+        timm_multimix.wrap(model, 'multimix')
+    except SettingError as e:
+        return str(e)
+    return None
+
+
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A model with statistics of BatchNorm that are not those of a fresh one, and an image size that is quick."""
     torch.manual_seed(0)
@@ -103,6 +119,9 @@ def check(name: str, mode: str) -> Optional[str]:
     Raises:
         AssertionError: it does not.
     """
+    why = refused_unbuilt(name)
+    if why:
+        return why
     model, size = build(name)
     model.eval()
     images = torch.randn(BATCH, *size)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import timm
 
+import timm_multimix
+from timm_multimix import SettingError
+
 from .contract import check, smallest
 
 # Different heads: pool → linear; → norm → linear; a convolution or an MLP behind the pool; BatchNorm inside the
-# classifier; two classifiers; a class token; channels last; a convolution as classifier.
+# classifier; two classifiers; a class token; one that timm does not name; channels last; a convolution as classifier.
 NAMES = ('test_resnet', 'test_vit', 'test_convnext', 'test_mambaout', 'test_byobnet', 'test_efficientnet', 'test_nfnet',
-         'mobilenetv3_small_050', 'levit_128s', 'regnetx_002', 'repvit_m0_9', 'test_vit4')
+         'mobilenetv3_small_050', 'levit_128s', 'regnetx_002', 'repvit_m0_9', 'test_vit4', 'coat_lite_tiny')
 REFUSED = {'deit_tiny_distilled_patch16_224': 'classifies its class token alone',
-           'coat_lite_tiny': 'makes no numbers of one'}
+           'crossvit_tiny_240': 'returns list'}
 
 
 @pytest.mark.parametrize('mode', ['multimix', 'dense'])
@@ -25,6 +28,12 @@ def test_a_dozen_heads(name: str, mode: str) -> None:
 def test_refused_with_the_reason(name: str) -> None:
     assert check(name, 'multimix') is None
     assert REFUSED[name] in (check(name, 'dense') or '')
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
+def test_feature_extractors_are_refused(name: str) -> None:
+    with pytest.raises(SettingError, match='Create the model without features_only'):
+        timm_multimix.wrap(timm.create_model(name, features_only=True), 'multimix')
 
 
 # The modules whose smallest model cannot be mixed, and a word of the reason. Everything else timm has must work, and so

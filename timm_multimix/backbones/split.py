@@ -54,6 +54,10 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
     num_classes = getattr(model, 'num_classes', None)
     name = name_of(model)
     if not hasattr(model, 'get_classifier') or num_classes is None:
+        if hasattr(model, 'feature_info'):  # FeatureListNet and its relatives
+            raise SettingError(f'{name} is what features_only=True makes: it ends in feature maps and has no classifier. '
+                               f'Create the model without features_only, or, if a network of your own is built on '
+                               f'it, wrap that with parts=Parts(…).')
         raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). Wrap what '
                            f'timm.create_model returns, or say how the network ends: wrap(…, parts=Parts(…)).')
     if num_classes < 1:
@@ -136,7 +140,7 @@ def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -
             raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "
                                f'{what}. {instead}')
         layout = 'NLC' if features.ndim == 3 else getattr(model, 'output_fmt', 'NCHW')
-        prefix = int(getattr(model, 'num_prefix_tokens', 0)) if layout == 'NLC' else 0
+        prefix = _prefix(model, features) if layout == 'NLC' else 0
         if layout == 'NLC' and features.shape[1] <= prefix:
             raise SettingError(f"'dense' needs patch tokens, but {name} returns only its {prefix} class token(s). "
                                f'{instead}')
@@ -145,6 +149,22 @@ def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -
         features = (torch.randn(features.shape, generator=generator) * 2 + 0.5).to(features)
         _check_pooling(model, features, prefix, instead)
         return _try_head(model, features, layout, prefix, instead)
+
+
+def _prefix(model: Model, features: Tensor) -> int:
+    """How many tokens stand in front of the patch tokens; where timm does not say, how many the pooling leaves out."""
+    if hasattr(model, 'num_prefix_tokens'):
+        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    for prefix in range(features.shape[1]):
+        other = features.clone()
+        other[:, prefix] += 1 + torch.arange(features.shape[2]).to(features)  # not a constant: a norm would hide it
+        try:
+            a, b = (model.forward_head(f, pre_logits=True) for f in (features, other))  # type: ignore[operator]
+        except Exception:  # `_try_head` tells
+            return 0
+        if not isinstance(a, Tensor) or not torch.equal(a, b):
+            return prefix
+    return 0
 
 
 def _check_pooling(model: Model, features: Tensor, prefix: int, instead: str) -> None:
