@@ -8,7 +8,7 @@ import timm
 import timm_multimix
 from timm_multimix import SettingError
 
-from .contract import check, smallest
+from .contract import CUT, check, smallest
 
 # Different heads: pool → linear; → norm → linear; a convolution or an MLP behind the pool; BatchNorm inside the
 # classifier; two classifiers; a class token; one that timm does not name; channels last; a convolution as classifier.
@@ -50,5 +50,5 @@ def test_every_module(module: str) -> None:
     if name is None:
         pytest.skip(f'{module} registers no model')
     for mode, refused in (('multimix', NEITHER), ('dense', {**NEITHER, **NO_DENSE})):
-        why = check(name, mode)
+        why = check(name, mode, **CUT.get(module, {}))
         assert refused.get(module, '') in (why or '') and bool(why) == (module in refused), f'{name}: {why}'
