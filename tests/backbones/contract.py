@@ -63,7 +63,7 @@ def refused_unbuilt(name: str) -> Optional[str]:
 
 
 def build(name: str, cut: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model, cut down, with statistics of BatchNorm that are not those of a fresh one, and an image size that is quick."""
+    """A model, cut down, whose BatchNorm statistics are not those of a fresh one, and an image size that is quick."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -129,7 +129,7 @@ def positions_of(features: torch.Tensor, layout: str, prefix: int) -> list[torch
 
 
 def check(name: str, mode: str, **cut: Any) -> Optional[str]:
-    """The contract, for a model created with the arguments `cut`. Returns why the model is refused, or None when it holds.
+    """The contract, for a model created with the arguments `cut`. Returns why it is refused, or None when it holds.
 
     Raises:
         AssertionError: it does not.
