@@ -56,8 +56,8 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
     if not hasattr(model, 'get_classifier') or num_classes is None:
         if hasattr(model, 'feature_info'):  # FeatureListNet and its relatives
             raise SettingError(f'{name} is what features_only=True makes: it ends in feature maps and has no '
-                               f'classifier. Create the model without features_only, or, if a network of your own is built on '
-                               f'it, wrap that with parts=Parts(…).')
+                               f'classifier. Create the model without features_only, or, if a network of your own is '
+                               f'built on it, wrap that with parts=Parts(…).')
         raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). Wrap what '
                            f'timm.create_model returns, or say how the network ends: wrap(…, parts=Parts(…)).')
     if num_classes < 1:
