@@ -40,7 +40,7 @@ def row(module: str, name: str) -> str:
             found = description(timm.create_model(name, num_classes=1000, **CUT.get(module, {})))
         except SettingError as e:
             return f'| {module} | {name} | | no | no | {e} |'
-    cut = ', '.join(f'{k}={v}' for k, v in CUT.get(module, {}).items())
+    cut = ', '.join(f'{k}={v}' for k, v in CUT.get(module, {}).items() if k != 'img_size')
     layers = ' → '.join(kind for _, kind in found.head)
     ending = found.ending
     dense = f'{ending.positions} × {ending.width}' if ending else 'no'
