@@ -20,12 +20,13 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise `SettingError` for values that no model or data set could make right."""
     for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
                         ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
-                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0)):
+                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
+                        ('train_crop_pad', 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
     for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix',
-                 'color_jitter'):
+                 'color_jitter', 'pca_lighting'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < float('inf'):
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
@@ -42,6 +43,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
         raise SettingError(f'--cutmix-minmax is {args.cutmix_minmax}, but it is a range within 0 and 1, the smaller '
                            f'first.')
+    if args.train_crop_pad is not None and (args.no_aug or args.train_crop_mode):
+        other = '--no-aug' if args.no_aug else f'--train-crop-mode {args.train_crop_mode}'
+        raise SettingError(f'--train-crop-pad is {args.train_crop_pad}, but {other} crops in another way: give one.')
     channels = args.in_chans or 3
     for name in ('mean', 'std'):
         values = getattr(args, name)
