@@ -18,6 +18,7 @@ from torchvision.datasets import imagenet as archives
 
 import train
 from timm_multimix import SettingError
+from timm_multimix.cli import parse_args
 from timm_multimix.data import as_published, create_train_val, prepare
 from timm_multimix.data.__main__ import main
 
@@ -295,6 +296,18 @@ def test_lighting_has_the_covariance_of_imagenets_colours() -> None:
     want = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
     assert torch.allclose(shifts.T.cov(), want, atol=0.15 * want.max(), rtol=0)
     assert transform(Image.new('RGB', (4, 4), (255, 255, 255))).max() <= 1
+
+
+def test_flags_reach_the_training_images_alone(image_folder: Path) -> None:
+    args = parse_args(['--data-dir', str(image_folder), '--train-crop-pad', '4', '--pca-lighting', '0.1', '-j', '0'])
+    data = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic',
+            'crop_pct': 1.0, 'crop_mode': 'center'}
+    sets = create_train_val('', str(image_folder))
+    train.build_loaders(args, *sets, data, torch.device('cpu'))
+    a, b = ([type(t).__name__ for t in s.transform.transforms] for s in sets)
+    assert a == ['Resize', 'RandomCrop', 'RandomHorizontalFlip', 'ColorJitter', 'PCALighting', 'MaybeToTensor',
+                 'Normalize']
+    assert b == ['Resize', 'CenterCrop', 'MaybeToTensor', 'Normalize']
 
 
 def test_augmentation_that_has_no_place(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
