@@ -15,12 +15,16 @@ from typing import Optional
 from ..errors import SettingError
 from . import prepare
 
+RECIPES = {'cifar10': 'cifar10_preactresnet18.yaml --dataset folder',
+           'cifar100': 'cifar100_preactresnet18.yaml --dataset folder',
+           'tinyimagenet': 'tinyimagenet_preactresnet18.yaml', 'imagenet': 'imagenet_resnet50.yaml'}
+
 
 def main(argv: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m timm_multimix.data', description=__doc__.split('\n\n')[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     sets = parser.add_subparsers(dest='name', required=True, metavar='NAME')
-    for name in ('cifar10', 'cifar100', 'tinyimagenet', 'imagenet'):
+    for name in RECIPES:
         sub = sets.add_parser(name, help={'imagenet': 'unpack and count', 'tinyimagenet': 'order and count'}.get(
             name, 'write as PNG files and count'), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument('folder', metavar='FOLDER', type=Path, help='to make; of ImageNet, where its archives are')
@@ -45,7 +49,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         print('\nStopped; nothing was left behind.', file=sys.stderr)
         return 130
     print(f'{args.folder} {"is ready" if made else "was ready"}: {prepare.described(counts)}.\n'
-          f'Train on it: python train.py -c hparams/NAME.yaml --dataset folder --data-dir {args.folder}')
+          f'Train on it: python train.py -c hparams/{RECIPES[args.name]} --data-dir {args.folder}')
     return 0
 
 
