@@ -20,13 +20,12 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise `SettingError` for values that no model or data set could make right."""
     for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
                         ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
-                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
-                        ('train_crop_pad', 0)):
+                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
     for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix',
-                 'color_jitter', 'pca_lighting'):
+                 'color_jitter'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < float('inf'):
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
@@ -43,9 +42,6 @@ def check_args(args: argparse.Namespace) -> None:
     if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
         raise SettingError(f'--cutmix-minmax is {args.cutmix_minmax}, but it is a range within 0 and 1, the smaller '
                            f'first.')
-    if args.train_crop_pad is not None and (args.no_aug or args.train_crop_mode):
-        other = '--no-aug' if args.no_aug else f'--train-crop-mode {args.train_crop_mode}'
-        raise SettingError(f'--train-crop-pad is {args.train_crop_pad}, but {other} crops in another way: give one.')
     channels = args.in_chans or 3
     for name in ('mean', 'std'):
         values = getattr(args, name)
@@ -69,6 +65,12 @@ def check_args(args: argparse.Namespace) -> None:
                                f'{", ".join(backends)}.')
     if args.smoothing == 1:
         raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
+    for name in ('train_crop_pad', 'pca_lighting'):
+        if not 0 <= (getattr(args, name) or 0) < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {getattr(args, name)}, but it must be at least 0.')
+    if args.train_crop_pad is not None and (args.no_aug or args.train_crop_mode):
+        other = '--no-aug' if args.no_aug else f'--train-crop-mode {args.train_crop_mode}'
+        raise SettingError(f'--train-crop-pad is {args.train_crop_pad}, but {other} crops in another way: give one.')
     optimizers = [str(name) for name in timm.optim.list_optimizers()]
     if args.opt.lower() not in optimizers:
         raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
