@@ -45,7 +45,8 @@ from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wr
 from timm_multimix.checkpoint import AtomicCheckpointSaver
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
-from timm_multimix.data import DIGITS, ConvertMode, as_published, class_names, create_train_val, drop_unreadable
+from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
+from timm_multimix.data.augment import as_published
 from timm_multimix.hub import save_plain
 from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
 from timm_multimix.wrapper import one_position_note

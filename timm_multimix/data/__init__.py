@@ -1,9 +1,7 @@
 """Data sets: timm's, and the one that is always there."""
-from .augment import as_published
 from .digits import DIGITS, DigitsReader
 from .factory import ConvertMode, class_names, create_train_val, drop_unreadable, unreadable_images
 
 __all__ = [
-    'DIGITS', 'ConvertMode', 'DigitsReader', 'as_published', 'class_names', 'create_train_val', 'drop_unreadable',
-    'unreadable_images',
+    'DIGITS', 'ConvertMode', 'DigitsReader', 'class_names', 'create_train_val', 'drop_unreadable', 'unreadable_images',
 ]
