@@ -183,8 +183,7 @@ class MultiMixConfig:
         if not isinstance(self.gather, bool):
             raise _bad('gather', self.gather, 'it is True or False.')
         if self.gather and self.layers != ('embedding',):
-            raise _bad('gather', self.gather, 'it gathers logits, so it goes with the layer embedding (--multimix-layer) '
-                                              'alone.')
+            raise _bad('gather', self.gather, 'it gathers logits, so it goes with --multimix-layer embedding alone.')
         for name in ('n', 'm'):
             value = getattr(self, name)
             if value is None and name == 'm':
