@@ -473,8 +473,8 @@ def run(args: argparse.Namespace) -> None:
     if args.torchcompile:
         task.compile(backend=args.torchcompile)
     if world() > 1:
-        task.prepare_distributed(device_ids=[local_rank()] if device.type == 'cuda' else None,
-                                 broadcast_buffers=not args.no_ddp_bb)
+        ddp = {'broadcast_buffers': False} if args.no_ddp_bb else {}
+        task.prepare_distributed(device_ids=[local_rank()] if device.type == 'cuda' else None, **ddp)
         if found.get('shape') == shape:
             load_own_state(task, found['ranks'][rank()])
     if scheduler is not None and (start_epoch or progress.batch):
@@ -514,7 +514,7 @@ def run(args: argparse.Namespace) -> None:
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch or progress.batch else '')
-        + (f', batch {progress.batch + 1}' if progress.batch else '') + '.')
+        + (f', after batch {progress.batch}' if progress.batch else '') + '.')
 
     # Then one loop: train, validate, write down.
     started = plotted = time.time()

@@ -1,13 +1,15 @@
-"""`python tests/killer.py PLAN … -- FLAGS`: train.py, killed as planned and gone on with, until it ends by itself.
+"""`python tests/killer.py [ranks:N] PLAN … -- FLAGS`: train.py, killed as planned and gone on with, until it ends by itself.
 
 A plan is a list of moments, one a run: `step:K` after the K-th optimizer step of that run, `file:K` before the K-th
 change to the file system, `time:S` S seconds after the first step, each optionally with a signal, `step:3:TERM`.
-Children are forked, so that a kill costs no imports. Prints what ended each run.
+Children are forked, so that a kill costs no imports. With ranks, the last one is struck, and when one dies the others
+are killed, as torchrun does. Prints what ended each run.
 """
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -53,18 +55,40 @@ def arm(moment: str) -> None:
         update, train.MultiMixTask.update_ema = train.MultiMixTask.update_ema, first
 
 
-def main() -> int:
-    cut = sys.argv.index('--')
-    plan, flags = sys.argv[1:cut], sys.argv[cut + 1:]
-    for moment in [*plan, *[''] * 3]:
-        pid = os.fork()
-        if not pid:
-            if moment:
+def run(flags: list[str], moment: str, ranks: int) -> int:
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    pids = []
+    for rank in range(ranks):
+        pids.append(os.fork())
+        if not pids[-1]:
+            if ranks > 1:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR='localhost',
+                                  MASTER_PORT=str(port))
+            if moment and rank == ranks - 1:
                 arm(moment)
             code = train.main(flags)
             sys.stdout.flush()
             os._exit(code)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    result = 0
+    while pids:
+        pid, status = os.wait()
+        pids.remove(pid)
+        code = os.waitstatus_to_exitcode(status)
+        result = result or code
+        if code and code != 128 + signal.SIGTERM:  # who was asked to stop has asked the others
+            for other in pids:
+                os.kill(other, signal.SIGKILL)
+    return result
+
+
+def main() -> int:
+    cut = sys.argv.index('--')
+    plan, flags = sys.argv[1:cut], sys.argv[cut + 1:]
+    ranks = int(plan.pop(0).split(':')[1]) if plan and plan[0].startswith('ranks:') else 1
+    for moment in [*plan, *[''] * 3]:
+        status = run(flags, moment, ranks)
         print(f'ended: {moment or "unharmed"} {status}', flush=True)
         if status == 0:
             return 0

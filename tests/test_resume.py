@@ -22,7 +22,7 @@ RUN = ('--model', 'test_resnet', '--img-size', '32', '-b', '4', '--epochs', '4',
        '--drop', '0.2', '--checkpoint-hist', '2', '--resume', 'auto')
 
 
-def killed(folder: Path, data: Path, *plan: str, flags: tuple[str, ...] = ()) -> str:
+def with_kills(folder: Path, data: Path, *plan: str, flags: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / 'tests' / 'killer.py'), *plan, '--', *RUN, '--data-dir', str(data),
          '--output', str(folder), '--experiment', 'x', *flags], capture_output=True, text=True, timeout=600, env=ENV)
@@ -65,13 +65,42 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp('unbroken')
-    assert 'starts afresh' in killed(folder, data, flags=('-j', '0'))
+    assert 'starts afresh' in with_kills(folder, data, flags=('-j', '0'))
     return folder
 
 
 def test_killed_three_times(tmp_path: Path, data: Path, unbroken: Path) -> None:
     """Within an epoch, within a checkpoint, and with SIGTERM; with workers, unlike the unbroken run."""
-    out = killed(tmp_path, data, 'step:2', 'file:14', 'step:3:TERM', flags=('-j', '1', '--recovery-interval', '1'))
+    out = with_kills(tmp_path, data, 'step:2', 'file:14', 'step:3:TERM', flags=('-j', '1', '--recovery-interval', '1'))
     assert 'ended: step:2 -9' in out and 'ended: file:14 -9' in out and 'ended: step:3:TERM 143' in out
-    assert 'resuming at epoch 1, batch 2' in out
+    assert 'resuming at epoch 1, after batch 1' in out
     assert_same(unbroken, tmp_path)
+
+
+def test_two_ranks_killed(tmp_path: Path, data: Path) -> None:
+    """One of two ranks dies within an epoch, one is asked to stop; BatchNorm's statistics differ between them."""
+    flags = ('-j', '0', '--multimix-gather', '--no-ddp-bb', '--recovery-interval', '1')
+    with_kills(tmp_path / 'unbroken', data, 'ranks:2', flags=flags)
+    out = with_kills(tmp_path / 'killed', data, 'ranks:2', 'step:3', 'step:2:TERM', flags=flags)
+    assert 'ended: step:3 -9' in out and 'ended: step:2:TERM 143' in out
+    assert out.count('Stopped by SIGTERM') == 1 and 'resuming at epoch 2, after batch 2' in out
+    assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path: Path, data: Path, unbroken: Path) -> None:
+    draw = random.Random(6)
+    plan = [draw.choice([f'step:{draw.randint(1, 3)}', f'file:{draw.randint(1, 24)}', f'time:{draw.uniform(0, 0.5):.3f}'])
+            for _ in range(20)]
+    out = with_kills(tmp_path, data, *plan, flags=('-j', '1', '--recovery-interval', '1'))
+    assert out.count(' -9\n') >= 12, out  # late moments may come after the end of a run
+    assert_same(unbroken, tmp_path)
+
+
+@pytest.mark.slow
+def test_accumulated_updates_in_half_precision(tmp_path: Path, data: Path) -> None:
+    flags = ('-j', '0', '--grad-accum-steps', '2', '--clip-grad', '1', '--amp', '--amp-dtype', 'float16', '--sched',
+             'plateau', '--patience-epochs', '0')
+    with_kills(tmp_path / 'unbroken', data, flags=flags)
+    with_kills(tmp_path / 'killed', data, 'step:1:TERM', 'file:9', 'step:2:TERM', flags=flags)
+    assert_same(tmp_path / 'unbroken', tmp_path / 'killed')

@@ -63,6 +63,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
             os.replace(src, dst)
 
     def _duplicate(self, src: str, dst: str) -> None:
+        if os.path.exists(dst) and os.path.samefile(src, dst):  # renaming a link to itself leaves both
+            return
         temporary = f'{dst}.tmp'
         try:
             if os.path.exists(temporary):
@@ -84,6 +86,9 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     def go_on_from(self, path: Path, state: dict[str, Any]) -> None:
         """Take over the ranking of a loaded checkpoint, and do what a run killed after writing it had still to do."""
+        for leftover in (*Path(self.checkpoint_dir).glob('*.tmp'), *Path(self.checkpoint_dir).glob(f'*tmp{SUFFIX}')):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         saver = state.get('saver') or {}
         files = [(os.path.join(self.checkpoint_dir, name), m) for name, m in saver.get('checkpoint_files', [])]
         self.checkpoint_files = [(f, m) for f, m in files if os.path.exists(f)]
