@@ -46,7 +46,15 @@ from timm.utils import (
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
-from timm_multimix.checkpoint import AtomicCheckpointSaver, candidates, load, load_own_state, newest_whole, own_state
+from timm_multimix.checkpoint import (
+    AtomicCheckpointSaver,
+    candidates,
+    drop_unfinished,
+    load,
+    load_own_state,
+    newest_whole,
+    own_state,
+)
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, create_train_val, drop_unreadable
@@ -578,6 +586,7 @@ def run(args: argparse.Namespace) -> None:
                 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
             model_args, names if names and len(names) == args.num_classes else None)
     except (OSError, SafetensorError) as e:
+        drop_unfinished(folder)
         good = next(iter(candidates(folder)), None)
         raise SettingError(f'{folder}/model could not be written: {e}. Make room and go on: --resume {folder} '
                            + (f'({good} is whole).' if good else '')) from e
@@ -591,6 +600,7 @@ def write_down(summary: Path, rows: list[dict[str, Any]]) -> None:
             append_summary(summary, rows[0])
             del rows[0]
     except OSError as e:
+        drop_unfinished(summary.parent)
         say(f'Warning: {summary} could not be written ({e.strerror or e}).')
 
 
@@ -598,6 +608,7 @@ def draw(summary: Path, curves: Path, title: str = '') -> None:
     try:
         plot_curves(summary, curves, title)
     except OSError as e:
+        drop_unfinished(summary.parent)
         say(f'Warning: {curves} could not be written ({e.strerror or e}).')
 
 

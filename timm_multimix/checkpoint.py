@@ -86,9 +86,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     def go_on_from(self, path: Path, state: dict[str, Any]) -> None:
         """Take over the ranking of a loaded checkpoint, and do what a run killed after writing it had still to do."""
-        for leftover in (*Path(self.checkpoint_dir).glob('*.tmp'), *Path(self.checkpoint_dir).glob(f'*tmp{SUFFIX}')):
-            if leftover.is_file():
-                leftover.unlink(missing_ok=True)
+        drop_unfinished(self.checkpoint_dir)
         saver = state.get('saver') or {}
         files = [(os.path.join(self.checkpoint_dir, name), m) for name, m in saver.get('checkpoint_files', [])]
         self.checkpoint_files = [(f, m) for f, m in files if os.path.exists(f)]
@@ -120,6 +118,15 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.prev_recovery_file = ''
         if self.curr_recovery_file not in keep:
             self.curr_recovery_file = ''
+
+
+def drop_unfinished(folder: Union[str, Path]) -> None:
+    """Remove what was being written when a run was killed, or its disk was full."""
+    for leftover in (*Path(folder).glob('*.tmp'), *Path(folder).glob(f'*tmp{SUFFIX}')):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 class _Alone:

@@ -5,8 +5,8 @@ ranks share them. So a run goes on in the middle of an epoch, and loads nothing 
 """
 from __future__ import annotations
 
+import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -93,23 +93,20 @@ class PlacedLoader:
                 done += 1
         except SampleError as e:  # from a worker it comes with a traceback in its text
             raise SettingError(f'An image cannot be loaded: {str(e).rsplit("SampleError: ", 1)[-1].strip()}') from e
-        except RuntimeError as e:
-            dead = [int(pid) for pids in re.findall(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(e))
-                    for pid in pids.split(',')]
-            if not dead:
-                raise
+        except (RuntimeError, OSError, EOFError) as e:  # a dead worker may also be a broken pipe
             time.sleep(0.5)  # a signal to all comes to each in its own time
+            alive = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
+            dead = [index for pid, index in self.loading.tolist() if pid >= 0 and pid not in alive]
+            if not dead and 'DataLoader worker' not in str(e):
+                raise
             if not stopping():
-                raise SettingError(self._killed(dead, str(e))) from e
+                names = ', '.join(sample_name(self.dataset, index) for index in dead if index >= 0)
+                raise SettingError(
+                    f'A process that loads images was killed{f" while it loaded {names}" if names else ""} '
+                    f'({(str(e) or type(e).__name__).splitlines()[0]}). If memory ran out, use fewer --workers.') from e
         self.order.start = done
         self._use(_like(self.inner, self.inner.dataset, self.order, 0))
         yield from self.loader
-
-    def _killed(self, dead: list[int], message: str) -> str:
-        names = [sample_name(self.dataset, int(index)) for pid, index in self.loading.tolist()
-                 if pid in dead and index >= 0]
-        return (f'A process that loads images was killed{" while it loaded " + ", ".join(names) if names else ""}: '
-                f'{message.splitlines()[0]} If memory ran out, use fewer --workers.')
 
 
 class _Order:
