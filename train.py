@@ -635,7 +635,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         finish()
     except SettingError as e:
         if int(os.environ.get('RANK', '0')):
-            time.sleep(3)  # what is wrong on the first rank too is said there, and torchrun ends this one
+            time.sleep(10)  # what is wrong on the first rank too is said there, and torchrun ends this one
         print(f'train.py: error: {e}', file=sys.stderr)
         return 2
     except Stopped as e:

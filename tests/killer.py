@@ -1,4 +1,4 @@
-"""`python tests/killer.py [ranks:N] PLAN … -- FLAGS`: train.py, killed as planned and gone on with, until it ends by itself.
+"""`python tests/killer.py [ranks:N] PLAN … -- FLAGS`: train.py, killed as planned and gone on with, until it ends.
 
 A plan is a list of moments, one a run: `step:K` after the K-th optimizer step of that run, `file:K` before the K-th
 change to the file system, `time:S` S seconds after the first step, each optionally with a signal, `step:3:TERM`.

@@ -6,6 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from timm.data import create_loader
+
+from timm_multimix import MultiMixConfig, SettingError
+from timm_multimix.data import PlacedLoader, create_train_val
+from timm_multimix.report import read_summary
+
 from .conftest import ROOT
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
@@ -65,3 +73,78 @@ dist.destroy_process_group()
 def test_gathered_gradient_is_that_of_one_process(tmp_path: Path) -> None:
     (tmp_path / 'gather.py').write_text(GATHER)
     assert torchrun(str(tmp_path / 'gather.py')).count('equal') == 2
+
+
+TWO_THEN_ONE = '''
+import os, sys
+import train
+flags = ['--model', 'test_vit2', '--img-size', '32', '--data-dir', sys.argv[1], '--output', sys.argv[2], '--epochs', '2',
+         '--warmup-epochs', '1', '--lr-base', '0.1', '--aa', 'rand-m5', '--reprob', '0.5', '--model-ema',
+         '--model-ema-decay', '0.5', *sys.argv[3:]]
+assert train.main([*flags, '-b', '4', '--experiment', 'two', '-j', '1']) == 0
+if os.environ['RANK'] == '0':
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
+        del os.environ[name]
+    assert train.main([*flags, '-b', '8', '--experiment', 'one', '-j', '0']) == 0
+'''
+
+
+def test_two_ranks_train_as_one_does(tmp_path: Path, image_folder: Path) -> None:
+    """The same batches, augmentation, learning rate and validation, whoever shares them; and one voice."""
+    (tmp_path / 'script.py').write_text(TWO_THEN_ONE)
+    out = torchrun(str(tmp_path / 'script.py'), str(image_folder), str(tmp_path), '--multimix', 'none')
+    assert 'on cpu, 2 ranks of 4 images each' in out
+    assert out.count('Epoch   2/2') == 2 and out.count('Done in') == 2  # one each: of the ranks only the first speaks
+    one, two = (read_summary(tmp_path / name / 'summary.csv') for name in ('one', 'two'))
+    for a, b in zip(one, two, strict=True):
+        for name in set(a) - {'train_images_per_second'}:
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-4), name
+    states = [torch.load(tmp_path / name / 'last.pth.tar', weights_only=True) for name in ('one', 'two')]
+    for key in ('state_dict', 'state_dict_ema'):
+        for name, value in states[0][key].items():
+            torch.testing.assert_close(states[1][key][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rank_that_fails_says_so_once(tmp_path: Path) -> None:
+    out = torchrun(str(ROOT / 'train.py'), '--model', 'test_resnet', '--multimix', 'multimix', '--multimix-m', '65',
+                   '--output', str(tmp_path), code=1)
+    assert out.count('a batch of 64 has no 65') == 1
+
+
+# -------------------------------------------------------------------------------------------------- in this process
+
+def test_settings_of_the_whole_batch() -> None:
+    config = MultiMixConfig('multimix', m=100, gather=True)
+    config.check_batch(64, ranks=2)
+    assert config.mixed_batch(64, 2) == 128 and config.replace(gather=False).mixed_batch(64, 2) == 64
+    with pytest.raises(SettingError, match='a batch of 64 has no 100'):
+        config.check_batch(64)
+    with pytest.raises(SettingError, match='4 ranks share them out'):
+        MultiMixConfig('multimix', n=3, gather=True).check_batch(64, 4)
+    with pytest.raises(SettingError, match='--multimix-layer embedding alone'):
+        MultiMixConfig('multimix', layer=2, gather=True)
+    with pytest.raises(SettingError, match='--multimix-gather'):
+        MultiMixConfig('multimix', gather='yes')  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize('prefetcher', [False, True])
+def test_batches_by_place(image_folder: Path, prefetcher: bool) -> None:
+    """From any batch on, with any number of workers, an epoch is the same; the next is another."""
+    def make(workers: int, seed: int = 3) -> PlacedLoader:
+        train_set, _ = create_train_val('', str(image_folder))
+        return PlacedLoader(create_loader(
+            train_set, (3, 32, 32), 4, is_training=True, num_workers=workers, device=torch.device('cpu'),
+            use_prefetcher=prefetcher, auto_augment='rand-m9', re_prob=0.5, re_mode='pixel'), seed)
+
+    def images(loader: PlacedLoader, epoch: int, start: int = 0) -> list[torch.Tensor]:
+        return [torch.cat([input.flatten(), target.to(input.dtype)]) for input, target in loader.batches(epoch, start)]
+
+    alone, helped = make(0), make(2)
+    first, second = images(alone, 0), images(alone, 1)
+    assert len(first) == len(alone) == 4 and not any(torch.equal(a, b) for a, b in zip(first, second))
+    torch.manual_seed(99)  # whatever was drawn before
+    for loader in (alone, helped):
+        for start in (0, 1, 4):
+            again = images(loader, 1, start)
+            assert len(again) == 4 - start and all(torch.equal(a, b) for a, b in zip(second[start:], again))
+    assert not torch.equal(images(make(0, seed=4), 0)[0], first[0])
