@@ -4,6 +4,7 @@
     python train.py --model vit_small_patch16_224 --multimix dense            # on the embedded digits
     python train.py --data-dir cifar10 -c hparams/cifar10_resnet18.yaml      # on a folder of images
     python train.py --resume output/train/NAME                               # go on with a run
+    torchrun --nproc_per_node=4 train.py --model resnet50 …                   # on four GPUs
 
 Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags are timm's where timm has them
 (`timm_multimix/cli.py`); the loss is `timm_multimix.MultiMixTask`.
@@ -11,12 +12,12 @@ Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
 import warnings
 from collections import OrderedDict
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ from typing import Any, Optional
 import timm
 import torch
 import yaml
+from safetensors import SafetensorError
 from timm.data import Mixup, create_loader, resolve_data_config
+from timm.layers import convert_sync_batchnorm
 from timm.models import load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
@@ -36,19 +39,34 @@ from timm.utils import (
     NativeScaler,
     accuracy,
     dispatch_clip_grad,
+    distribute_bn,
     get_outdir,
     random_seed,
 )
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
-from timm_multimix.checkpoint import AtomicCheckpointSaver
+from timm_multimix.checkpoint import (
+    AtomicCheckpointSaver,
+    candidates,
+    drop_unfinished,
+    load,
+    load_own_state,
+    newest_whole,
+    own_state,
+)
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
-from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
+from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, create_train_val, drop_unreadable
 from timm_multimix.data.augment import as_published
+from timm_multimix.distributed import finish, from_all, from_first, local_rank, mean_of_ranks, one_by_one, start
+from timm_multimix.finite import Statistics, finite_gradient, finite_weights
 from timm_multimix.hub import save_plain
+from timm_multimix.interrupt import Interrupt, Stopped
+from timm_multimix.mixing.ranks import rank, world
+from timm_multimix.progress import Averages, Progress
 from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
+from timm_multimix.seeding import seed_place
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -56,24 +74,12 @@ SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')
 
 
 def say(text: str) -> None:
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    if rank() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 # ---------------------------------------------------------------------------------------------------------- building
-
-def pick_device(name: str) -> torch.device:
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason}. '
-                           f'--device auto takes what there is.') from e
-    return device
-
 
 def image_mode(args: argparse.Namespace) -> str:
     return args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB')
@@ -83,8 +89,9 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
                'batch_size': args.batch_size,
                'input_img_mode': image_mode(args)}
-    train_set, val_set = create_train_val(
-        args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
+    with one_by_one() if args.dataset_download else nullcontext():
+        train_set, val_set = create_train_val(
+            args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
     if args.bad_images != 'ignore':
         for split, dataset in ((args.train_split, train_set), (args.val_split, val_set)):
             left_out = drop_unreadable(dataset, split, args.bad_images == 'skip', workers=2 * max(1, args.workers))
@@ -98,8 +105,10 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     elif names is not None and len(names) > args.num_classes:
         raise SettingError(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: targets '
                            f'up to {len(names) - 1} would be outside the model.')
-    if hasattr(train_set, '__len__') and len(train_set) < args.batch_size:
-        raise SettingError(f'--batch-size is {args.batch_size}, but there are only {len(train_set)} training images.')
+    if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * world():
+        each = f' on each of {world()} ranks' if world() > 1 else ''
+        raise SettingError(f'--batch-size is {args.batch_size}{each}, but there are only {len(train_set)} training '
+                           f'images.')
     if hasattr(val_set, '__len__') and not len(val_set):
         raise SettingError(f'--val-split {args.val_split} holds no images to validate on.')
     return train_set, val_set
@@ -136,7 +145,7 @@ def build_loaders(
 ) -> tuple[Any, Any]:
     common = {'input_size': data['input_size'], 'mean': data['mean'], 'std': data['std'], 'num_workers': args.workers,
               'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda', 'device': device,
-              'persistent_workers': args.workers > 0}
+              'persistent_workers': args.workers > 0, 'distributed': world() > 1}
     train = create_loader(
         train_set, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
         re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode, scale=args.scale,
@@ -155,7 +164,7 @@ def build_loaders(
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
     if args.lr is None:  # as timm: by batch size
-        ratio = args.batch_size * args.grad_accum_steps / args.lr_base_size
+        ratio = args.batch_size * world() * args.grad_accum_steps / args.lr_base_size
         scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
         args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
     try:
@@ -187,7 +196,7 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
             folder = resume_checkpoint(args.resume).parent
         else:
             folder = Path(root) / name
-            if args.experiment and (folder / 'last.pth.tar').exists():
+            if args.experiment and (candidates(folder) or (folder / 'last.pth.tar').exists()):
                 raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
                                    f'another --experiment.')
             folder = Path(get_outdir(root, name, inc=not args.experiment))
@@ -202,45 +211,52 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
 # ---------------------------------------------------------------------------------------------------------- training
 
 def train_epoch(
-        epoch: int, args: argparse.Namespace, task: MultiMixTask, loader: Any, optimizer: torch.optim.Optimizer,
-        scheduler: Any, autocast: Any, scaler: Optional[NativeScaler], device: torch.device, bar: tqdm,
+        progress: Progress, args: argparse.Namespace, task: MultiMixTask, loader: PlacedLoader,
+        optimizer: torch.optim.Optimizer, scheduler: Any, autocast: Any, scaler: Optional[NativeScaler],
+        device: torch.device, bar: tqdm, statistics: Statistics, stop: Interrupt, save: Any,
 ) -> OrderedDict[str, Any]:
+    """The rest of an epoch, from where `progress` says it is."""
     task.train()
-    mixup = task.mixup_fn
+    epoch, first, mixup = progress.epoch, progress.batch, task.mixup_fn
     if isinstance(mixup, Mixup) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         mixup.mixup_enabled = False
     batches, accum = len(loader), args.grad_accum_steps
     updates = (batches + accum - 1) // accum
-    totals: dict[str, torch.Tensor] = {}  # stay on the device: reading them every step would make it wait
-    counts: dict[str, int] = {}
-    average: dict[str, float] = {}
     images = 0
     started = time.time()
     optimizer.zero_grad()
-    for i, (input, target) in enumerate(loader):
+    for i, (input, target) in enumerate(loader.batches(epoch, first, stop.requested), first):
+        seed_place(args.seed, epoch, i, rank())  # a run that goes on here draws what an unbroken one does
         input, target = input.to(device, non_blocking=True), target.to(device, non_blocking=True)
         if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         update = (i + 1) % accum == 0 or i + 1 == batches
         group = accum if i < batches - batches % accum else batches % accum  # the last group may be smaller
-        with autocast():
-            result = task(input, target)
-        loss = result['loss'] / group
         clip = {'clip_grad': args.clip_grad, 'clip_mode': args.clip_mode}
-        parameters = model_parameters(unwrap(task.trainable_module), exclude_head='agc' in args.clip_mode)
-        if scaler is not None:
-            scaler(loss, optimizer, parameters=parameters, need_update=update, **clip)
-        else:
-            loss.backward()
-            if update:
+        parameters = list(model_parameters(unwrap(task.trainable_module), exclude_head='agc' in args.clip_mode))
+        with nullcontext() if update else task.no_sync():
+            with autocast():
+                result = task(input, target)
+            loss = result['loss'] / group
+            if scaler is not None:
+                scaler(loss, optimizer, parameters=parameters, need_update=update, **clip)
+            else:
+                loss.backward()
+        if update:
+            # A scaler looks for itself, and leaves out updates that are merely too large for float16 as well.
+            finite = finite_gradient(task.parameters()) if scaler is None else bool(torch.isfinite(loss))
+            if scaler is None and finite:
                 if args.clip_grad is not None:
                     dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
                 optimizer.step()
-        if update:
             optimizer.zero_grad()
             step = epoch * updates + i // accum + 1
-            if task.has_ema():
+            if not finite:
+                statistics.put_back()
+            if task.has_ema() and (finite or scaler is not None):
                 task.update_ema(step=step)
+            progress.skipped += not finite
+            progress.in_a_row = 0 if finite else progress.in_a_row + 1
             if scheduler is not None:
                 scheduler.step_update(num_updates=step)
 
@@ -248,47 +264,103 @@ def train_epoch(
             correct = result['output'].argmax(1) == target
             found = {'loss': result['loss'].detach(), 'top1': 100 * correct.float().mean()}
             found.update({k: result[k] for k in SIGNAL if k in result})
-            for name, value in found.items():
-                totals[name] = totals.get(name, 0) + value.float()
-                counts[name] = counts.get(name, 0) + 1
+            progress.averages.add(found)
         images += len(input)
         if i % args.log_interval == 0 or i + 1 == batches:
-            average = {name: float(total) / counts[name] for name, total in totals.items()}
-            if not math.isfinite(average['loss']):
-                raise SettingError(
-                    f'The loss became {average["loss"]} in epoch {epoch + 1}. Lower --lr (now {args.lr:g}), clip with '
-                    f'--clip-grad 1, or warm up longer. Checkpoints of earlier epochs are whole.')
+            average = {name: float('nan') if v is None else v for name, v in progress.averages.means().items()}
             bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
                                         top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
                             refresh=False)
-        bar.update(len(input))
-    metrics = OrderedDict((k, average.get(k)) for k in ('loss', 'top1', *(SIGNAL if task.config else ())))
-    metrics['images_per_second'] = images / (time.time() - started)
+        bar.update(len(input) * world())
+        if update:
+            if progress.in_a_row >= args.nonfinite_limit:
+                raise not_finite(f'The gradient of {progress.in_a_row} updates in a row', epoch, optimizer, save.folder)
+            progress.batch = i + 1
+            statistics.keep()
+            stopping = stop()
+            if stopping or (args.recovery_interval and (i // accum + 1) % args.recovery_interval == 0):
+                save(progress, within=True)
+            if stopping:
+                raise stop.reason()
+    metrics: OrderedDict[str, Any] = OrderedDict(progress.averages.means(of_all_ranks=True))
+    metrics['skipped'] = progress.skipped
+    metrics['images_per_second'] = world() * images / (time.time() - started)
     return metrics
 
 
+def not_finite(what: str, epoch: int, optimizer: torch.optim.Optimizer, folder: Path) -> SettingError:
+    good = next(iter(candidates(folder)), None)
+    return SettingError(
+        f'{what} became infinite or no number in epoch {epoch + 1}. Lower --lr (now '
+        f'{optimizer.param_groups[0]["lr"]:g}), clip with --clip-grad 1, or warm up longer. '
+        + (f'The last good checkpoint is {good}: --resume {good}' if good else 'No checkpoint was written yet.'))
+
+
 @torch.no_grad()
-def validate(model: Any, loader: Any, autocast: Any, device: torch.device, channels_last: bool,
-             ) -> OrderedDict[str, float]:
+def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.device, channels_last: bool,
+             stop: Interrupt) -> Optional[OrderedDict[str, float]]:
+    """Metrics over the images of all ranks; None when the run was asked to stop."""
     model.eval()
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
-    for input, target in loader:
+    # The ranks' shares are filled up to be equal; what fills them does not count.
+    left = len(range(rank(), len(loader.dataset), world())) if loader.exact and world() > 1 else sys.maxsize
+    for input, target in loader.batches(0, stopping=stop.requested):
         input, target = input.to(device), target.to(device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast():
             logits = model(input)
-        logits = logits.float()
-        acc1, acc5 = accuracy(logits, target, topk=(1, 5))
-        loss.update(float(torch.nn.functional.cross_entropy(logits, target)), len(input))
-        top1.update(float(acc1), len(input))
-        top5.update(float(acc5), len(input))
-    return OrderedDict(loss=loss.avg, top1=top1.avg, top5=top5.avg)
+        logits, target = logits.float()[:left], target[:left]
+        left -= len(target)
+        if len(target):
+            acc1, acc5 = accuracy(logits, target, topk=(1, 5))
+            loss.update(float(torch.nn.functional.cross_entropy(logits, target)), len(target))
+            top1.update(float(acc1), len(target))
+            top5.update(float(acc5), len(target))
+        if loader.exact and stop():  # streams may be longer on one rank than on another, and would not agree
+            return None
+    means = mean_of_ranks([loss.sum, top1.sum, top5.sum], loss.count, device)
+    return OrderedDict(zip(('loss', 'top1', 'top5'), means))
+
+
+class Save:
+    """Writes checkpoints, from the first rank, with what every rank has of its own. All ranks call it."""
+
+    def __init__(self, saver: AtomicCheckpointSaver, task: MultiMixTask, scheduler: Any, shape: dict[str, int]) -> None:
+        self.saver, self.task, self.scheduler, self.shape = saver, task, scheduler, shape
+        self.folder = Path(saver.checkpoint_dir)
+
+    def __call__(self, progress: Progress, metric: Optional[float] = None, within: bool = False) -> None:
+        if not finite_weights(unwrap(self.task.trainable_module)):
+            raise not_finite('The weights', progress.epoch, self.saver.optimizer, self.folder)
+        own = {'progress': progress.state_dict(), **(own_state(self.task) if world() > 1 else {})}
+        plateau = getattr(self.scheduler, 'lr_scheduler', None)  # timm's other schedules have no state
+        self.saver.extra = {'ranks': from_all(own), 'shape': self.shape}
+        if plateau is not None:
+            self.saver.extra['plateau'] = plateau.state_dict(), self.scheduler.restore_lr
+        if within:
+            self.saver.extra['batch'] = progress.batch
+        if rank():
+            return
+        try:
+            if within:
+                self.saver.save_recovery(progress.epoch, progress.batch)
+            else:
+                self.saver.save_checkpoint(progress.epoch, metric=metric)
+                self.saver.drop_recoveries()
+        except (OSError, RuntimeError) as e:  # a full disk, mostly: the run goes on, and tries again next time
+            good = next(iter(candidates(self.folder)), None)
+            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({str(e).splitlines()[0]}). '
+                + (f'{good} stays the last one.' if good else 'There is none yet.'))
 
 
 def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any,
-           saver: AtomicCheckpointSaver) -> int:
-    path = str(resume_checkpoint(args.resume))
+           saver: AtomicCheckpointSaver) -> dict[str, Any]:
+    """Load the newest whole checkpoint into everything but the scheduler; returns it."""
+    found, problems = newest_whole(args.resume)
+    for problem in problems:
+        say(f'Warning: {problem}' + (f' Going on from {found}.' if found else ''))
+    path = str(found or resume_checkpoint(args.resume))
     try:
         start = resume_task_checkpoint(task, path, None, scaler, log_info=False)
         if task.has_ema():
@@ -307,18 +379,45 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
         except Exception as e:
             raise SettingError(f'--opt is {args.opt}, but the checkpoint {path!r} holds the state of another optimizer '
                                f'({e}). Resume with that one, or start this one afresh with --no-resume-opt.') from e
-    if hasattr(saver, 'load_state_dict_from_checkpoint'):  # timm ≥ 1.0.31 goes on with its ranking
-        saver.load_state_dict_from_checkpoint(path)
-    return start
+    state = load(path)
+    world_agreed = from_all(path)  # nobody still reads when the first rank begins to tidy up
+    assert len(set(world_agreed)) == 1, world_agreed
+    if rank() == 0:
+        saver.go_on_from(Path(path), state)
+        saver.drop_recoveries(keep=[path])
+    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau')} | {
+        'start': start}
+
+
+def place_of(state: dict[str, Any], progress: Progress, shape: dict[str, int], exact: bool) -> Optional[str]:
+    """Set `progress` to where a checkpoint was written; a sentence if it must go back to the start of the epoch."""
+    own = state.get('ranks') or [{}]
+    if 'batch' not in state:  # an epoch's end
+        progress.epoch = state['start']
+        progress.in_a_row = own[0].get('progress', {}).get('in_a_row', 0)
+        return None
+    if state['shape'] == shape and exact:
+        progress.load_state_dict(own[rank()]['progress'])
+        return None
+    progress.epoch = state['epoch']
+    why = ('a stream of images cannot be entered in the middle' if not exact
+           else 'it was written with another number of ranks, batches or images in a batch')
+    return (f'The checkpoint is from within epoch {progress.epoch + 1}, but {why}: that epoch starts again, with the '
+            f'weights of the checkpoint.')
 
 
 def run(args: argparse.Namespace) -> None:
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
     config = multimix_config(args)
+    device = start(args.device)
+    mixed = args.batch_size
     if config is not None:
-        config.check_batch(args.batch_size)
-    device = pick_device(args.device)
+        config.check_batch(args.batch_size, world())
+        mixed = config.mixed_batch(args.batch_size, world())
+    if args.sync_bn and device.type != 'cuda':
+        raise SettingError(f'--sync-bn is on, but torch has it for GPUs alone and --device is {device}. Leave it out; '
+                           f'--dist-bn says what becomes of the statistics after each epoch.')
     random_seed(args.seed, 0)
     on_digits = (args.dataset or '').lower() == DIGITS
     if on_digits:
@@ -332,6 +431,9 @@ def run(args: argparse.Namespace) -> None:
     for name in ('mean', 'std'):  # the model's three, for another number of channels
         if len(data[name]) != data['input_size'][0]:
             data[name] = (sum(data[name]) / len(data[name]),) * data['input_size'][0]
+    if args.sync_bn and world() > 1:
+        args.dist_bn = ''  # the ranks have the same
+        model = convert_sync_batchnorm(model)
     if config is not None:
         wrapped = wrap(model, config, input_size=data['input_size'])
         model_args.update(wrapped.timm_args)
@@ -348,7 +450,7 @@ def run(args: argparse.Namespace) -> None:
     task = MultiMixTask(
         model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
         seed=args.seed, device=device, verbose=False)
-    messages = [task.signal_warning(args.batch_size)] if config is not None else []
+    messages = [task.signal_warning(mixed)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
     autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
@@ -365,79 +467,152 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f'--sched is {args.sched!r}, but timm {timm.__version__} has no such schedule.')
     if args.model_ema and not args.model_ema_warmup and args.model_ema_decay ** (epochs * updates) > 0.05:
         messages.append(ema_note(args.model_ema_decay, epochs * updates))
-    folder = open_output(args, data['input_size'][-1])
+    folder = from_first(open_output(args, data['input_size'][-1]) if rank() == 0 else None)
     saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
-    start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
+    train_loader, val_loader = PlacedLoader(train_loader, args.seed), PlacedLoader(val_loader, args.seed)
+    shape = {'ranks': world(), 'batch_size': args.batch_size, 'batches': len(train_loader)}
+    measured = ('loss', 'top1', *(SIGNAL if config is not None else ()))
+    progress = Progress(0, Averages(measured, device))
+    found = resume(args, task, optimizer, scaler, saver) if args.resume else {}
+    if found:
+        messages.append(place_of(found, progress, shape, train_loader.exact))
+    elif args.resume_auto:
+        say('--resume auto: there is no run to go on with; this one starts afresh.')
+    start_epoch = progress.epoch
     if args.torchcompile:
         task.compile(backend=args.torchcompile)
-    if scheduler is not None and start_epoch:
-        scheduler.step_update(start_epoch * updates) if args.sched_on_updates else scheduler.step(start_epoch)
+    if world() > 1:
+        ddp = {'broadcast_buffers': False} if args.no_ddp_bb else {}
+        task.prepare_distributed(device_ids=[local_rank()] if device.type == 'cuda' else None, **ddp)
+        if found.get('shape') == shape:
+            load_own_state(task, found['ranks'][rank()])
+    if scheduler is not None and (start_epoch or progress.batch):
+        if 'plateau' in found and hasattr(scheduler, 'lr_scheduler'):
+            scheduler.lr_scheduler.load_state_dict(found['plateau'][0])
+            scheduler.restore_lr = found['plateau'][1]
+        scheduler.step_update(start_epoch * updates + progress.batch // args.grad_accum_steps)
+        if start_epoch:
+            scheduler.step(start_epoch, found.get('metric'))
+    save = Save(saver, task, scheduler, shape)
+    statistics = Statistics(task, unwrap(task.trainable_module))
+    statistics.keep()
 
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
-    trim_summary(summary, start_epoch)
-    saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume')}
+    saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume', 'resume_auto')}
     for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
         saved[name] = os.path.abspath(saved[name]) if saved[name] else saved[name]
-    if start_epoch < epochs:  # a finished run keeps the settings that made it
-        (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
-        os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
+    if rank() == 0:
+        trim_summary(summary, start_epoch)
+    if start_epoch < epochs and rank() == 0:  # a finished run keeps the settings that made it
+        try:
+            (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
+            os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
+        except OSError as e:
+            raise SettingError(f'{folder}/args.yaml cannot be written: {e.strerror or e}.') from e
     ending = None if config is None else wrapped.ending
     say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
         f'{data["input_size"][1]}×{data["input_size"][2]}'
-        + (f', {ending.positions} positions of {ending.width} features' if ending else '') + f', on {device}.')
-    say(describe(config, args.batch_size, args.num_classes))
+        + (f', {ending.positions} positions of {ending.width} features' if ending else '')
+        + f', on {device.type if world() > 1 else device}'
+        + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
+    say(describe(config, mixed, args.num_classes))
     if config is not None:
         messages.append(one_position_note(config, ending.positions if ending else 1))
     for message in filter(None, messages):
         say(f'Warning: {message}')
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
-        + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')
+        + (f'; resuming at epoch {start_epoch + 1}' if start_epoch or progress.batch else '')
+        + (f', after batch {progress.batch}' if progress.batch else '') + '.')
 
     # Then one loop: train, validate, write down.
     started = plotted = time.time()
     best = saver.best_metric, saver.best_epoch
     metric = float('nan')
-    bar = tqdm(total=epochs * len(train_loader) * args.batch_size, initial=start_epoch * len(train_loader) *
-               args.batch_size, unit='img', unit_scale=True, disable=None, dynamic_ncols=True)
-    with bar:
+    unwritten: list[dict[str, Any]] = []
+    total = len(train_loader) * args.batch_size * world()
+    bar = tqdm(total=epochs * total, initial=start_epoch * total + progress.batch * args.batch_size * world(),
+               unit='img', unit_scale=True, disable=None if rank() == 0 else True, dynamic_ncols=True)
+    with bar, Interrupt() as stop:
         for epoch in range(start_epoch, epochs):
-            # By epoch, so that a resumed run draws what an unbroken one would, and not the first epochs' numbers again.
-            random_seed((args.seed + epoch) % 2**32, 0)
-            rate = optimizer.param_groups[0]['lr']
-            found = train_epoch(epoch, args, task, train_loader, optimizer, scheduler, autocast, scaler, device, bar)
+            if not progress.batch:
+                progress.rate = optimizer.param_groups[0]['lr']
+            train_metrics = train_epoch(progress, args, task, train_loader, optimizer, scheduler, autocast, scaler,
+                                        device, bar, statistics, stop, save)
+            if world() > 1 and args.dist_bn and not progress.statistics_agreed:
+                for module in filter(None, (task.get_eval_model(), task.get_eval_model(ema=True))):
+                    distribute_bn(module, world(), args.dist_bn == 'reduce')
+                progress.statistics_agreed = True
             raw_top1 = ''
-            evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last)
-            if task.has_ema():
+            evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last, stop)
+            if task.has_ema() and evaluated is not None:
                 raw = evaluated
-                evaluated = validate(task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
-                evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
+                evaluated = validate(
+                    task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last, stop)
+                if evaluated is not None:
+                    evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
                 raw_top1 = f' (averaged weights; {raw["top1"]:.2f} % without)'
+            if evaluated is None:
+                save(progress, within=True)
+                raise stop.reason()
             metric = evaluated[args.eval_metric]
-            append_summary(summary, {'epoch': epoch, **{f'train_{k}': v for k, v in found.items()},
-                                     **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': rate})
-            best = saver.save_checkpoint(epoch, metric=metric)
+            unwritten.append({'epoch': epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
+                              **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': progress.rate})
+            if rank() == 0:
+                write_down(summary, unwritten)
+            save(progress, metric)
+            best = saver.best_metric, saver.best_epoch
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
-            signal = (f', effective {found["effective"]:.2f}, target entropy {found["target_entropy"]:.2f}'
-                      if found.get('effective') is not None else '')
-            say(f'Epoch {epoch + 1:3d}/{epochs}: loss {found["loss"]:.3f}, train top-1 {found["top1"]:.2f} %{signal}; '
+            signal = (f', effective {train_metrics["effective"]:.2f}, target entropy '
+                      f'{train_metrics["target_entropy"]:.2f}' if train_metrics.get('effective') is not None else '')
+            skipped = f', {progress.skipped} updates without a finite gradient left out' if progress.skipped else ''
+            say(f'Epoch {epoch + 1:3d}/{epochs}: loss {train_metrics["loss"] or float("nan"):.3f}, train top-1 '
+                f'{train_metrics["top1"] or 0:.2f} %{signal}; '
                 f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw_top1}; '
-                f'{found["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s')
-            if time.time() - plotted > 60:
-                plot_curves(summary, curves)
+                f'{train_metrics["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s{skipped}')
+            if time.time() - plotted > 60 and rank() == 0:
+                draw(summary, curves)
                 plotted = time.time()
+            progress = Progress(epoch + 1, Averages(measured, device), in_a_row=progress.in_a_row)
+    if rank():
+        return
     plain: Any = task.get_eval_model(ema=task.has_ema())
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
-    plot_curves(summary, curves, title)
+    draw(summary, curves, title)
     names = class_names(train_set)
-    final = save_plain(
-        plain, folder / 'model', {k: data[k] for k in (
-            'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
-        model_args, names if names and len(names) == args.num_classes else None)
+    try:
+        final = save_plain(
+            plain, folder / 'model', {k: data[k] for k in (
+                'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            model_args, names if names and len(names) == args.num_classes else None)
+    except (OSError, SafetensorError) as e:
+        drop_unfinished(folder)
+        good = next(iter(candidates(folder)), None)
+        raise SettingError(f'{folder}/model could not be written: {e}. Make room and go on: --resume {folder} '
+                           + (f'({good} is whole).' if good else '')) from e
     report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+
+
+def write_down(summary: Path, rows: list[dict[str, Any]]) -> None:
+    """Move rows into the CSV; those that a full disk does not take are kept for the next time."""
+    try:
+        while rows:
+            append_summary(summary, rows[0])
+            del rows[0]
+    except OSError as e:
+        drop_unfinished(summary.parent)
+        say(f'Warning: {summary} could not be written ({e.strerror or e}).')
+
+
+def draw(summary: Path, curves: Path, title: str = '') -> None:
+    try:
+        plot_curves(summary, curves, title)
+    except OSError as e:
+        drop_unfinished(summary.parent)
+        say(f'Warning: {curves} could not be written ({e.strerror or e}).')
 
 
 def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, curves: Path, best: Any, metric: float,
@@ -460,12 +635,20 @@ def main(argv: Optional[list[str]] = None) -> int:
     try:
         args = parse_args(argv, DIGITS_RECIPE)
         run(args)
+        finish()
     except SettingError as e:
+        if int(os.environ.get('RANK', '0')):
+            time.sleep(10)  # what is wrong on the first rank too is said there, and torchrun ends this one
         print(f'train.py: error: {e}', file=sys.stderr)
         return 2
+    except Stopped as e:
+        say(f'Stopped by {e}. Go on with: --resume FOLDER (the output folder named above), or the same command with '
+            f'--resume auto.')
+        finish()
+        return 128 + e.signal
     except KeyboardInterrupt:
-        print('\nStopped. Go on with: python train.py --resume FOLDER (the output folder named above), if an epoch was '
-              'finished.', file=sys.stderr)
+        print('\nStopped at once. Go on with: python train.py --resume FOLDER (the output folder named above), if an '
+              'epoch was finished.', file=sys.stderr)
         return 130
     return 0
 

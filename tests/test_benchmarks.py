@@ -33,6 +33,16 @@ def test_sweep(tmp_path: Path) -> None:
     assert all(row['loss'] > 0 and 'literal' in row['MiB'] for row in rows)
 
 
+def test_distributed(tmp_path: Path) -> None:
+    out = run('benchmarks.distributed', '--model', 'test_resnet', '--modes', 'plain', 'dense, gather', '--batch-size',
+              '4', '--num-classes', '5', '--img-size', '64', '--repeat', '1', '--device', 'cpu', '--ranks', '2', '--json',
+              str(tmp_path / 'ranks.json'))
+    rows = json.loads((tmp_path / 'ranks.json').read_text())['rows']
+    for row in rows:
+        one, two = row['images per second'].values()
+        assert row['ratio'] == pytest.approx(two / one) and f'| {two / one:.2f}× |' in out
+
+
 @pytest.mark.parametrize('model', ['test_resnet', 'test_vit'])
 def test_step(model: str, tmp_path: Path) -> None:
     out = run('benchmarks.step', '--models', model, '--batch-size', '4', '--num-classes', '5', '--repeat', '1',

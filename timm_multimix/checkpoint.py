@@ -1,28 +1,217 @@
-"""timm's CheckpointSaver, without the moment in which there is no last checkpoint."""
+"""Checkpoints that are whole: written beside the old one, checked before they are believed, found again."""
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Optional, Union
 
+import torch
+import torch.nn as nn
 from timm.utils import CheckpointSaver
+from torch import Tensor
+
+SUFFIX = '.pth.tar'
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
-    """`last`, `model_best` and numbered checkpoints as timm keeps them, each replaced in one step.
+    """`last`, `model_best`, numbered and recovery checkpoints as timm keeps them, each replaced in one step.
 
     timm removes a file before it puts the new one in its place; a run that is killed in between has no `last.pth.tar`
-    to resume from.
+    to resume from. What fails to be written, because the disk is full, leaves what was there.
+
+    Attributes:
+        extra: entries of the next checkpoints beside timm's, of plain values and tensors.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.extra: dict[str, Any] = {}
+        self._writes = True
+
+    def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
+        if not self._writes:
+            return
+        state = {
+            'epoch': epoch, 'version': 2, 'arch': type(self.model).__name__.lower(),
+            'optimizer': self.optimizer.state_dict(), 'saver': self.state_dict(epoch, metric), **self.extra}
+        if self.args is not None:  # a plain dict: torch.load(weights_only=True) knows no Namespace
+            state.update(arch=self.args.model, args=dict(vars(self.args)))
+        if self.amp_scaler is not None:
+            state[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
+        if metric is not None:
+            state['metric'] = metric
+        owner = self.task if self.task is not None else _Alone(self.model, self.unwrap_fn)
+        for ema in (False, True):
+            state.update(owner.get_checkpoint_state(ema=ema, unwrap_fn=self.unwrap_fn))
+        try:
+            with open(save_path, 'wb') as f:
+                torch.save(state, f)
+                f.flush()
+                os.fsync(f.fileno())
+        except BaseException:
+            if os.path.exists(save_path):
+                os.unlink(save_path)
+            raise
+
     def _replace(self, src: str, dst: str) -> None:
-        os.replace(src, dst)
+        if self._writes:
+            os.replace(src, dst)
 
     def _duplicate(self, src: str, dst: str) -> None:
+        if os.path.exists(dst) and os.path.samefile(src, dst):  # renaming a link to itself leaves both
+            return
         temporary = f'{dst}.tmp'
         try:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             os.link(src, temporary)
         except OSError:  # a file system without hard links
-            shutil.copy2(src, temporary)
+            try:
+                shutil.copy2(src, temporary)
+            except OSError:
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+                raise
         os.replace(temporary, dst)
+
+    def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> dict[str, Any]:
+        """The ranking, before this epoch has its place in it. (timm < 1.0.31 saves none.)"""
+        return {'checkpoint_files': [(os.path.basename(f), m) for f, m in self.checkpoint_files],
+                'best_epoch': self.best_epoch, 'best_metric': self.best_metric, 'pending': (epoch, metric)}
+
+    def go_on_from(self, path: Path, state: dict[str, Any]) -> None:
+        """Take over the ranking of a loaded checkpoint, and do what a run killed after writing it had still to do."""
+        drop_unfinished(self.checkpoint_dir)
+        saver = state.get('saver') or {}
+        files = [(os.path.join(self.checkpoint_dir, name), m) for name, m in saver.get('checkpoint_files', [])]
+        self.checkpoint_files = [(f, m) for f, m in files if os.path.exists(f)]
+        self.best_epoch, self.best_metric = saver.get('best_epoch'), saver.get('best_metric')
+        if 'batch' in state:
+            self.curr_recovery_file = str(path)
+            return
+        metric, epoch = state.get('metric'), state['epoch']
+        if path.name == 'last' + SUFFIX:
+            self._writes = False  # it is there: only its rank among the others is found again
+            try:
+                self.save_checkpoint(epoch, metric)
+            finally:
+                self._writes = True
+        elif metric is not None:  # another than the last was asked for, or is all that is whole
+            own = os.path.join(self.checkpoint_dir, f'{self.save_prefix}-{epoch}{self.extension}')
+            if os.path.exists(own):
+                self.checkpoint_files.append((own, metric))
+                sign = 1 if self.decreasing else -1
+                self.checkpoint_files.sort(key=lambda c: (c[1] is None, 0 if c[1] is None else sign * c[1]))
+            if self.best_metric is None or self.cmp(metric, self.best_metric):
+                self.best_epoch, self.best_metric = epoch, metric
+
+    def drop_recoveries(self, keep: Iterable[str] = ()) -> None:
+        """Remove recovery checkpoints: an epoch's end has overtaken them, or the run has gone back behind them."""
+        for path in Path(self.recovery_dir).glob(f'{self.recovery_prefix}-*{SUFFIX}'):
+            if str(path) not in keep:
+                path.unlink(missing_ok=True)
+        self.prev_recovery_file = ''
+        if self.curr_recovery_file not in keep:
+            self.curr_recovery_file = ''
+
+
+def drop_unfinished(folder: Union[str, Path]) -> None:
+    """Remove what was being written when a run was killed, or its disk was full."""
+    for leftover in (*Path(folder).glob('*.tmp'), *Path(folder).glob(f'*tmp{SUFFIX}')):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+class _Alone:
+    """A model without a task."""
+
+    def __init__(self, model: nn.Module, unwrap_fn: Any) -> None:
+        self.model, self.unwrap = model, unwrap_fn
+
+    def get_checkpoint_state(self, ema: bool, unwrap_fn: Any) -> dict[str, Any]:
+        return {} if ema else {'state_dict': self.unwrap(self.model).state_dict()}
+
+
+def load(path: Union[str, Path]) -> dict[str, Any]:
+    """A checkpoint, on the CPU. Of pickle, plain values and tensors alone (and the Namespace of timm's own)."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(  # type: ignore[no-any-return]
+            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def damage(path: Union[str, Path]) -> Optional[str]:
+    """What is wrong with a checkpoint's file, or None. Reads all of it: torch.load does not look at checksums."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                record = archive.testzip()
+            if record is not None:
+                return f'the checksum of {record!r} in it is wrong'
+        load(path)
+    except Exception as e:  # broken bytes break the reader in any way
+        return (str(e) or type(e).__name__).splitlines()[0][:200]
+    return None
+
+
+def candidates(path: Union[str, Path]) -> list[Path]:
+    """Checkpoints that `--resume` may go on from, the furthest first; a file that is named comes before its folder's.
+
+    Within a folder: recovery checkpoints of the epoch after `last`, `last`, then what else there is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path, *(p for p in candidates(path.parent) if p.name != path.name)] if SUFFIX in path.name else [path]
+    last, best = path / f'last{SUFFIX}', path / f'model_best{SUFFIX}'
+    try:
+        done = int(load(last)['epoch']) + 1
+    except Exception:  # missing or damaged
+        done = 0
+    numbered: dict[Path, tuple[int, int]] = {}
+    for found in path.glob(f'*{SUFFIX}'):
+        if match := re.fullmatch(r'recovery-(\d+)-(\d+)', found.name.removesuffix(SUFFIX)):
+            numbered[found] = int(match[1]), int(match[2])
+        elif match := re.fullmatch(r'checkpoint-(\d+)', found.name.removesuffix(SUFFIX)):
+            numbered[found] = int(match[1]) + 1, 0
+    order = sorted(numbered, key=lambda p: numbered[p], reverse=True)
+    ahead = [p for p in order if p.name.startswith('recovery-') and numbered[p] >= (done, 0)]
+    return [p for p in (*ahead, last, *(p for p in order if p not in ahead), best) if p.exists()]
+
+
+def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
+    """The first of `candidates` that is not damaged, or None, and a sentence on each that is and came before it."""
+    problems: list[str] = []
+    for found in candidates(path):
+        problem = damage(found)
+        if problem is None:
+            return found, problems
+        problems.append(f'{found} is damaged ({problem}).')
+    return None, problems
+
+
+def own_state(task: Any) -> dict[str, Any]:
+    """What ranks do not have in common: BatchNorm's statistics, of the model and of its average."""
+    found = {}
+    for key, module in (('buffers', task.get_eval_model()), ('buffers_ema', task.get_eval_model(ema=True))):
+        if module is not None:
+            found[key] = {name: b.detach().cpu().clone() for name, b in _buffers(module)}
+    return found
+
+
+@torch.no_grad()
+def load_own_state(task: Any, state: dict[str, Any]) -> None:
+    for key, module in (('buffers', task.get_eval_model()), ('buffers_ema', task.get_eval_model(ema=True))):
+        if module is not None and key in state:
+            for name, buffer in _buffers(module):
+                buffer.copy_(state[key][name])
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    from timm.utils.model import unwrap_model
+    return [(name, b) for name, b in unwrap_model(module).named_buffers() if b.is_floating_point()]

@@ -20,7 +20,8 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise `SettingError` for values that no model or data set could make right."""
     for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
                         ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
-                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0)):
+                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
+                        ('recovery_interval', 0), ('nonfinite_limit', 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
@@ -82,9 +83,6 @@ def check_args(args: argparse.Namespace) -> None:
                            f'{str(resume_checkpoint(args.resume))!r}.')
     if args.resume and args.resume.endswith('.safetensors'):
         raise SettingError(weights_alone(args.resume))
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        raise SettingError('WORLD_SIZE is above 1, but train.py runs in one process. In a distributed loop of your '
-                           'own, use timm_multimix.MultiMixTask and its prepare_distributed().')
     if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
         raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
                            f'{nearest(args.model, timm.list_models())}')
@@ -97,6 +95,7 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
              device: torch.device) -> None:
     """A small step and validation on a copy, with real images: what cannot work says so now, not an epoch later."""
     count = max(args.multimix_m or 0, min(4, args.batch_size))
+    count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
     try:

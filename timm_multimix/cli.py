@@ -9,12 +9,16 @@ from typing import Any, NoReturn, Optional, Union
 import yaml
 from timm.utils import ParseKwargs
 
+from .checkpoint import candidates
 from .config import ATTENTION_NORMS, ATTENTIONS, ENGINES, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
 from .data import DIGITS
 from .errors import SettingError, nearest
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
-                  'attention_detach', 'normalize', 'layer', 'engine')
+                  'attention_detach', 'normalize', 'layer', 'engine', 'gather')
+# What the same run may be gone on with in another way: `--resume auto` does not look at these.
+FREE_ON_RESUME = ('resume', 'config', 'output', 'experiment', 'epochs', 'workers', 'device', 'pin_mem', 'log_interval',
+                  'checkpoint_hist', 'recovery_interval', 'nonfinite_limit', 'bad_images', 'dataset_download')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
 
@@ -62,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-layer', nargs='+', metavar='L', help='multimix: mix the embedding (the default), the input, a stage '
       'by its number, or any module by its name; of several, one is drawn each step')
     g('--multimix-engine', choices=ENGINES, help='what computes the loss (default: triton on CUDA, else torch)')
+    g('--multimix-gather', action=on_off, default=None, help='under torchrun: mix the batch of all ranks, not of each')
 
     g = parser.add_argument_group('Dataset').add_argument
     g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, in it one per class')
@@ -80,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--pretrained', action=on_off, default=False, help='start from its published weights')
     g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights')
     g('--resume', default='', metavar='PATH', help='a run folder or checkpoint to go on with, in that folder and with '
-                                                   'its args.yaml')
+      "its args.yaml; 'auto': the newest run in --output (or --experiment there) that these flags do not contradict, "
+      'else a new one')
     g('--no-resume-opt', action='store_true', help='do not resume the optimizer')
     g('--num-classes', type=int, default=None, metavar='N', help='default: as many as the data set has')
     g('--gp', default=None, metavar='POOL', help='global pooling of the model')
@@ -165,12 +171,21 @@ def build_parser() -> argparse.ArgumentParser:
     g('--model-ema-decay', type=float, default=0.9998, metavar='X', help=' ')
     g('--model-ema-warmup', action=on_off, default=False, help=' ')
 
+    g = parser.add_argument_group('Several ranks (torchrun)').add_argument
+    g('--sync-bn', action=on_off, default=False, help='BatchNorm over the batch of all ranks (GPUs only)')
+    g('--dist-bn', choices=('reduce', 'broadcast', ''), default='reduce',
+      help="BatchNorm statistics after each epoch: averaged over the ranks, the first rank's, or each its own")
+    g('--no-ddp-bb', action='store_true', help="do not send the first rank's buffers to the others on every step")
+
     g = parser.add_argument_group('Run').add_argument
     g('--seed', type=int, default=42, metavar='N', help=' ')
     g('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
     g('--pin-mem', action=on_off, default=False, help=' ')
     g('--log-interval', type=int, default=50, metavar='N', help='updates between refreshes of loss and accuracy')
     g('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    g('--recovery-interval', type=int, default=0, metavar='N', help='a checkpoint within the epoch every N updates')
+    g('--nonfinite-limit', type=int, default=10, metavar='N',
+      help='updates whose loss is no number are left out; so many in a row end the run')
     g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1', help='picks model_best')
     g('--output', default='', metavar='DIR', help='where runs go (default: ./output/train)')
     g('--experiment', default='', metavar='NAME', help='folder of this run (default: date-model-size)')
@@ -189,14 +204,20 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     recipe: Optional[Path] = None
     if args.config:
         recipe = Path(args.config)
-    elif args.resume:
-        recipe = resume_checkpoint(args.resume).parent / 'args.yaml'
-        recipe = recipe if recipe.exists() else None
-    elif not args.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
-        recipe = Path(digits_recipe)
-    if recipe is not None:
         parser.set_defaults(**read_yaml(recipe, parser))
         args = parser.parse_args(argv)
+    auto = args.resume == 'auto'
+    resume = find_run(args, argv) if auto else args.resume
+    if recipe is None:
+        if resume:
+            recipe = resume_checkpoint(resume).parent / 'args.yaml'
+            recipe = recipe if recipe.exists() else None
+        elif not args.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
+            recipe = Path(digits_recipe)
+        if recipe is not None:
+            parser.set_defaults(**read_yaml(recipe, parser))
+            args = parser.parse_args(argv)
+    args.resume, args.resume_auto = resume, auto
     if args.data_dir and (args.dataset or '').lower() == DIGITS:
         if parser.parse_args(argv, argparse.Namespace(dataset='')).dataset:  # a flag, not the YAML's
             raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '
@@ -213,7 +234,34 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
 
 def resume_checkpoint(path: str) -> Path:
     """The checkpoint of `--resume`, which may name it or the run folder it is in."""
-    return Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
+    found = candidates(path) if os.path.isdir(path) else []
+    return found[0] if found else Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
+
+
+def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
+    """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag contradicts; '' for none."""
+    root = Path(os.path.expanduser(args.output or './output/train'))
+    runs = [root / args.experiment] if args.experiment else [p for p in root.glob('*') if p.is_dir()]
+    newest = sorted(((max(p.stat().st_mtime for p in found), run) for run in runs if (found := candidates(run))),
+                    reverse=True)
+    if args.experiment:
+        return str(newest[0][1]) if newest else ''
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if k not in FREE_ON_RESUME}
+    for name in ('data_dir', 'initial_checkpoint'):  # as args.yaml has them
+        if given.get(name):
+            given[name] = os.path.abspath(os.path.expanduser(given[name]))
+    for _, run in newest:
+        try:
+            saved = yaml.safe_load((run / 'args.yaml').read_text())
+        except (OSError, yaml.YAMLError):
+            continue
+        same_recipe = not args.config or Path(saved.get('recipe') or '').name in (Path(args.config).name, 'args.yaml')
+        if same_recipe and all(saved.get(k) == v for k, v in given.items()):
+            return str(run)
+    return ''
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:

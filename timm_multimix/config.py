@@ -99,6 +99,10 @@ class MultiMixConfig:
             them through the rest of the network, beside the unmixed ones if `clean_weight` is not 0.
         engine: what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere; 'torch' and
             'triton' insist. The loss is the same.
+        gather: in a distributed run, mix the batch of all ranks instead of each rank's own: `m`, `effective` and the
+            whole batch then mean that of all, and the `n` mixtures are shared out over the ranks. Logits, targets and
+            attention travel; the gradient is that of a single process with the whole batch. Every rank needs a batch
+            of the same size. Alone it does nothing.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
             its own), so smoothing is never applied twice.
 
@@ -121,6 +125,7 @@ class MultiMixConfig:
     normalize: str = None  # type: ignore[assignment]
     layer: Union[Layer, Sequence[Layer]] = 'embedding'
     engine: str = 'auto'
+    gather: bool = False
     label_smoothing: float = 0.0
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
@@ -175,6 +180,10 @@ class MultiMixConfig:
 
     def _check_values(self) -> None:
         self._check_layer()
+        if not isinstance(self.gather, bool):
+            raise _bad('gather', self.gather, 'it is True or False.')
+        if self.gather and self.layers != ('embedding',):
+            raise _bad('gather', self.gather, 'it gathers logits, so it goes with --multimix-layer embedding alone.')
         for name in ('n', 'm'):
             value = getattr(self, name)
             if value is None and name == 'm':
@@ -238,12 +247,19 @@ class MultiMixConfig:
                                     f'it out for the whole batch.')
         return self.m
 
-    def check_batch(self, batch: int) -> None:
-        """Raise `SettingError` unless every setting works with training batches of this size."""
-        self.tuple_size(batch)
-        if 'effective' in self._given and self.effective[1] >= batch:  # type: ignore[index]
-            raise _bad('effective', self.effective, f'a batch of {batch} cannot mix that many: it must be below '
-                                                    f'{batch}.')
+    def mixed_batch(self, batch: int, ranks: int = 1) -> int:
+        """How many examples are there to mix, with batches of this size on so many ranks."""
+        return batch * ranks if self.gather else batch
+
+    def check_batch(self, batch: int, ranks: int = 1) -> None:
+        """Raise `SettingError` unless every setting works with training batches of this size on so many ranks."""
+        whole = self.mixed_batch(batch, ranks)
+        self.tuple_size(whole)
+        if self.gather and self.n < ranks:
+            raise _bad('n', self.n, f'{ranks} ranks share them out, so it must be at least {ranks}.')
+        if 'effective' in self._given and self.effective[1] >= whole:  # type: ignore[index]
+            raise _bad('effective', self.effective, f'a batch of {whole} cannot mix that many: it must be below '
+                                                    f'{whole}.')
         if self.mixup and batch % 2:
             raise _bad('mixup', self.mixup, f"timm's Mixup pairs the batch with its reverse and needs an even batch "
                                             f'size, not {batch} (--batch-size).')

@@ -42,12 +42,8 @@ def append_summary(path: Union[str, Path], row: dict[str, Any]) -> None:
     rows = read_summary(path)
     columns = list(rows[0]) if rows else list(row)
     missing = [name for name in row if name not in columns]
-    if rows and not missing:
-        with open(path, 'a', newline='') as f:
-            csv.DictWriter(f, columns, restval='').writerow(row)
-        return
     temporary = f'{path}.tmp'
-    with open(temporary, 'w', newline='') as f:
+    with open(temporary, 'w', newline='') as f:  # never half a row, whenever the run is killed or the disk full
         writer = csv.DictWriter(f, columns + missing, restval='')
         writer.writeheader()
         writer.writerows([*rows, row])

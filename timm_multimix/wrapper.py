@@ -25,6 +25,7 @@ from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
 from .mixing.loss import soft_target
+from .mixing.ranks import agree, gather, rank, share_of, world
 from .mixing.signal import signal_warning
 
 
@@ -127,7 +128,8 @@ class MultiMixModel(nn.Module):
         Args:
             input: images (B, 3, H, W).
             target: class indices (B,) or soft targets (B, C).
-            lam: interpolation vectors (N, P, B) to use instead of drawing them.
+            lam: interpolation vectors (N, P, B) to use instead of drawing them; with `gather` those of the whole batch,
+                the same on every rank.
             generator: draws them, on its own device; default the global generator of the images' device.
 
         Returns:
@@ -143,6 +145,7 @@ class MultiMixModel(nn.Module):
         if layer != 'embedding':
             return self._mix_inside(self.multimix_layers[layer], input, target, lam, generator)
         z = None
+        ranks = world() if self.config.gather else 1
         if self.ending is None:
             logits = self.model(input)
             dense = logits.unsqueeze(1)
@@ -154,14 +157,21 @@ class MultiMixModel(nn.Module):
         B, P, C = dense.shape
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         config = self.config
-        self._first_check(B, P, C)
+        self._first_check(B * ranks, P, C)
         y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
         a = None if z is None else self._attention(z, target)
-        mixtures = self._mixtures(lam, config.n, P, B, generator, input.device, dtype)
-        loss_mixed = mixed_cross_entropy(
-            dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine)
         with torch.autocast(input.device.type, enabled=False):
             loss_clean = F.cross_entropy(logits.to(dtype), y)
+        n = config.n
+        if ranks > 1:
+            dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
+            n, lam = share_of(n), None if lam is None else lam[rank()::ranks]
+        mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
+        if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
+            agree(mixtures.alpha)
+        loss_mixed = mixed_cross_entropy(
+            dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine,
+            over_ranks=ranks > 1)
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
         return self._output(loss_mixed, loss_clean, logits, report)
 

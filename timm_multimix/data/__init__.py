@@ -1,7 +1,9 @@
 """Data sets: timm's, and the one that is always there."""
 from .digits import DIGITS, DigitsReader
 from .factory import ConvertMode, class_names, create_train_val, drop_unreadable, unreadable_images
+from .placed import PlacedLoader, SampleError
 
 __all__ = [
-    'DIGITS', 'ConvertMode', 'DigitsReader', 'class_names', 'create_train_val', 'drop_unreadable', 'unreadable_images',
+    'DIGITS', 'ConvertMode', 'DigitsReader', 'PlacedLoader', 'SampleError', 'class_names', 'create_train_val',
+    'drop_unreadable', 'unreadable_images',
 ]

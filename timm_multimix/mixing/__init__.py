@@ -2,8 +2,10 @@
 from .attention import attention
 from .dirichlet import LamSampler, effective_examples, sample_lam
 from .loss import mixed_cross_entropy
+from .ranks import gather
 from .signal import expected_signal, signal
 
 __all__ = [
-    'LamSampler', 'attention', 'effective_examples', 'expected_signal', 'mixed_cross_entropy', 'sample_lam', 'signal',
+    'LamSampler', 'attention', 'effective_examples', 'expected_signal', 'gather', 'mixed_cross_entropy', 'sample_lam',
+    'signal',
 ]

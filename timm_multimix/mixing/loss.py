@@ -21,6 +21,7 @@ def mixed_cross_entropy(
         label_smoothing: float = 0.0,
         normalize: str = 'position',
         engine: str = 'auto',
+        over_ranks: bool = False,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -42,6 +43,10 @@ def mixed_cross_entropy(
             'all': over the total weight of all positions.
         engine: 'torch', 'triton' (CUDA), or 'auto', Triton on CUDA where it can (it says so once in the log where it
             cannot) and torch elsewhere.
+        over_ranks: every rank of `torch.distributed` holds the same logits, targets and attention (`mixing.gather`)
+            and mixes a share of the mixtures, `lam`. The loss is that of all mixtures together, the same on every
+            rank; its gradient is that of this rank's share, times the number of ranks: averaged over the ranks, as
+            DistributedDataParallel does with what follows from it, it is that of the loss.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
@@ -75,7 +80,7 @@ def mixed_cross_entropy(
                            f'LamSampler device=… and dtype=….')
     with torch.autocast(logits.device.type, enabled=False):
         return MixedCrossEntropy.apply(  # type: ignore[no-any-return]
-            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine)
+            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine, over_ranks)
 
 
 def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:

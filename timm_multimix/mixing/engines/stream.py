@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..dirichlet import LamSampler, Sticks
+from ..ranks import total, world
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
@@ -93,10 +94,12 @@ def run(
         over_all: bool,
         logits_grad: bool,
         attention_grad: bool,
+        over_ranks: bool = False,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
+    `over_ranks`: see `mixed_cross_entropy`.
     """
     N, P, B = lam.shape
     C = y.shape[1]
@@ -132,18 +135,24 @@ def run(
         if sums.logits is not None:
             L[p] = sums.logits - targets  # this position's logits are needed no more
 
+    ranks = 1
+    if over_ranks:  # the terms of all, over the weights of all
+        loss, weight = total(torch.stack([loss, weight]))
+        ranks = world()
+
     # A position that no mixture weighs (every example that attends to it was missed) has no part in the mean.
     some = weight > 0
     if over_all:
         share = peak * some / (peak * weight).sum().clamp(min=TINY)
     else:
         share = torch.where(some, 1 / torch.where(some, weight, 1), 0) / some.sum().clamp(min=1)
-    total = (share * loss).sum()
+    value = (share * loss).sum()
+    share = share * ranks  # of the gradient; who averages gradients over the ranks divides by it
     if grad_a is not None and reference is not None and seen is not None:
-        mean = total if over_all else loss / torch.where(some, weight, 1)
+        mean = value if over_all else loss / torch.where(some, weight, 1)
         grad_a -= (mean - reference).unsqueeze(1) * count  # type: ignore[operator]
         grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
-    return total, moved.mul_(share.view(1, P, 1)).to(logits.dtype) if logits_grad else None, grad_a
+    return value, moved.mul_(share.view(1, P, 1)).to(logits.dtype) if logits_grad else None, grad_a
 
 
 def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,122 @@
+"""Starting and ending a run of several ranks, and what its ranks must decide together."""
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+from timm.utils import init_distributed_device
+from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+from .errors import SettingError
+from .mixing.ranks import rank, total, world
+
+__all__ = ['Vote', 'finish', 'from_all', 'from_first', 'local_rank', 'mean_of_ranks', 'one_by_one', 'rank', 'start',
+           'world']
+
+
+def start(name: str) -> torch.device:
+    """The device of `--device`; under torchrun (or srun) this rank's, with its process group: NCCL on CUDA, else gloo.
+
+    Raises:
+        SettingError: a device that cannot be used, or is not there for every rank.
+    """
+    several = is_distributed_env()
+    if name == 'auto':
+        mps = torch.backends.mps.is_available() and not several
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    try:
+        kind = torch.device(name).type
+        if several:
+            if kind not in ('cuda', 'cpu'):
+                raise SettingError(f'--device is {name!r}, but several ranks train on cuda or cpu.')
+            if kind == 'cuda' and local_rank() >= torch.cuda.device_count() > 0:
+                raise SettingError(f'There are more ranks than GPUs on this machine: --nproc_per_node of torchrun is '
+                                   f'at most {torch.cuda.device_count()} here.')
+            name = kind
+        device = torch.device(f'{name}:{local_rank()}' if several and kind == 'cuda' else name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason}. '
+                           f'--device auto takes what there is.') from e
+    if several and not dist.is_initialized():
+        try:
+            init_distributed_device(argparse.Namespace(device=name))
+        except (ValueError, RuntimeError) as e:
+            raise SettingError(f'WORLD_SIZE is {os.environ.get("WORLD_SIZE")}, but the ranks do not come together: '
+                               f'{str(e).splitlines()[0]} Start them with torchrun --nproc_per_node=N train.py …'
+                               ) from e
+    return device
+
+
+def finish() -> None:
+    """Part, once every rank is done."""
+    if world() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Which of its machine's ranks this is."""
+    return int(world_info_from_env()[0])
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    box = [value]
+    if world() > 1:
+        dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every rank's value, on every rank. Tensors in it should be on the CPU."""
+    found = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
+def mean_of_ranks(sums: list[float], count: float, device: torch.device) -> list[float]:
+    """Sums over all ranks, divided by the sum of their counts."""
+    if world() > 1:
+        *sums, count = total(torch.tensor([*sums, count], dtype=torch.float64, device=device)).tolist()
+    return [x / count if count else float('nan') for x in sums]
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Each machine's first rank goes first, such as to download; the others find it done."""
+    if world() > 1 and local_rank():
+        dist.barrier()
+    yield
+    if world() > 1 and not local_rank():
+        dist.barrier()
+
+
+class Vote:
+    """Has any rank said yes? All get the same answer, to what was asked one call before.
+
+    The answer travels while a step is computed: no rank, and no GPU, waits for it. Alone, the answer is immediate.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = dist.new_group(backend='gloo') if world() > 1 else None
+        self.pending: Optional[tuple[Any, torch.Tensor]] = None
+
+    def __call__(self, yes: bool) -> bool:
+        if self.group is None:
+            return yes
+        answer = False
+        if self.pending is not None:
+            work, found = self.pending
+            work.wait()
+            answer = bool(found)
+        flag = torch.tensor(int(yes))
+        self.pending = dist.all_reduce(flag, dist.ReduceOp.MAX, self.group, async_op=True), flag
+        return answer
