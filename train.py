@@ -46,7 +46,7 @@ from timm_multimix.checkpoint import AtomicCheckpointSaver
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
-from timm_multimix.hub import save_plain
+from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_point
 from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
 from timm_multimix.wrapper import one_position_note
 
@@ -107,8 +107,9 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The timm model, and how to make it again: arguments of create_model beyond name and classes."""
     extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
-    create = partial(timm.create_model, args.model, pretrained=args.pretrained, num_classes=args.num_classes,
-                     drop_rate=args.drop, drop_path_rate=args.drop_path)
+    repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
+    create = partial(timm.create_model, repo or args.model, pretrained=bool(repo) or args.pretrained,
+                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path)
     try:
         try:
             model = create(**extra)
@@ -119,7 +120,7 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise SettingError(f'--model {args.model} cannot be built: {e or type(e).__name__}') from e
-    if args.initial_checkpoint:
+    if args.initial_checkpoint and not repo:
         path = args.initial_checkpoint
         if not os.path.isfile(path):
             raise SettingError(f'--initial-checkpoint is {path!r}, but there is no such file.')
@@ -127,7 +128,7 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             load_checkpoint(model, path)
         except Exception as e:
             raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
-    return model, {k: v for k, v in extra.items() if v is not None}
+    return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
 
 
 def build_loaders(
@@ -363,6 +364,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model_ema and not args.model_ema_warmup and args.model_ema_decay ** (epochs * updates) > 0.05:
         messages.append(ema_note(args.model_ema_decay, epochs * updates))
     folder = open_output(args, data['input_size'][-1])
+    pusher = BackgroundPush(args.push_to_hub, folder, args.push_private, say) if args.push_to_hub else None
     saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
@@ -376,7 +378,7 @@ def run(args: argparse.Namespace) -> None:
     trim_summary(summary, start_epoch)
     saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume')}
     for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
-        saved[name] = os.path.abspath(saved[name]) if saved[name] else saved[name]
+        saved[name] = os.path.abspath(saved[name]) if saved[name] and not is_repo(saved[name]) else saved[name]
     if start_epoch < epochs:  # a finished run keeps the settings that made it
         (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
         os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
@@ -392,6 +394,14 @@ def run(args: argparse.Namespace) -> None:
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')
+
+    def save_model() -> Path:
+        names = class_names(train_set)
+        return save_plain(
+            task.get_eval_model(ema=task.has_ema()), folder / 'model',  # type: ignore[arg-type]
+            {k: data[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            model_args, names if names and len(names) == args.num_classes else None, config=config,
+            raw=task.get_eval_model() if task.has_ema() else None)
 
     # Then one loop: train, validate, write down.
     started = plotted = time.time()
@@ -426,15 +436,18 @@ def run(args: argparse.Namespace) -> None:
             if time.time() - plotted > 60:
                 plot_curves(summary, curves)
                 plotted = time.time()
-    plain: Any = task.get_eval_model(ema=task.has_ema())
+            if pusher and args.push_every and (epoch + 1) % args.push_every == 0 and epoch + 1 < epochs:
+                save_model()
+                plot_curves(summary, curves)
+                pusher.push(f'epoch {epoch + 1}')
+            elif pusher:
+                pusher.poll()
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
     plot_curves(summary, curves, title)
-    names = class_names(train_set)
-    final = save_plain(
-        plain, folder / 'model', {k: data[k] for k in (
-            'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
-        model_args, names if names and len(names) == args.num_classes else None)
+    final = save_model()
     report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+    if pusher:
+        pusher.finish()
 
 
 def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, curves: Path, best: Any, metric: float,
