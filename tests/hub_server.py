@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     after: int = -1
+    gate: Optional[threading.Event] = None
+    handled: bool = False
     seen: int = 0
 
 
@@ -110,6 +113,16 @@ class HubServer:
         self.faults.append(Fault(method, path, times=times, after=after))
         return self.faults[-1]
 
+    def stall(self, method: str, path: str, after: int = 0) -> Fault:
+        """As `cut`, but the connection stays open and silent until the fault's gate is set."""
+        self.faults.append(Fault(method, path, after=after, gate=threading.Event()))
+        return self.faults[-1]
+
+    def lose(self, method: str, path: str) -> Fault:
+        """Do what the next such request asks for, and hang up without an answer."""
+        self.faults.append(Fault(method, path, handled=True))
+        return self.faults[-1]
+
     def count(self, method: str, path: str) -> int:
         return sum(m == method and re.search(path, p) is not None for m, p, _, _ in self.requests)
 
@@ -149,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get('Content-Length') or 0)
         if fault is not None and fault.after >= 0 and self.command in ('POST', 'PUT'):
             self.rfile.read(min(fault.after, length))
-            self._hang_up()
+            self._hang_up(fault.gate)
             return
         if self.headers.get('Transfer-Encoding') == 'chunked':
             body = self._chunks()
@@ -159,12 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, {'error': 'a fault to order'}, fault.headers)
             return
         self.cut_after = fault.after if fault is not None else -1
+        self.gate = fault.gate if fault is not None else None
         try:
             with hub.lock:
                 answer = self._route(body)
         except _Refused as refused:
             answer = refused.status, {'error': refused.message}, {
                 'X-Error-Code': refused.code, 'X-Error-Message': refused.message, **refused.headers}
+        if fault is not None and fault.handled:
+            self._hang_up()
+            return
         self._answer(*answer)
 
     def _chunks(self) -> bytes:
@@ -175,9 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, gate: Optional[threading.Event] = None) -> None:
+        if gate is not None:
+            gate.wait(120)
         self.close_connection = True
-        self.connection.close()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, status: int, body: Any = None, headers: Optional[dict[str, str]] = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b''
@@ -196,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data if cut < 0 else data[:cut])
         self.wfile.flush()
         if cut >= 0:
-            self._hang_up()
+            self._hang_up(self.gate)
 
     # --------------------------------------------------------------------------------------------------- the API
 
@@ -362,8 +381,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, 'EntryNotFound', 'Entry not found', {'X-Repo-Commit': oid})
         if path in repo.large:  # as to the Hub's storage: elsewhere, signed, with the real size and hash here
             sha = hashlib.sha256(data).hexdigest()
-            return 302, None, {'Location': f'{self.server_hub.storage}/lfs/{sha}?signature=abc', 'X-Repo-Commit': oid, 'X-Linked-Etag': f'"{sha}"',
-                               'X-Linked-Size': str(len(data)), 'ETag': f'"{_blob_id(data)}"'}
+            return 302, None, {
+                'Location': f'{self.server_hub.storage}/lfs/{sha}?signature=abc', 'X-Repo-Commit': oid,
+                'X-Linked-Etag': f'"{sha}"', 'X-Linked-Size': str(len(data)), 'ETag': f'"{_blob_id(data)}"'}
         return self._part(data, {'X-Repo-Commit': oid, 'ETag': f'"{_blob_id(data)}"'})
 
     def lfs(self, _: bytes, __: Any, oid: str) -> tuple[int, Any, dict[str, str]]:

@@ -67,6 +67,8 @@ def save_plain(
         (temporary / SETTINGS).write_text(settings_text(config))
     if raw is not None:
         save_file(_plain_copy(raw).state_dict(), temporary / RAW_WEIGHTS)
+    for path in temporary.glob('*.safetensors'):  # which safetensors makes readable by its owner alone
+        shutil.copymode(temporary / CONFIG, path)
     old = folder.with_name(folder.name + '.old')
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
