@@ -225,8 +225,9 @@ def test_what_cannot_be_loaded_again_is_not_pushed(hub: HubServer, monkeypatch: 
     assert not hub.repos
 
 
-def test_fine_tuning_from_the_hub(hub: HubServer, tmp_path: Path, image_folder: Path,
-                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_fine_tuning_from_the_hub(
+        hub: HubServer, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped(2)
     push_to_hub(model, 'user/base')
     flags = [*SMALL, '--data-dir', str(image_folder), '-b', '8', '--output', str(tmp_path), '--lr', '0',
@@ -242,6 +243,15 @@ def test_fine_tuning_from_the_hub(hub: HubServer, tmp_path: Path, image_folder: 
     export(tmp_path / 'a', tmp_path / 'card')
     assert ModelCard.load(tmp_path / 'card' / 'README.md').data.base_model == 'user/base'
     assert train.main(['--resume', str(tmp_path / 'a'), '--epochs', '2']) == 0
+    capsys.readouterr()
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path)  # --model with --pretrained is another way to say it, also from another folder
+    assert train.main([*flags[:-2], '--model', 'local-dir:a/model', '--pretrained', '--experiment', 'b']) == 0
+    args = yaml.safe_load((tmp_path / 'b' / 'args.yaml').read_text())
+    assert args['model'] == 'test_vit' and args['initial_checkpoint'] == f'local-dir:{tmp_path}/a/model'
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert train.main(['--resume', str(tmp_path / 'b'), '--epochs', '2']) == 0
+    assert torch.equal(load_file(tmp_path / 'b' / 'model' / 'model.safetensors')['head.weight'], tuned['head.weight'])
     capsys.readouterr()
     assert train.main([*flags, '--model', 'resnet18']) == 2
     assert 'leave --model out' in capsys.readouterr().err
@@ -425,7 +435,7 @@ def test_too_many_requests_are_waited_for(hub: HubServer, naps: list[float]) -> 
     hub.fail('POST', '/repos/create', 429, times=9, Retry_After='7')
     with pytest.raises(HubError, match=r'too many requests \(429\). Try again in 7 s') as caught:
         push_to_hub(wrapped(), 'user/name')
-    assert caught.value.passing and hub.count('POST', '/repos/create') == 2 + 3
+    assert caught.value.passing and hub.count('POST', '/repos/create') == 3 + 3
 
 
 def test_an_upload_that_is_cut(hub: HubServer, naps: list[float]) -> None:
@@ -447,7 +457,8 @@ def test_an_upload_that_is_cut(hub: HubServer, naps: list[float]) -> None:
     assert caught.value.passing and repo.files() == before
 
 
-def test_a_download_that_is_cut(hub: HubServer, naps: list[float], tmp_path: Path) -> None:
+def test_a_download_that_is_cut(hub: HubServer, naps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, 'DOWNLOAD_CHUNK_SIZE', 10_000)  # 10 MB, more than this file has
     model = wrapped()
     push_to_hub(model, 'user/name')
     fault = hub.cut('GET', '/lfs/', after=0, times=99)
@@ -503,7 +514,7 @@ def test_a_server_that_is_not_there(hub: HubServer, naps: list[float], monkeypat
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:9/{repo_id}/{revision}/{filename}')
     for action in (lambda: push_to_hub(small_model(), 'user/name'), lambda: from_pretrained('hf-hub:user/name'),
                    list_checkpoints):
-        with pytest.raises(HubError, match='ConnectionRefusedError') as caught:
+        with pytest.raises(HubError, match='Connection refused') as caught:
             action()
         assert caught.value.passing
 
@@ -512,11 +523,11 @@ def test_a_server_that_is_not_there(hub: HubServer, naps: list[float], monkeypat
 
 def test_a_push_that_fails_stops_nothing(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fault = hub.fail('POST', '/commit/', 403, times=99)
-    flags = ['--model', 'test_resnet', *SMALL, '--epochs', '2', '--output', str(tmp_path), '--experiment', 'x']
-    assert train.main([*flags, '--push-to-hub', 'user/name', '--push-every', '1']) == 0
+    flags = ['--model', 'test_resnet', *SMALL, '--output', str(tmp_path), '--experiment', 'x']
+    assert train.main([*flags, '--push-to-hub', 'user/name']) == 0
     said = capsys.readouterr()
-    assert 'Warning: pushing epoch 1 to user/name failed. The Hub forbids' in said.out
-    assert 'Warning: pushing the last epoch to user/name failed.' in said.out and TOKEN not in said.out + said.err
+    assert 'Warning: pushing the last epoch to user/name failed. The Hub forbids' in said.out
+    assert TOKEN not in said.out + said.err
     command = next(line.strip() for line in said.out.splitlines() if 'timm_multimix.hub push' in line)
     fault.times = 0
     assert command.startswith('python -m timm_multimix.hub push ')
@@ -580,9 +591,8 @@ def test_offline_and_pushing_contradict(hub: HubServer, tmp_path: Path, monkeypa
 def test_a_hub_that_is_down_before_training_may_be_up_later(hub: HubServer, tmp_path: Path) -> None:
     hub.fail('POST', '/repos/create', 500)
     said: list[str] = []
-    pusher = BackgroundPush('user/name', a_run(tmp_path / 'run'), False, said.append)
-    assert 'Training goes on' in said[0]
-    assert pusher.finish() is True and 'user/name' in hub.repos
+    BackgroundPush('user/name', tmp_path, False, said.append).close()
+    assert 'status 500' in said[0] and 'Training goes on' in said[0]
 
 
 # ------------------------------------------------------------------------------------------------ what comes with it

@@ -99,7 +99,7 @@ def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, wr
     if status is not None and status >= 500:
         return HubError(f'The Hub has a problem of its own (status {status}) with {repo_id}. Try again later.', True)
     reason = scrub(next((line for line in str(cause).splitlines() if line.strip()), ''), token)
-    if status is not None or isinstance(cause, EntryNotFoundError):
+    if status is not None:
         return HubError(f'The Hub refused {where}: {reason} {scrub(_said(response), token)}'.rstrip())
     last = causes[-1]  # where the chain began: a refused connection, a full disk
     text = scrub(next((line for line in str(last).splitlines() if line.strip()), ''), token)

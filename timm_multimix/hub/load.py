@@ -81,8 +81,8 @@ def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None,
     if offline():
         raise HubError('HF_HUB_OFFLINE is set, and the Hub cannot be searched without a network. Unset it.')
     try:
-        return list(HfApi(token=token).list_models(filter=TAG, author=author, search=search, sort='downloads',
-                                                   limit=limit))
+        found = HfApi(token=token).list_models(filter=TAG, author=author, search=search, sort='downloads', limit=limit)
+        return sorted(found, key=lambda info: -(info.downloads or 0))
     except Exception as e:  # of huggingface_hub or of its HTTP client
         raise hub_error(e, f'the models of {author}' if author else 'the list of models', token=token) from e
 
@@ -96,8 +96,9 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
     """What `--initial-checkpoint`, or `--model` with `--pretrained`, names where that is a repository or a folder.
 
     Returns:
-        A name for timm.create_model, whose weights are there and are safetensors, and the arguments it was built with.
-        `args.model` becomes its architecture. (None, {}) for a file, a name of timm, or nothing.
+        A name for timm.create_model, whose weights are there and are safetensors, and the arguments it was built with,
+        but for num_classes; `args` then says the same in the way it is saved. (None, {}) for a file, a name of timm, or
+        nothing.
     """
     repo = next(filter(is_repo, (args.initial_checkpoint, args.model if args.pretrained else '')), None)
     if repo is None:
@@ -107,8 +108,10 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
     if not is_repo(args.model) and args.model.partition('.')[0] != architecture.partition('.')[0]:
         raise SettingError(f'--model is {args.model}, but --initial-checkpoint {repo} is a {architecture}: leave '
                            f'--model out.')
-    args.model = architecture
-    return f'local-dir:{folder}', model_args
+    # So that args.yaml says it again: where the weights come from, and not those that timm has for the architecture.
+    args.model, args.pretrained = architecture, False
+    args.initial_checkpoint = repo if not repo.startswith('local-dir:') else f'local-dir:{folder.resolve()}'
+    return f'local-dir:{folder}', {k: v for k, v in model_args.items() if k != 'num_classes'}  # the data set decides
 
 
 def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optional[str] = None,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,8 @@ from ..wrapper import unwrap
 from .card import MARK, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, scrub
 from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, save_plain
+
+_logger = logging.getLogger(__name__)
 
 WAITS = (5.0, 30.0)  # seconds before the second and the third attempt; huggingface_hub retries single requests itself
 LONGEST_WAIT = 600.0
@@ -213,7 +216,9 @@ def _retried(action: Callable[[], CommitInfo], understood: Callable[[Exception],
             error = understood(e)
             if wait is None or not error.passing:
                 raise error from e
-            time.sleep(min(max(wait, error.wait or 0), LONGEST_WAIT))
+            seconds = min(max(wait, error.wait or 0), LONGEST_WAIT)
+            _logger.warning('%s Trying again in %.0f s.', error, seconds)
+            time.sleep(seconds)
     raise AssertionError
 
 
