@@ -62,8 +62,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def small_model(seed: int = 0, name: str = 'test_vit', **kwargs: Any) -> torch.nn.Module:
     torch.manual_seed(seed)
-    sizes = {'img_size': 32} if 'vit' in name else {}
-    return timm.create_model(name, num_classes=4, **sizes, **kwargs)
+    return timm.create_model(name, num_classes=4, **kwargs)
 
 
 def wrapped(seed: int = 0, **settings: Any) -> timm_multimix.MultiMixModel:
@@ -85,7 +84,7 @@ def a_run(folder: Path, model: Optional[torch.nn.Module] = None, **args: Any) ->
 def logits(model: torch.nn.Module) -> torch.Tensor:
     torch.manual_seed(7)
     with torch.no_grad():
-        return model.eval()(torch.randn(2, 3, 32, 32))
+        return model.eval()(torch.randn(2, *unwrap(model).pretrained_cfg['input_size']))
 
 
 def with_timm_alone(hub: HubServer, home: Path, name: str, out: Path, **kwargs: Any) -> torch.Tensor:
@@ -118,17 +117,19 @@ def test_from_training_to_a_stranger_with_timm_alone(
     assert not list(run.glob('.push-*'))
     files = repo.files()
     assert set(files) == {'.gitattributes', 'README.md', 'args.yaml', 'config.json', 'curves.png', 'model.safetensors',
-                          'model_raw.safetensors', 'multimix.yaml', 'summary.csv'}
+                          'multimix.yaml', 'raw/config.json', 'raw/model.safetensors', 'summary.csv'}
 
     repo.private = False
     here = timm.create_model(f'local-dir:{run}/model', pretrained=True)
     there = with_timm_alone(hub, tmp_path / 'home', 'hf-hub:user/name', tmp_path / 'logits')
     assert torch.equal(logits(here), there)
-    raw = timm.create_model(f'local-dir:{run}/model', pretrained=False)
-    raw.load_state_dict(load_file(run / 'model' / 'model_raw.safetensors'))
+    raw = timm.create_model(f'local-dir:{run}/model/raw', pretrained=True)
     saved = torch.load(run / 'last.pth.tar', weights_only=False)
     assert all(torch.equal(v, saved['state_dict'][k]) for k, v in raw.state_dict().items())
     assert not torch.equal(logits(raw), there)
+    last = timm.create_model('hf-hub:user/name', pretrained=True, pretrained_cfg_overlay={
+        'hf_hub_filename': 'raw/model.safetensors'})  # as the card says
+    assert torch.equal(logits(last), logits(raw))
     model = from_pretrained('hf-hub:user/name', raw=True)
     assert model.config.n == 60 and torch.equal(logits(model), logits(raw))
 
@@ -152,7 +153,7 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
     again = from_pretrained('hf-hub:user/name')
     assert again.config == model.config and again.config.attention == 'cam'
     assert torch.equal(logits(again), logits(model))
-    again.train()(torch.randn(8, 3, 32, 32), torch.arange(8) % 4).loss.backward()
+    again.train()(torch.randn(8, 3, 160, 160), torch.arange(8) % 4).loss.backward()
     assert all(p.grad is not None for p in again.parameters())
     assert from_pretrained('hf-hub:user/name', effective=3, n=7).config.n == 7
     assert from_pretrained('hf-hub:user/name', 'multimix').config == MultiMixConfig('multimix')
@@ -230,8 +231,8 @@ def test_fine_tuning_from_the_hub(
         monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped(2)
     push_to_hub(model, 'user/base')
-    flags = [*SMALL, '--data-dir', str(image_folder), '-b', '8', '--output', str(tmp_path), '--lr', '0',
-             '--initial-checkpoint', 'hf-hub:user/base']
+    flags = [*SMALL, '--img-size', '160', '--data-dir', str(image_folder), '-b', '8', '--output', str(tmp_path),
+             '--lr', '0', '--initial-checkpoint', 'hf-hub:user/base']
     assert train.main([*flags, '--multimix', 'dense', '--experiment', 'a']) == 0
     tuned = load_file(tmp_path / 'a' / 'model' / 'model.safetensors')
     for name, value in unwrap(model).state_dict().items():  # 3 classes instead of 4; with lr 0 the rest stays
@@ -316,7 +317,7 @@ def test_files_of_an_earlier_push_do_not_stay(hub: HubServer, tmp_path: Path) ->
     run = a_run(tmp_path / 'run', model)
     save_plain(model, run / 'model', raw=model)
     push_to_hub(run, 'user/name')
-    assert 'model_raw.safetensors' in repo.files()
+    assert 'raw/model.safetensors' in repo.files()
     push_to_hub(unwrap(model), 'user/name', model_args=model.timm_args)
     assert set(repo.files()) == {'.gitattributes', 'notes.txt', 'README.md', 'config.json', 'model.safetensors'}
 
@@ -396,7 +397,7 @@ def test_damaged_and_foreign_files(hub: HubServer, tmp_path: Path) -> None:
     weights = files['model.safetensors']
     for bad in ({'model.safetensors': weights[:-100]}, {'model.safetensors': b'\x80\x04' + weights},
                 {'config.json': files['config.json'].replace(b'"test_vit"', b'"test_resnet"')},
-                {'config.json': files['config.json'].replace(b'"img_size"', b'"checkpoint_path"')}):
+                {'config.json': files['config.json'].replace(b'"fc_norm"', b'"checkpoint_path"')}):
         hub.add('user/bad', {**files, **bad})
         hub.repos['user/bad'].branches['main'] = hub.repos['user/bad'].branches['main'][-1:]
         shutil.rmtree(Path(constants.HF_HUB_CACHE), ignore_errors=True)

@@ -16,7 +16,7 @@ from huggingface_hub.utils import get_token
 
 from ..errors import SettingError
 from .errors import LOG_IN, check_repo_id, hub_error, offline, scrub
-from .push import FROM_A_RUN, _link, create_repo, later_command
+from .push import FROM_A_RUN, create_repo, later_command, link
 
 
 class BackgroundPush:
@@ -65,12 +65,10 @@ class BackgroundPush:
         self.poll()
         try:
             snapshot = Path(tempfile.mkdtemp(prefix='.push-', dir=self.run))
-            (snapshot / 'model').mkdir()
-            for path in (self.run / 'model').iterdir():
-                _link(path, snapshot / 'model' / path.name)
+            shutil.copytree(self.run / 'model', snapshot / 'model', copy_function=link)
             for name in FROM_A_RUN:
                 if (self.run / name).is_file():
-                    _link(self.run / name, snapshot / name)
+                    link(self.run / name, snapshot / name)
         except OSError as e:
             self.say(f'Warning: nothing is pushed after {label}: {e}. Training goes on.')
             return

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..report import read_summary
-from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, RAW, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
@@ -115,8 +115,8 @@ def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged
         text += (f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW_WEIGHTS}`:\n'
                  f"`timm.create_model('{name}', pretrained=True, "
                  f"pretrained_cfg_overlay={{'hf_hub_filename': '{RAW_WEIGHTS}'}})`.\n" if name.startswith('hf-hub:')
-                 else f'\n`{WEIGHTS}` holds averaged weights (EMA); the last, not averaged ones are in '
-                      f'`{RAW_WEIGHTS}`.\n')
+                 else f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW}/`, a '
+                      f'folder like this one.\n')
     if settings:
         text += (f'\nTo go on training with its settings ([`{SETTINGS}`]({SETTINGS})):\n\n```python\n'
                  f"import timm_multimix\n\nmodel = timm_multimix.from_pretrained('{name}')\n"

@@ -1,9 +1,11 @@
 """What went wrong with the Hub, as a sentence that says what to do."""
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
-from typing import Any, Optional
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -19,6 +21,10 @@ from huggingface_hub.utils import get_token, validate_repo_id
 
 from ..errors import SettingError
 
+_logger = logging.getLogger(__name__)
+T = TypeVar('T')
+
+LONGEST_WAIT = 600.0
 LOG_IN = 'Log in with `hf auth login`, or set HF_TOKEN'
 _TOKEN = re.compile(r'hf_[A-Za-z0-9]{10,}')
 
@@ -105,6 +111,26 @@ def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, wr
     text = scrub(next((line for line in str(last).splitlines() if line.strip()), ''), token)
     network = not isinstance(last, (ValueError, TypeError)) or type(last).__name__ == 'JSONDecodeError'
     return HubError(f'{"Pushing to" if writing else "Reading"} {where} failed: {type(last).__name__}: {text}', network)
+
+
+def retried(action: Callable[[], T], understood: Callable[[Exception], HubError], waits: tuple[float, ...]) -> T:
+    """What the action gives, tried again after each of these seconds, or more if the Hub asks for more.
+
+    huggingface_hub repeats most single requests itself; this is for the others, and for what lasts longer.
+    """
+    for wait in (*waits, None):
+        try:
+            return action()
+        except Exception as e:  # of huggingface_hub, of its HTTP client, of the operating system
+            if isinstance(e, SettingError) and not isinstance(e, HubError):
+                raise
+            error = understood(e)
+            if wait is None or not error.passing:
+                raise error from e
+            seconds = min(max(wait, error.wait or 0), LONGEST_WAIT)
+            _logger.warning('%s Trying again in %.0f s.', error, seconds)
+            time.sleep(seconds)
+    raise AssertionError
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -19,7 +18,7 @@ from ..errors import SettingError
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
 from .errors import HubError, check_repo_id, hub_error, offline
-from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.tar')
 
@@ -59,8 +58,7 @@ def from_pretrained(
     folder = fetch(name, revision, token, RAW_WEIGHTS if raw else WEIGHTS)
     if config is None:
         config = _settings(folder, name)
-    with tempfile.TemporaryDirectory() as temporary:
-        plain = _create(_as_main(folder, Path(temporary)) if raw else folder, name, num_classes)
+    plain = _create(folder / RAW if raw else folder, name, num_classes)
     plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later
     return wrap(plain, config, **settings)
 
@@ -163,16 +161,17 @@ def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
 
 def _download(repo_id: str, revision: Optional[str], token: Optional[str], weights: str) -> Path:
     name = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
-    commit = revision
 
-    def get(file: str) -> Path:
+    def get(file: str, commit: Optional[str]) -> Path:
         return Path(hf_hub_download(repo_id, file, revision=commit, token=token))
 
-    try:
+    def all_files() -> Path:
+        commit = revision
         try:
-            folder = get(CONFIG).parent
+            folder = get(CONFIG, commit).parent
             commit = folder.name  # so that what is pushed meanwhile does not come into it
-            get(weights)
+            for file in (weights, *((RAW_CONFIG,) if weights == RAW_WEIGHTS else ())):
+                get(file, commit)
         except EntryNotFoundError as e:
             if getattr(e, 'response', None) is None:  # a connection that failed is no answer
                 raise
@@ -182,15 +181,18 @@ def _download(repo_id: str, revision: Optional[str], token: Optional[str], weigh
             raise SettingError(f'{name!r} has no {CONFIG}: it is not a model that timm can load.') from e
         if try_to_load_from_cache(repo_id, SETTINGS, revision=commit) is None and not offline():
             try:
-                get(SETTINGS)
+                get(SETTINGS, commit)
             except EntryNotFoundError as e:
                 if getattr(e, 'response', None) is None:
                     raise
+        return folder
+
+    try:
+        return all_files()
     except SettingError:
         raise
-    except Exception as e:  # of huggingface_hub, of its HTTP client, of the operating system
+    except Exception as e:  # of huggingface_hub, which has tried several times; of its HTTP client; of the system
         raise hub_error(e, repo_id, revision, token=token) from e
-    return folder
 
 
 def _no_weights(name: str, weights: str, files: list[str]) -> SettingError:
@@ -226,15 +228,13 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
 
 def _create(folder: Path, name: Union[str, Path], num_classes: Optional[int]) -> nn.Module:
     try:
-        return timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=num_classes)
+        plain = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=num_classes)
+        if not hasattr(plain, '_model_args'):  # timm < 1.0.31 does not keep what it takes to build it again
+            plain._model_args = {  # type: ignore[assignment]
+                k: v for k, v in read_config(folder)[1].items() if k != 'num_classes'}
+        return plain
     except (RuntimeError, SafetensorError, ValueError, TypeError, KeyError, AssertionError, OSError) as e:
         lines = [line.strip()[:300] for line in str(e).splitlines() if line.strip()]
         raise SettingError(f'{str(name)!r} cannot be loaded; its files do not fit each other, or are damaged: '
                            f'{type(e).__name__}: ' + '\n  '.join(lines[:4])) from e
 
-
-def _as_main(folder: Path, target: Path) -> Path:
-    """A folder whose main weights are the raw ones, which timm finds by that name."""
-    for name, file in ((CONFIG, CONFIG), (WEIGHTS, RAW_WEIGHTS)):
-        (target / name).symlink_to((folder / file).resolve())
-    return target

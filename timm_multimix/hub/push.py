@@ -2,12 +2,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -21,15 +18,12 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from ..errors import SettingError
 from ..wrapper import unwrap
 from .card import MARK, model_card
-from .errors import HubError, check_repo_id, hub_error, offline, scrub
-from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, save_plain
+from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
+from .save import CONFIG, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, plain_copy, save_plain
 
-_logger = logging.getLogger(__name__)
-
-WAITS = (5.0, 30.0)  # seconds before the second and the third attempt; huggingface_hub retries single requests itself
-LONGEST_WAIT = 600.0
+WAITS = (5.0, 30.0)  # seconds before the second and the third attempt
 FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png')
-OURS = (CONFIG, WEIGHTS, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
+OURS = (CONFIG, WEIGHTS, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
 # Of args.yaml, what says where things lie on a machine, and what would make whoever runs it push to our repository.
 _PRIVATE = ('output', 'experiment', 'resume', 'push_to_hub', 'push_every', 'push_private')
 _PATHS = ('data_dir', 'initial_checkpoint', 'class_map', 'recipe', 'model')
@@ -75,8 +69,8 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / 'repository'
         stage(source, staged, **save)
-        return _retried(lambda: _push_once(staged, repo_id, private, revision, token, message, license),
-                        lambda e: hub_error(e, repo_id, revision, True, token))
+        return retried(lambda: _push_once(staged, repo_id, private, revision, token, message, license),
+                        lambda e: hub_error(e, repo_id, revision, True, token), WAITS)
 
 
 def export(source: Union[nn.Module, str, Path], folder: Union[str, Path], name: str = '',
@@ -114,14 +108,15 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
         raise SettingError(f'{", ".join(save)} is for pushing a model; a run folder has its own {CONFIG}.')
     target.mkdir(parents=True)
     for name in OURS:
-        found = next((f for f in (model / name, model.parent / name) if f.is_file() and (
-            f.parent == model or (model != run and name in FROM_A_RUN))), None)
+        places = (model, model.parent) if model != run and name in FROM_A_RUN else (model,)
+        found = next((place / name for place in places if (place / name).is_file()), None)
         if found is None:
             continue
+        (target / name).parent.mkdir(exist_ok=True)
         if name == 'args.yaml':
             (target / name).write_text(published_args(found.read_text()))
         else:
-            _link(found, target / name)
+            link(found, target / name)
     check_no_token(target)
 
 
@@ -138,7 +133,7 @@ def published_args(text: str) -> str:
 
 def check_no_token(folder: Path) -> None:
     """Raise `SettingError` where a file that people read holds something like a token of the Hub."""
-    for path in folder.iterdir():
+    for path in folder.rglob('*'):
         if path.suffix in ('.yaml', '.json', '.csv', '.md') and scrub(text := path.read_text()) != text:
             raise SettingError(f'{path.name} holds something that looks like a token of the Hub, and would have been '
                                f'published. Take it out there.')
@@ -168,10 +163,8 @@ def _stage_model(model: nn.Module, target: Path, **save: Any) -> None:
         again = timm.create_model(f'local-dir:{target}', pretrained=True).eval()
         with torch.no_grad():
             there = again(images)
-            mode, parameter = plain.training, next(plain.parameters())
-            here = plain.eval()(images.to(parameter)).cpu().float()
-            plain.train(mode)
-        if not torch.allclose(there, here, rtol=1e-3, atol=1e-3):
+            here = plain_copy(model).float().eval()(images)
+        if not torch.allclose(there, here, rtol=1e-5, atol=1e-6):
             raise ValueError('its logits differ')
     except Exception as e:  # timm raises whatever the architecture raises
         shutil.rmtree(target, ignore_errors=True)
@@ -208,25 +201,11 @@ def _card_there(api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[M
     return ModelCard(Path(path).read_text(encoding='utf-8'), ignore_metadata_errors=True)
 
 
-def _retried(action: Callable[[], CommitInfo], understood: Callable[[Exception], HubError]) -> CommitInfo:
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except Exception as e:  # of huggingface_hub, of its HTTP client, of the operating system
-            error = understood(e)
-            if wait is None or not error.passing:
-                raise error from e
-            seconds = min(max(wait, error.wait or 0), LONGEST_WAIT)
-            _logger.warning('%s Trying again in %.0f s.', error, seconds)
-            time.sleep(seconds)
-    raise AssertionError
-
-
-def _link(source: Path, target: Path) -> None:
+def link(source: Union[str, Path], target: Union[str, Path]) -> None:
     """A copy; of weights, which are replaced and never written into, another name for the same bytes if it can be."""
-    if source.suffix == '.safetensors':
+    if str(source).endswith('.safetensors'):
         try:
-            os.link(source.resolve(), target)
+            os.link(os.path.realpath(source), target)
             return
         except OSError:  # another file system, or one without links
             pass

@@ -18,8 +18,10 @@ from ..config import MultiMixConfig
 from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
 
-# timm's own names for the first two; whatever else lies beside them, timm leaves alone.
-CONFIG, WEIGHTS, RAW_WEIGHTS, SETTINGS = 'config.json', 'model.safetensors', 'model_raw.safetensors', 'multimix.yaml'
+CONFIG, WEIGHTS, SETTINGS = 'config.json', 'model.safetensors', 'multimix.yaml'  # the first two are timm's names
+# A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
+RAW = 'raw'
+RAW_CONFIG, RAW_WEIGHTS = f'{RAW}/{CONFIG}', f'{RAW}/{WEIGHTS}'
 
 
 def save_plain(
@@ -44,7 +46,8 @@ def save_plain(
         model_args: arguments of `timm.create_model` beyond name and num_classes, such as img_size.
         label_names: names of the classes in order.
         config: the method's settings, where `model` is not wrapped with them.
-        raw: where `model` holds averaged weights (EMA), the model they average: `model_raw.safetensors`.
+        raw: where `model` holds averaged weights (EMA), the model they average: a folder `raw/` like this
+            one.
 
     Returns:
         The folder.
@@ -53,12 +56,14 @@ def save_plain(
     inner = unwrap_model(model)
     if isinstance(inner, MultiMixModel):
         config, model_args = config or inner.config, {**inner.timm_args, **(model_args or {})}
-    plain = _plain_copy(model)  # whose config is edited
+    plain = plain_copy(model)  # whose config is edited
     plain.pretrained_cfg = {**plain.pretrained_cfg, **(data_config or {}), 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
     model_config = {'label_names': label_names} if label_names else {}
     extra = {}
     if 'data_config' in inspect.signature(save_for_hf).parameters:  # timm ≥ 1.0.31
         extra['data_config'] = data_config
+    else:
+        model_args = {**getattr(plain, '_model_args', {}), **(model_args or {})}
     temporary = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     save_for_hf(plain, str(temporary), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
@@ -66,8 +71,10 @@ def save_plain(
     if config is not None:
         (temporary / SETTINGS).write_text(settings_text(config))
     if raw is not None:
-        save_file(_plain_copy(raw).state_dict(), temporary / RAW_WEIGHTS)
-    for path in temporary.glob('*.safetensors'):  # which safetensors makes readable by its owner alone
+        (temporary / RAW).mkdir()
+        shutil.copyfile(temporary / CONFIG, temporary / RAW_CONFIG)
+        save_file(plain_copy(raw).state_dict(), temporary / RAW_WEIGHTS)
+    for path in temporary.rglob('*.safetensors'):  # which safetensors makes readable by its owner alone
         shutil.copymode(temporary / CONFIG, path)
     old = folder.with_name(folder.name + '.old')
     shutil.rmtree(old, ignore_errors=True)
@@ -84,7 +91,7 @@ def settings_text(config: MultiMixConfig) -> str:
     return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
+def plain_copy(model: nn.Module) -> nn.Module:
     """A copy on the CPU: safetensors wants contiguous tensors, which channels_last weights are not."""
     plain = unwrap(model)
     memo: dict[int, Any] = {}  # so that no second copy of the weights is made where the first ones are
