@@ -61,7 +61,7 @@ from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, c
 from timm_multimix.data.augment import as_published
 from timm_multimix.distributed import finish, from_all, from_first, local_rank, mean_of_ranks, one_by_one, start
 from timm_multimix.finite import Statistics, finite_gradient, finite_weights
-from timm_multimix.hub import save_plain
+from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_point
 from timm_multimix.interrupt import Interrupt, Stopped
 from timm_multimix.mixing.ranks import rank, world
 from timm_multimix.progress import Averages, Progress
@@ -117,8 +117,9 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The timm model, and how to make it again: arguments of create_model beyond name and classes."""
     extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
-    create = partial(timm.create_model, args.model, pretrained=args.pretrained, num_classes=args.num_classes,
-                     drop_rate=args.drop, drop_path_rate=args.drop_path)
+    repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
+    create = partial(timm.create_model, repo or args.model, pretrained=bool(repo) or args.pretrained,
+                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path)
     try:
         try:
             model = create(**extra)
@@ -129,7 +130,7 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise SettingError(f'--model {args.model} cannot be built: {e or type(e).__name__}') from e
-    if args.initial_checkpoint:
+    if args.initial_checkpoint and not repo:
         path = args.initial_checkpoint
         if not os.path.isfile(path):
             raise SettingError(f'--initial-checkpoint is {path!r}, but there is no such file.')
@@ -137,7 +138,7 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             load_checkpoint(model, path)
         except Exception as e:
             raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
-    return model, {k: v for k, v in extra.items() if v is not None}
+    return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
 
 
 def build_loaders(
@@ -468,6 +469,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model_ema and not args.model_ema_warmup and args.model_ema_decay ** (epochs * updates) > 0.05:
         messages.append(ema_note(args.model_ema_decay, epochs * updates))
     folder = from_first(open_output(args, data['input_size'][-1]) if rank() == 0 else None)
+    pusher = BackgroundPush(args.push_to_hub, folder, args.push_private, say) if args.push_to_hub and not rank() else None
     saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
@@ -502,7 +504,7 @@ def run(args: argparse.Namespace) -> None:
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
     saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume', 'resume_auto')}
     for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
-        saved[name] = os.path.abspath(saved[name]) if saved[name] else saved[name]
+        saved[name] = os.path.abspath(saved[name]) if saved[name] and not is_repo(saved[name]) else saved[name]
     if rank() == 0:
         trim_summary(summary, start_epoch)
     if start_epoch < epochs and rank() == 0:  # a finished run keeps the settings that made it
@@ -526,6 +528,14 @@ def run(args: argparse.Namespace) -> None:
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch or progress.batch else '')
         + (f', after batch {progress.batch}' if progress.batch else '') + '.')
+
+    def save_model() -> Path:
+        names = class_names(train_set)
+        return save_plain(
+            task.get_eval_model(ema=task.has_ema()), folder / 'model',  # type: ignore[arg-type]
+            {k: data[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            model_args, names if names and len(names) == args.num_classes else None, config=config,
+            raw=task.get_eval_model() if task.has_ema() else None)
 
     # Then one loop: train, validate, write down.
     started = plotted = time.time()
@@ -576,24 +586,31 @@ def run(args: argparse.Namespace) -> None:
             if time.time() - plotted > 60 and rank() == 0:
                 draw(summary, curves)
                 plotted = time.time()
+            if pusher and args.push_every and (epoch + 1) % args.push_every == 0 and epoch + 1 < epochs:
+                try:
+                    save_model()
+                    draw(summary, curves)
+                    pusher.push(f'epoch {epoch + 1}')
+                except (OSError, SafetensorError) as e:
+                    drop_unfinished(folder)
+                    say(f'Warning: nothing is pushed after epoch {epoch + 1}: {e}. Training goes on.')
+            elif pusher:
+                pusher.poll()
             progress = Progress(epoch + 1, Averages(measured, device), in_a_row=progress.in_a_row)
     if rank():
         return
-    plain: Any = task.get_eval_model(ema=task.has_ema())
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
     draw(summary, curves, title)
-    names = class_names(train_set)
     try:
-        final = save_plain(
-            plain, folder / 'model', {k: data[k] for k in (
-                'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
-            model_args, names if names and len(names) == args.num_classes else None)
+        final = save_model()
     except (OSError, SafetensorError) as e:
         drop_unfinished(folder)
         good = next(iter(candidates(folder)), None)
         raise SettingError(f'{folder}/model could not be written: {e}. Make room and go on: --resume {folder} '
                            + (f'({good} is whole).' if good else '')) from e
     report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+    if pusher:
+        pusher.finish()
 
 
 def write_down(summary: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 from .backbones import Parts, describe
 from .config import MultiMixConfig
 from .errors import SettingError
+from .hub import from_pretrained, list_checkpoints, push_to_hub
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
 from .task import MultiMixTask
 from .version import __version__
@@ -9,5 +10,6 @@ from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
 __all__ = [
     'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts', 'SettingError',
-    '__version__', 'attention', 'describe', 'mixed_cross_entropy', 'sample_lam', 'unwrap', 'wrap',
+    '__version__', 'attention', 'describe', 'from_pretrained', 'list_checkpoints', 'mixed_cross_entropy', 'push_to_hub',
+    'sample_lam', 'unwrap', 'wrap',
 ]

@@ -21,7 +21,7 @@ def check_args(args: argparse.Namespace) -> None:
     for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
                         ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
                         ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
-                        ('recovery_interval', 0), ('nonfinite_limit', 1)):
+                        ('recovery_interval', 0), ('nonfinite_limit', 1), ('push_every', 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
@@ -59,6 +59,8 @@ def check_args(args: argparse.Namespace) -> None:
         if name in args.model_kwargs:
             raise SettingError(f'--model-kwargs has {name}={args.model_kwargs[name]!r}; use --{instead}, which the '
                                f'rest of the program sees too.')
+    if args.push_every is not None and not args.push_to_hub:
+        raise SettingError(f'--push-every is {args.push_every}, but there is no --push-to-hub user/name to push to.')
     if args.torchcompile:
         backends = torch._dynamo.list_backends(None)  # type: ignore[arg-type]
         if args.torchcompile not in backends:

@@ -13,6 +13,7 @@ from .checkpoint import candidates
 from .config import ATTENTION_NORMS, ATTENTIONS, ENGINES, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
 from .data import DIGITS
 from .errors import SettingError, nearest
+from .hub import is_repo
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
                   'attention_detach', 'normalize', 'layer', 'engine', 'gather')
@@ -83,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Model').add_argument
     g('--model', default='resnet50', metavar='MODEL', help='a timm model name, hf-hub:… or local-dir:…')
     g('--pretrained', action=on_off, default=False, help='start from its published weights')
-    g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights')
+    g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights: a file, or hf-hub:user/name '
+      'or local-dir:…, which say the model too')
     g('--resume', default='', metavar='PATH', help='a run folder or checkpoint to go on with, in that folder and with '
       "its args.yaml; 'auto': the newest run in --output (or --experiment there) that these flags do not contradict, "
       'else a new one')
@@ -189,6 +191,12 @@ def build_parser() -> argparse.ArgumentParser:
     g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1', help='picks model_best')
     g('--output', default='', metavar='DIR', help='where runs go (default: ./output/train)')
     g('--experiment', default='', metavar='NAME', help='folder of this run (default: date-model-size)')
+
+    g = parser.add_argument_group('Hugging Face Hub').add_argument
+    g('--push-to-hub', default='', metavar='user/name', help='push the run there at the end: a plain timm model '
+      'with a card')
+    g('--push-every', type=int, default=None, metavar='K', help='and every K epochs, while training goes on')
+    g('--push-private', action=on_off, default=False, help='make the repository private')
     return parser
 
 
@@ -218,6 +226,8 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
             parser.set_defaults(**read_yaml(recipe, parser))
             args = parser.parse_args(argv)
     args.resume, args.resume_auto = resume, auto
+    if is_repo(args.initial_checkpoint) and not parser.parse_args(argv, argparse.Namespace(model='')).model:
+        args.model = args.initial_checkpoint  # its architecture, not the default's or the recipe's
     if args.data_dir and (args.dataset or '').lower() == DIGITS:
         if parser.parse_args(argv, argparse.Namespace(dataset='')).dataset:  # a flag, not the YAML's
             raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '

@@ -1,0 +1,249 @@
+"""The model card: what a stranger wants to know, from what lies beside the weights."""
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from safetensors import safe_open
+from timm.models import is_model, model_entrypoint
+
+from ..report import read_summary
+from .save import CONFIG, RAW, RAW_WEIGHTS, SETTINGS, WEIGHTS
+
+TAG = 'timm-multimix'  # what list_checkpoints searches for
+PAPER = '2311.05538'
+# A card that was written by hand, which is one without this line, is never replaced.
+MARK = '<!-- Written by timm-multimix, and anew at every push. Without this line it stays as you edit it. -->'
+# What args.yaml says about the machine and not about the model; the card's command leaves it out.
+_OF_THE_MACHINE = ('help', 'config', 'resume', 'output', 'experiment', 'recipe', 'device', 'workers', 'pin_mem',
+                   'log_interval', 'checkpoint_hist', 'num_classes', 'push_to_hub', 'push_every', 'push_private')
+_CITATION = '''```bibtex
+@inproceedings{venkataramanan2023multimix,
+  title     = {Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples},
+  author    = {Venkataramanan, Shashanka and Kijak, Ewa and Amsaleg, Laurent and Avrithis, Yannis},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023}
+}
+@misc{rw2019timm,
+  author = {Ross Wightman},
+  title  = {PyTorch Image Models},
+  year   = {2019},
+  doi    = {10.5281/zenodo.4414861},
+  howpublished = {https://github.com/huggingface/pytorch-image-models}
+}
+```
+'''
+
+
+def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
+    """README.md of a folder that holds `config.json`, `model.safetensors` and whatever a run left beside them.
+
+    Args:
+        folder: as it will be published.
+        name: as timm loads it: hf-hub:user/name, local-dir:FOLDER.
+        license: of the weights, as the Hub names licenses. None says nothing about it.
+    """
+    config = json.loads((folder / CONFIG).read_text())
+    args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
+    rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
+    title = name.partition(':')[2].rstrip('/').rpartition('/')[2].partition('@')[0]
+    averaged = (folder / RAW_WEIGHTS).exists()
+    front = _front_matter(title, config, args, settings, rows[-1] if rows else {}, license)
+    parts = [_about(config, settings, folder), _usage(name, config, settings, averaged)]
+    if rows:
+        parts.append(_results(rows, args, averaged, (folder / 'curves.png').exists()))
+    parts += [_training(args, settings), f'## Citation\n\n{_CITATION}']
+    return f'---\n{front.to_yaml()}\n---\n{MARK}\n\n# {title}\n\n' + '\n'.join(filter(None, parts))
+
+
+def _front_matter(title: str, config: dict[str, Any], args: dict[str, Any], settings: dict[str, Any],
+                  last: dict[str, Any], license: Optional[str]) -> ModelCardData:
+    kind, data_set = _data_set(args)
+    tags = ['image-classification', 'timm']
+    if settings:
+        tags += [TAG, 'multimix', *(['dense-multimix'] if settings.get('mode') == 'dense' else []), f'arxiv:{PAPER}']
+    results = [
+        EvalResult(task_type='image-classification', task_name='Image Classification', dataset_type=kind,
+                   dataset_name=data_set, dataset_split=args.get('val_split') or 'validation', metric_type='accuracy',
+                   metric_name=label, metric_value=round(float(last[key]) / 100, 4))
+        for key, label in (('eval_top1', 'Accuracy (top-1)'), ('eval_top5', 'Accuracy (top-5)'))
+        if kind and last.get(key) not in (None, '')]
+    return ModelCardData(
+        library_name='timm', pipeline_tag='image-classification', tags=tags, license=license,
+        base_model=_base_model(config, args), metrics=['accuracy'] if results else None,
+        datasets=[data_set if kind == 'other' else kind] if kind and kind != 'imagefolder' else None,
+        model_name=title if results else None, eval_results=results or None)
+
+
+def _about(config: dict[str, Any], settings: dict[str, Any], folder: Path) -> str:
+    size = config['pretrained_cfg'].get('input_size', (3, 224, 224))
+    method = {'dense': 'Dense MultiMix', 'multimix': 'MultiMix'}.get(settings.get('mode', ''))
+    with safe_open(folder / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
+        shapes = [f.get_slice(k).get_shape() for k in f.keys()]  # noqa: SIM118
+    count = sum(int(_product(s)) for s in shapes)
+    trained = (f', trained with {method} ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))' if method else '')
+    names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
+    named = list(names.values()) if isinstance(names, dict) else list(names or [])
+    told = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
+    return (f'`{config["architecture"]}` for images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
+            f'classes{told}. It has {count / 1e6:.1f} M weights{trained}.\n')
+
+
+def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged: bool) -> str:
+    ours = not is_timms_own(config['architecture'])
+    text = ('## Use\n\n' + (
+        f'`{config["architecture"]}` is not among timm\'s own models: `pip install timm-multimix` brings it.'
+        if ours else 'A plain [timm](https://github.com/huggingface/pytorch-image-models) model; nothing else is '
+                     'needed.') + '\n\n```python\nimport timm, torch\n' + ('import timm_multimix\n' if ours else '')
+        + 'from PIL import Image\n\n'
+        f"model = timm.create_model('{name}', pretrained=True).eval()\n"
+        'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n'
+        "image = transform(Image.open('image.jpg').convert('RGB')).unsqueeze(0)\n"
+        'with torch.no_grad():\n    probabilities = model(image).softmax(-1)[0].sort(descending=True)\n'
+        "names = model.pretrained_cfg.get('label_names') or range(model.num_classes)\n"
+        'for p, i in zip(probabilities.values[:5].tolist(), probabilities.indices[:5].tolist()):\n'
+        "    print(f'{names[i]}: {p:.1%}')\n"
+        '```\n')
+    if averaged:
+        text += (f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW_WEIGHTS}`:\n'
+                 f"`timm.create_model('{name}', pretrained=True, "
+                 f"pretrained_cfg_overlay={{'hf_hub_filename': '{RAW_WEIGHTS}'}})`.\n" if name.startswith('hf-hub:')
+                 else f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW}/`, a '
+                      f'folder like this one.\n')
+    if settings:
+        text += (f'\nTo go on training with its settings ([`{SETTINGS}`]({SETTINGS})):\n\n```python\n'
+                 f"import timm_multimix\n\nmodel = timm_multimix.from_pretrained('{name}')\n"
+                 'loss = model(images, target).loss\n```\n')
+    return text
+
+
+def _results(rows: list[dict[str, Any]], args: dict[str, Any], averaged: bool, curves: bool) -> str:
+    last, best = rows[-1], max(rows, key=lambda r: float(r['eval_top1']))
+    done, planned = int(last['epoch']) + 1, int(args.get('epochs') or 0)
+    planned += int(args.get('cooldown_epochs') or 0) + (int(args.get('warmup_epochs') or 0)
+                                                        if args.get('warmup_prefix') else 0)
+    _, data_set = _data_set(args)
+    columns = [(label, f'{float(last[key]):.{digits}f}') for label, key, digits in (
+        ('top-1 %', 'eval_top1', 2), ('top-5 %', 'eval_top5', 2), ('cross-entropy', 'eval_loss', 3),
+        ('top-1 % without averaging', 'eval_raw_top1', 2)) if last.get(key) not in (None, '')]
+    text = (f'## Results\n\nOn the split `{args.get("val_split") or "validation"}`'
+            + (f' of {data_set}' if data_set else '') + f', after epoch {done}'
+            + f' of {planned}' * bool(planned) + ': training has not ended' * (done < planned)
+            + (', with averaged weights' if averaged else '') + '. One run, not a mean over seeds.\n\n'
+            + ''.join(f'| {" | ".join(cells)} |\n' for cells in (
+                [label for label, _ in columns], ['---'] * len(columns), [value for _, value in columns])))
+    if float(best['eval_top1']) > float(last['eval_top1']):
+        text += (f'\nThe best epoch was {int(best["epoch"]) + 1}, with {float(best["eval_top1"]):.2f} % top-1; these '
+                 f'are the weights of epoch {done}, which was not chosen by its result.\n')
+    return text + ('\n![Loss, accuracy and signal over the epochs](curves.png)\n' if curves else '')
+
+
+def _training(args: dict[str, Any], settings: dict[str, Any]) -> str:
+    if not args and not settings:
+        return ''
+    text = '## Training\n\n'
+    if args:
+        text += (f"With timm-multimix's `train.py`:\n\n```sh\n{train_command(args)}\n```\n\nor, with every setting, "
+                 f'`python train.py -c args.yaml` ([args.yaml](args.yaml)). Loss, accuracy and signal of every epoch '
+                 f'are in [summary.csv](summary.csv).\n')
+    if settings:
+        text += ('\n| setting | value |\n|---|---|\n'
+                 + ''.join(f'| {k} | {_shown(v)} |\n' for k, v in settings.items()))
+    return text
+
+
+def is_timms_own(architecture: str) -> bool:
+    """Whether timm alone knows the architecture."""
+    name = architecture.partition('.')[0]
+    return not is_model(name) or model_entrypoint(name).__module__.startswith(f'{timm.__name__}.')
+
+
+def train_command(args: dict[str, Any]) -> str:
+    """The command line that differs from train.py's defaults, or from its recipe's, by the settings of args.yaml."""
+    from ..cli import build_parser, read_yaml  # brings the data sets, which nobody needs who only loads a model
+    from ..errors import SettingError
+    parser = build_parser()
+    words = ['python', 'train.py']
+    if recipe := args.get('recipe'):
+        try:
+            parser.set_defaults(**read_yaml(_recipe(recipe), parser))
+            words += ['-c', f'hparams/{Path(recipe).name}']
+        except SettingError:  # it is not here: say every setting
+            pass
+    for action in parser._actions:
+        name = action.dest
+        value = args.get(name)
+        same = _same(value, parser.get_default(name)) and name not in ('model', 'multimix')  # these two say it all
+        if name in _OF_THE_MACHINE or value is None or same:
+            continue
+        words += _words(action, value)
+    lines = [' '.join(words[:2])]
+    for word in words[2:]:
+        if len(lines[-1]) + len(word) > 100 and word.startswith('-'):
+            lines.append('   ')
+        lines[-1] += f' {word}'
+    return ' \\\n'.join(lines)
+
+
+def _recipe(path: str) -> Path:
+    """Where a recipe lies that a published args.yaml names by its last part alone."""
+    beside = Path(__file__).resolve().parents[2] / 'hparams' / Path(path).name
+    return beside if not Path(path).is_file() else Path(path)
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    flag = max(action.option_strings, key=lambda s: (s.startswith('--'), -len(s)))
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [flag if value else flag.replace('--', '--no-', 1)]
+    if action.nargs == 0:
+        return [flag] if value else []
+    if isinstance(value, dict):
+        return [flag, *(shlex.quote(f'{k}={v}') for k, v in value.items())]
+    return [flag, *(shlex.quote(str(v)) for v in (value if isinstance(value, (list, tuple)) else [value]))]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+
+
+def _data_set(args: dict[str, Any]) -> tuple[str, str]:
+    """What the Hub's cards call type and name of a data set; both empty where it is not known."""
+    given = str(args.get('dataset') or '')
+    if given.lower() == 'sklearn/digits':
+        return 'sklearn-digits', "scikit-learn's handwritten digits"
+    if '/' in given:
+        return 'other', given.partition('/')[2]
+    if args.get('data_dir'):
+        return 'imagefolder', Path(str(args['data_dir'])).name
+    return '', ''
+
+
+def _base_model(config: dict[str, Any], args: dict[str, Any]) -> Optional[str]:
+    for name in (args.get('initial_checkpoint'), args.get('model') if args.get('pretrained') else ''):
+        if name and str(name).startswith(('hf-hub:', 'hf_hub:')):
+            return str(name).partition(':')[2].partition('@')[0]
+    tag = config['pretrained_cfg'].get('tag')
+    return f'timm/{config["architecture"]}.{tag}' if args.get('pretrained') and tag else None
+
+
+def _shown(value: Any) -> str:
+    return ' to '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _product(values: Iterable[int]) -> int:
+    product = 1
+    for value in values:
+        product *= value
+    return product
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    return found if isinstance(found, dict) else {}

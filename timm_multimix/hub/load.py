@@ -1,0 +1,240 @@
+"""From a repository of the Hub, or a folder, to a model; and what there is on the Hub."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import timm
+import torch.nn as nn
+import yaml
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from timm.models._hub import load_model_config_from_path
+
+from ..config import MultiMixConfig
+from ..errors import SettingError
+from ..wrapper import MultiMixModel, wrap
+from .card import TAG
+from .errors import HubError, check_repo_id, hub_error, offline
+from .save import CONFIG, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+
+_PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.tar')
+
+
+def from_pretrained(
+        name: Union[str, Path],
+        config: Union[str, MultiMixConfig, None] = None,
+        *,
+        revision: Optional[str] = None,
+        token: Optional[str] = None,
+        raw: bool = False,
+        num_classes: Optional[int] = None,
+        **settings: Any,
+) -> MultiMixModel:
+    """A trained model with the settings it was trained with, wrapped to go on training.
+
+        model = timm_multimix.from_pretrained('hf-hub:user/name')
+        model(images, target).loss.backward()
+
+    Only safetensors and text are read, never a pickle or code of the repository. For a model without the method,
+    `timm.create_model('hf-hub:user/name', pretrained=True)` does.
+
+    Args:
+        name: hf-hub:user/name (or user/name@revision), local-dir:FOLDER, or a folder: of a run, or as `save_plain`
+            writes it.
+        config: other settings than those of the repository: as `wrap` takes them.
+        revision: branch, tag or commit on the Hub; default main.
+        token: default the one of `hf auth login` or HF_TOKEN.
+        raw: the last weights, where the model's own are averaged (EMA).
+        num_classes: another number of classes, for which the classifier starts afresh.
+        **settings: changes to the settings, as in `wrap`: n=500, effective=2, …
+
+    Raises:
+        SettingError: no such folder, weights that are no safetensors or do not fit, no settings there and none given;
+            `HubError`: the Hub refused or was not reached, or the cache does not hold it and HF_HUB_OFFLINE is set.
+    """
+    folder = fetch(name, revision, token, RAW_WEIGHTS if raw else WEIGHTS)
+    if config is None:
+        config = _settings(folder, name)
+    plain = _create(folder / RAW if raw else folder, name, num_classes)
+    plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later
+    return wrap(plain, config, **settings)
+
+
+def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None, limit: Optional[int] = None,
+                     token: Optional[str] = None) -> list[ModelInfo]:
+    """Models on the Hub that `push_to_hub` pushed with settings of the method, the most downloaded first.
+
+    Args:
+        author: a user or organisation.
+        search: words in the name.
+        limit: how many at most.
+        token: default the one of `hf auth login` or HF_TOKEN; private models are listed to those who may see them.
+
+    Returns:
+        huggingface_hub's descriptions; `from_pretrained(f'hf-hub:{info.id}')` loads one.
+    """
+    if offline():
+        raise HubError('HF_HUB_OFFLINE is set, and the Hub cannot be searched without a network. Unset it.')
+    try:
+        found = HfApi(token=token).list_models(filter=TAG, author=author, search=search, sort='downloads', limit=limit)
+        return sorted(found, key=lambda info: -(info.downloads or 0))
+    except Exception as e:  # of huggingface_hub or of its HTTP client
+        raise hub_error(e, f'the models of {author}' if author else 'the list of models', token=token) from e
+
+
+def is_repo(name: object) -> bool:
+    """Whether a name is one of a repository or of a folder like one, as timm.create_model takes it."""
+    return isinstance(name, str) and name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
+
+
+def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, Any]]:
+    """What `--initial-checkpoint`, or `--model` with `--pretrained`, names where that is a repository or a folder.
+
+    Returns:
+        A name for timm.create_model, whose weights are there and are safetensors, and the arguments it was built with,
+        but for num_classes; `args` then says the same in the way it is saved. (None, {}) for a file, a name of timm, or
+        nothing.
+    """
+    repo = next(filter(is_repo, (args.initial_checkpoint, args.model if args.pretrained else '')), None)
+    if repo is None:
+        return None, {}
+    folder = fetch(repo)
+    architecture, model_args = read_config(folder, repo)
+    if not is_repo(args.model) and args.model.partition('.')[0] != architecture.partition('.')[0]:
+        raise SettingError(f'--model is {args.model}, but --initial-checkpoint {repo} is a {architecture}: leave '
+                           f'--model out.')
+    # So that args.yaml says it again: where the weights come from, and not those that timm has for the architecture.
+    args.model, args.pretrained = architecture, False
+    args.initial_checkpoint = repo if not repo.startswith('local-dir:') else f'local-dir:{folder.resolve()}'
+    return f'local-dir:{folder}', {k: v for k, v in model_args.items() if k != 'num_classes'}  # the data set decides
+
+
+def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optional[str] = None,
+          weights: str = WEIGHTS) -> Path:
+    """The folder with `config.json` and the weights, downloaded if they are on the Hub: all of one commit.
+
+    Args:
+        name, revision, token: as in `from_pretrained`.
+        weights: file name of the weights, a safetensors file.
+    """
+    kind, _, rest = str(name).partition(':')
+    if kind in ('hf-hub', 'hf_hub'):
+        repo_id, _, at = rest.partition('@')
+        if at and revision and at != revision:
+            raise SettingError(f'{name!r} names the revision {at!r}, and revision is {revision!r}: give one.')
+        folder = _download(check_repo_id(repo_id, 'the repository'), at or revision, token, weights)
+    else:
+        given = Path(rest if kind == 'local-dir' else name).expanduser()
+        if not given.is_dir():
+            hint = (f' For the repository of the Hub: hf-hub:{name}' if str(name).count('/') == 1 else '')
+            raise SettingError(f'{str(name)!r} is no folder here.{hint}')
+        if revision is not None:
+            raise SettingError(f'revision is {revision!r}, but {str(name)!r} is a folder, which has none.')
+        folder = given / 'model' if (given / 'model' / CONFIG).is_file() else given
+        if not (folder / weights).is_file() and (folder / CONFIG).is_file():
+            raise _no_weights(str(name), weights, [f.name for f in folder.iterdir()])
+    read_config(folder, str(name))
+    return folder
+
+
+def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
+    """Architecture and arguments of timm.create_model, by a config.json.
+
+    Raises:
+        SettingError: there is none, it is not one of timm, or this timm has no such architecture.
+    """
+    name = name or str(folder)
+    if not (folder / CONFIG).is_file():
+        raise SettingError(f'{name!r} has no {CONFIG}: it is not a model that timm can load.')
+    try:
+        _, architecture, model_args = load_model_config_from_path(str(folder))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise SettingError(f'{CONFIG} of {name!r} is not one of timm: {type(e).__name__}: {e}') from e
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise SettingError(f'{name!r} is a {architecture!r}, which timm {timm.__version__} does not have. A newer timm '
+                           f'may, or the package that it comes from, imported first.')
+    return architecture, dict(model_args or {})
+
+
+def _download(repo_id: str, revision: Optional[str], token: Optional[str], weights: str) -> Path:
+    name = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
+
+    def get(file: str, commit: Optional[str]) -> Path:
+        return Path(hf_hub_download(repo_id, file, revision=commit, token=token))
+
+    def all_files() -> Path:
+        commit = revision
+        try:
+            folder = get(CONFIG, commit).parent
+            commit = folder.name  # so that what is pushed meanwhile does not come into it
+            for file in (weights, *((RAW_CONFIG,) if weights == RAW_WEIGHTS else ())):
+                get(file, commit)
+        except EntryNotFoundError as e:
+            if getattr(e, 'response', None) is None:  # a connection that failed is no answer
+                raise
+            files = HfApi(token=token).list_repo_files(repo_id, revision=commit)
+            if weights not in files:
+                raise _no_weights(name, weights, files) from e
+            raise SettingError(f'{name!r} has no {CONFIG}: it is not a model that timm can load.') from e
+        if try_to_load_from_cache(repo_id, SETTINGS, revision=commit) is None and not offline():
+            try:
+                get(SETTINGS, commit)
+            except EntryNotFoundError as e:
+                if getattr(e, 'response', None) is None:
+                    raise
+        return folder
+
+    try:
+        return all_files()
+    except SettingError:
+        raise
+    except Exception as e:  # of huggingface_hub, which has tried several times; of its HTTP client; of the system
+        raise hub_error(e, repo_id, revision, token=token) from e
+
+
+def _no_weights(name: str, weights: str, files: list[str]) -> SettingError:
+    pickles = sorted(f for f in files if f.endswith(_PICKLES))
+    if weights == WEIGHTS and pickles:
+        return SettingError(
+            f'{name!r} has its weights as {pickles[0]} and not as {WEIGHTS}. That is a pickle, which can run any code '
+            f'when it is opened, and pickles of others are not read here. Its owner can add {WEIGHTS}: '
+            f'timm.models.push_to_hf_hub(model, …, safe_serialization=True), or the Hub\'s converter, '
+            f'https://huggingface.co/spaces/safetensors/convert')
+    if weights == RAW_WEIGHTS:
+        return SettingError(f'raw is True, but {name!r} has no {RAW_WEIGHTS}: its weights were not averaged.')
+    others = sorted(f for f in files if f.endswith('.safetensors'))
+    return SettingError(f'{name!r} has no {weights}' + (f'; it has {", ".join(others[:4])}.' if others else '.'))
+
+
+def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise SettingError(
+            f"{str(name)!r} has no {SETTINGS}: it was not trained with the method. Say what to train it with, "
+            f"from_pretrained({str(name)!r}, 'dense'), or load it with timm.create_model."
+            + (f' (HF_HUB_OFFLINE is set: the cache may be without {SETTINGS} and the Hub not.)' if offline() else ''))
+    try:
+        found = yaml.safe_load(path.read_text())
+        if not isinstance(found, dict):
+            raise SettingError('it holds no settings.')
+        return MultiMixConfig.from_dict(found)
+    except (yaml.YAMLError, UnicodeDecodeError, SettingError) as e:
+        raise SettingError(f'{SETTINGS} of {str(name)!r} cannot be used: {e}\n  Give settings yourself: '
+                           f"from_pretrained({str(name)!r}, 'dense').") from e
+
+
+def _create(folder: Path, name: Union[str, Path], num_classes: Optional[int]) -> nn.Module:
+    try:
+        plain = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=num_classes)
+        if not hasattr(plain, '_model_args'):  # timm < 1.0.31 does not keep what it takes to build it again
+            plain._model_args = {  # type: ignore[assignment]
+                k: v for k, v in read_config(folder)[1].items() if k != 'num_classes'}
+        return plain
+    except (RuntimeError, SafetensorError, ValueError, TypeError, KeyError, AssertionError, OSError) as e:
+        lines = [line.strip()[:300] for line in str(e).splitlines() if line.strip()]
+        raise SettingError(f'{str(name)!r} cannot be loaded; its files do not fit each other, or are damaged: '
+                           f'{type(e).__name__}: ' + '\n  '.join(lines[:4])) from e
+

@@ -1,0 +1,102 @@
+"""A trained model as a folder that plain timm loads."""
+from __future__ import annotations
+
+import copy
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn as nn
+import yaml
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.utils.model import unwrap_model
+
+from ..config import MultiMixConfig
+from ..version import __version__
+from ..wrapper import MultiMixModel, unwrap
+
+CONFIG, WEIGHTS, SETTINGS = 'config.json', 'model.safetensors', 'multimix.yaml'  # the first two are timm's names
+# A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
+RAW = 'raw'
+RAW_CONFIG, RAW_WEIGHTS = f'{RAW}/{CONFIG}', f'{RAW}/{WEIGHTS}'
+
+
+def save_plain(
+        model: nn.Module,
+        folder: Union[str, Path],
+        data_config: Optional[dict[str, Any]] = None,
+        model_args: Optional[dict[str, Any]] = None,
+        label_names: Optional[list[str]] = None,
+        *,
+        config: Optional[MultiMixConfig] = None,
+        raw: Optional[nn.Module] = None,
+) -> Path:
+    """Write `config.json` and `model.safetensors`; `timm.create_model('local-dir:FOLDER', pretrained=True)` reads them.
+
+    Beside them `multimix.yaml`, the settings of the method, where there are any. Written beside the folder first and
+    renamed, so a folder of that name is always whole.
+
+    Args:
+        model: a timm model, wrapped or not.
+        folder: where to; one that exists is replaced.
+        data_config: input_size, mean, std, interpolation, crop_pct, crop_mode the model was trained with.
+        model_args: arguments of `timm.create_model` beyond name and num_classes, such as img_size.
+        label_names: names of the classes in order.
+        config: the method's settings, where `model` is not wrapped with them.
+        raw: where `model` holds averaged weights (EMA), the model they average: a folder `raw/` like this
+            one.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    inner = unwrap_model(model)
+    if isinstance(inner, MultiMixModel):
+        config, model_args = config or inner.config, {**inner.timm_args, **(model_args or {})}
+    plain = plain_copy(model)  # whose config is edited
+    plain.pretrained_cfg = {**plain.pretrained_cfg, **(data_config or {}), 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
+    model_config = {'label_names': label_names} if label_names else {}
+    extra = {}
+    if 'data_config' in inspect.signature(save_for_hf).parameters:  # timm ≥ 1.0.31
+        extra['data_config'] = data_config
+    else:
+        model_args = {**getattr(plain, '_model_args', {}), **(model_args or {})}
+    temporary = folder.with_name(folder.name + '.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_for_hf(plain, str(temporary), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
+                **extra)
+    if config is not None:
+        (temporary / SETTINGS).write_text(settings_text(config))
+    if raw is not None:
+        (temporary / RAW).mkdir()
+        shutil.copyfile(temporary / CONFIG, temporary / RAW_CONFIG)
+        save_file(plain_copy(raw).state_dict(), temporary / RAW_WEIGHTS)
+    for path in temporary.rglob('*.safetensors'):  # which safetensors makes readable by its owner alone
+        shutil.copymode(temporary / CONFIG, path)
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def settings_text(config: MultiMixConfig) -> str:
+    """`multimix.yaml`: what `MultiMixConfig.from_dict` takes, but for `engine`, which is about a machine."""
+    settings = {k: v for k, v in config.to_dict().items() if k != 'engine'}
+    return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU: safetensors wants contiguous tensors, which channels_last weights are not."""
+    plain = unwrap(model)
+    memo: dict[int, Any] = {}  # so that no second copy of the weights is made where the first ones are
+    for p in plain.parameters():
+        memo[id(p)] = nn.Parameter(p.detach().cpu().clone(memory_format=torch.contiguous_format), p.requires_grad)
+    for b in plain.buffers():
+        memo[id(b)] = b.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return copy.deepcopy(plain, memo)
