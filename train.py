@@ -469,7 +469,9 @@ def run(args: argparse.Namespace) -> None:
     if args.model_ema and not args.model_ema_warmup and args.model_ema_decay ** (epochs * updates) > 0.05:
         messages.append(ema_note(args.model_ema_decay, epochs * updates))
     folder = from_first(open_output(args, data['input_size'][-1]) if rank() == 0 else None)
-    pusher = BackgroundPush(args.push_to_hub, folder, args.push_private, say) if args.push_to_hub and not rank() else None
+    pusher = None
+    if args.push_to_hub and rank() == 0:
+        pusher = BackgroundPush(args.push_to_hub, folder, args.push_private, say)
     saver = AtomicCheckpointSaver(
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)

@@ -19,7 +19,8 @@ MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weigh
                   'attention_detach', 'normalize', 'layer', 'engine', 'gather')
 # What the same run may be gone on with in another way: `--resume auto` does not look at these.
 FREE_ON_RESUME = ('resume', 'config', 'output', 'experiment', 'epochs', 'workers', 'device', 'pin_mem', 'log_interval',
-                  'checkpoint_hist', 'recovery_interval', 'nonfinite_limit', 'bad_images', 'dataset_download')
+                  'checkpoint_hist', 'recovery_interval', 'nonfinite_limit', 'bad_images', 'dataset_download',
+                  'push_to_hub', 'push_every', 'push_private')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
 
