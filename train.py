@@ -11,6 +11,7 @@ Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import sys
@@ -24,8 +25,11 @@ from typing import Any, Optional
 
 import timm
 import torch
+import torchvision
 import yaml
 from timm.data import Mixup, create_loader, resolve_data_config
+from timm.layers import set_fast_norm
+from timm.loss import BinaryCrossEntropy
 from timm.models import load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
@@ -42,12 +46,22 @@ from timm.utils import (
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
+from timm_multimix.backbones import classifier_leaves
 from timm_multimix.checkpoint import AtomicCheckpointSaver
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, class_names, create_train_val, drop_unreadable
 from timm_multimix.hub import save_plain
-from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
+from timm_multimix.loggers import open_loggers
+from timm_multimix.report import (
+    append_summary,
+    describe,
+    epoch_line,
+    in_plain_timm,
+    plot_curves,
+    trim_summary,
+    write_report,
+)
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -61,7 +75,12 @@ def say(text: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- building
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, modules: Optional[list[str]] = None) -> torch.device:
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise SettingError(f'--device-modules has {module!r}, but it cannot be imported: {e}') from e
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
@@ -80,8 +99,10 @@ def image_mode(args: argparse.Namespace) -> str:
 
 def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
-               'batch_size': args.batch_size,
-               'input_img_mode': image_mode(args)}
+               'batch_size': args.batch_size, 'input_img_mode': image_mode(args), 'repeats': args.epoch_repeats,
+               'input_key': args.input_key, 'target_key': args.target_key,
+               'trust_remote_code': args.dataset_trust_remote_code,
+               'train_num_samples': args.train_num_samples, 'val_num_samples': args.val_num_samples}
     train_set, val_set = create_train_val(
         args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
     if args.bad_images != 'ignore':
@@ -97,18 +118,27 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     elif names is not None and len(names) > args.num_classes:
         raise SettingError(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: targets '
                            f'up to {len(names) - 1} would be outside the model.')
+    if args.num_classes == 1 or (names is not None and len(names) == 1):
+        warnings.warn('there is one class only: nothing can be learned from it. Is --data-dir the folder above the '
+                      'splits (train/CLASS/…)?', stacklevel=2)
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size:
         raise SettingError(f'--batch-size is {args.batch_size}, but there are only {len(train_set)} training images.')
     if hasattr(val_set, '__len__') and not len(val_set):
-        raise SettingError(f'--val-split {args.val_split} holds no images to validate on.')
+        raise SettingError(f'--val-split {args.val_split} holds no images to validate on, or is a stream that does not '
+                           f'say how many: --val-num-samples.')
     return train_set, val_set
 
 
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The timm model, and how to make it again: arguments of create_model beyond name and classes."""
     extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
-    create = partial(timm.create_model, args.model, pretrained=args.pretrained, num_classes=args.num_classes,
-                     drop_rate=args.drop, drop_path_rate=args.drop_path)
+    if args.bn_eps is not None:
+        extra['bn_eps'] = args.bn_eps
+    create = partial(timm.create_model, args.model, pretrained=args.pretrained or bool(args.pretrained_path),
+                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
+                     drop_block_rate=args.drop_block)
+    if args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
+        create = partial(create, pretrained_cfg_overlay={'file': args.pretrained_path, 'num_classes': -1})
     try:
         try:
             model = create(**extra)
@@ -127,6 +157,16 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             load_checkpoint(model, path)
         except Exception as e:
             raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        with torch.no_grad():
+            for leaf in classifier_leaves(model):
+                for p in leaf.parameters():
+                    p.mul_(1.0 if args.head_init_scale is None else args.head_init_scale)
+                if args.head_init_bias is not None and leaf.bias is not None:
+                    leaf.bias.fill_(args.head_init_bias)  # type: ignore[operator, union-attr]
+    for module in model.modules():
+        if args.bn_momentum is not None and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = args.bn_momentum
     return model, {k: v for k, v in extra.items() if v is not None}
 
 
@@ -134,13 +174,18 @@ def build_loaders(
         args: argparse.Namespace, train_set: Any, val_set: Any, data: dict[str, Any], device: torch.device,
 ) -> tuple[Any, Any]:
     common = {'input_size': data['input_size'], 'mean': data['mean'], 'std': data['std'], 'num_workers': args.workers,
-              'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda', 'device': device,
-              'persistent_workers': args.workers > 0}
+              'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda' and not args.no_prefetcher,
+              'device': device, 'persistent_workers': args.persistent_workers and args.workers > 0,
+              'img_dtype': getattr(torch, args.model_dtype or 'float32')}
     train = create_loader(
         train_set, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
-        re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode, scale=args.scale,
-        ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
-        interpolation=args.train_interpolation, **common)
+        re_mode=args.remode, re_count=args.recount, re_split=args.resplit, train_crop_mode=args.train_crop_mode,
+        scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob or 0.0,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.0, auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,  # type: ignore[arg-type]
+        interpolation=('' if args.no_aug else args.train_interpolation) or data['interpolation'],
+        worker_seeding=args.worker_seeding, **common)
     val = create_loader(
         val_set, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
@@ -175,6 +220,15 @@ def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> O
         num_classes=args.num_classes)
 
 
+def build_criterion(args: argparse.Namespace) -> Optional[torch.nn.Module]:
+    """Binary cross-entropy where it is asked for; None leaves cross-entropy to the task."""
+    if not args.bce_loss:
+        return None
+    return BinaryCrossEntropy(  # smooths class indices; Mixup has smoothed its own targets
+        smoothing=args.smoothing, target_threshold=args.bce_target_thresh, sum_classes=args.bce_sum,
+        pos_weight=args.bce_pos_weight)
+
+
 def open_output(args: argparse.Namespace, size: int) -> Path:
     root = args.output or './output/train'
     name = args.experiment or '-'.join(
@@ -201,11 +255,13 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
 def train_epoch(
         epoch: int, args: argparse.Namespace, task: MultiMixTask, loader: Any, optimizer: torch.optim.Optimizer,
         scheduler: Any, autocast: Any, scaler: Optional[NativeScaler], device: torch.device, bar: tqdm,
+        images_folder: Path,
 ) -> OrderedDict[str, Any]:
     task.train()
     mixup = task.mixup_fn
     if isinstance(mixup, Mixup) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         mixup.mixup_enabled = False
+    dtype = getattr(torch, args.model_dtype or 'float32')
     batches, accum = len(loader), args.grad_accum_steps
     updates = (batches + accum - 1) // accum
     totals: dict[str, torch.Tensor] = {}  # stay on the device: reading them every step would make it wait
@@ -215,7 +271,7 @@ def train_epoch(
     started = time.time()
     optimizer.zero_grad()
     for i, (input, target) in enumerate(loader):
-        input, target = input.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
         if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         update = (i + 1) % accum == 0 or i + 1 == batches
@@ -258,7 +314,12 @@ def train_epoch(
             bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
                                         top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
                             refresh=False)
+            if args.save_images:
+                torchvision.utils.save_image(input.float(), images_folder / f'train-batch-{i}.jpg', padding=0,
+                                             normalize=True)
         bar.update(len(input))
+    if hasattr(optimizer, 'sync_lookahead'):
+        optimizer.sync_lookahead()
     metrics = OrderedDict((k, average.get(k)) for k in ('loss', 'top1', *(SIGNAL if task.config else ())))
     metrics['images_per_second'] = images / (time.time() - started)
     return metrics
@@ -270,7 +331,7 @@ def validate(model: Any, loader: Any, autocast: Any, device: torch.device, chann
     model.eval()
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
     for input, target in loader:
-        input, target = input.to(device), target.to(device)
+        input, target = input.to(device, next(model.parameters()).dtype), target.to(device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast():
@@ -310,12 +371,16 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
 
 
 def run(args: argparse.Namespace) -> None:
+    asked = dict(vars(args))  # args.yaml keeps this: what follows resolves some of it for this data and batch size
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
+    if args.input_size is not None:
+        args.in_chans, *size = args.input_size
+        args.img_size = size[0] if size[0] == size[1] else tuple(size)
     config = multimix_config(args)
     if config is not None:
         config.check_batch(args.batch_size)
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.device_modules)
     random_seed(args.seed, 0)
     on_digits = (args.dataset or '').lower() == DIGITS
     if on_digits:
@@ -323,9 +388,11 @@ def run(args: argparse.Namespace) -> None:
         say(f"Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.")
     if args.recipe:
         say(f'Settings: {args.recipe}, then your flags.')
+    if args.fast_norm:
+        set_fast_norm()
     train_set, val_set = build_data(args)
     model, model_args = build_model(args)
-    data = resolve_data_config({**vars(args), 'input_size': None}, model=model)
+    data = resolve_data_config(vars(args), model=model)
     for name in ('mean', 'std'):  # the model's three, for another number of channels
         if len(data[name]) != data['input_size'][0]:
             data[name] = (sum(data[name]) / len(data[name]),) * data['input_size'][0]
@@ -334,7 +401,7 @@ def run(args: argparse.Namespace) -> None:
         model_args.update(wrapped.timm_args)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
-    model.to(device)
+    model.to(device, getattr(torch, args.model_dtype or 'float32'))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
@@ -345,6 +412,7 @@ def run(args: argparse.Namespace) -> None:
     task = MultiMixTask(
         model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
         seed=args.seed, device=device, verbose=False)
+    task.criterion = build_criterion(args) or task.criterion
     messages = [task.signal_warning(args.batch_size)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
@@ -352,7 +420,8 @@ def run(args: argparse.Namespace) -> None:
     scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
     rehearse(args, task, [train_set, val_set], [train_loader, val_loader], autocast, device)
     if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device=torch.device('cpu') if args.model_ema_force_cpu else None)
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     try:
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
@@ -367,15 +436,17 @@ def run(args: argparse.Namespace) -> None:
         model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
     start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
+    if args.start_epoch is not None:
+        start_epoch = args.start_epoch
     if args.torchcompile:
-        task.compile(backend=args.torchcompile)
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     if scheduler is not None and start_epoch:
         scheduler.step_update(start_epoch * updates) if args.sched_on_updates else scheduler.step(start_epoch)
 
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
     trim_summary(summary, start_epoch)
-    saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume')}
-    for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
+    saved = {k: v for k, v in asked.items() if k not in ('config', 'resume', 'wandb_resume_id', 'start_epoch')}
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output'):  # to mean the same anywhere
         saved[name] = os.path.abspath(saved[name]) if saved[name] else saved[name]
     if start_epoch < epochs:  # a finished run keeps the settings that made it
         (folder / 'args.yaml.tmp').write_text(yaml.safe_dump(saved, default_flow_style=False))
@@ -393,36 +464,45 @@ def run(args: argparse.Namespace) -> None:
         f'{epochs} epochs of {len(train_loader)} batches; output in {folder}'
         + (f'; resuming at epoch {start_epoch + 1}' if start_epoch else '') + '.')
 
+    loggers = open_loggers(args.log, folder, saved, args.wandb_project, args.wandb_tags, args.wandb_resume_id,
+                           start_epoch)
+    for logger in loggers:
+        say(f'Metrics also go to {logger.where}.')
+
     # Then one loop: train, validate, write down.
     started = plotted = time.time()
     best = saver.best_metric, saver.best_epoch
-    metric = float('nan')
+    metric: Optional[float] = None
     bar = tqdm(total=epochs * len(train_loader) * args.batch_size, initial=start_epoch * len(train_loader) *
                args.batch_size, unit='img', unit_scale=True, disable=None, dynamic_ncols=True)
     with bar:
         for epoch in range(start_epoch, epochs):
             # By epoch, so that a resumed run draws what an unbroken one would, and not the first epochs' numbers again.
             random_seed((args.seed + epoch) % 2**32, 0)
+            if hasattr(train_set, 'set_epoch'):  # a stream shuffles by it
+                train_set.set_epoch(epoch)
             rate = optimizer.param_groups[0]['lr']
-            found = train_epoch(epoch, args, task, train_loader, optimizer, scheduler, autocast, scaler, device, bar)
-            raw_top1 = ''
-            evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last)
-            if task.has_ema():
-                raw = evaluated
-                evaluated = validate(task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
-                evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
-                raw_top1 = f' (averaged weights; {raw["top1"]:.2f} % without)'
-            metric = evaluated[args.eval_metric]
-            append_summary(summary, {'epoch': epoch, **{f'train_{k}': v for k, v in found.items()},
-                                     **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': rate})
-            best = saver.save_checkpoint(epoch, metric=metric)
+            found = train_epoch(epoch, args, task, train_loader, optimizer, scheduler, autocast, scaler, device, bar,
+                                folder)
+            evaluated, metric = OrderedDict(), None
+            if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
+                evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last)
+                if task.has_ema() and not args.model_ema_force_cpu:
+                    raw = evaluated
+                    evaluated = validate(
+                        task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last)
+                    evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
+                metric = evaluated[args.eval_metric]
+            row = {'epoch': epoch, **{f'train_{k}': v for k, v in found.items()},
+                   **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': rate}
+            append_summary(summary, row)
+            for logger in loggers:
+                logger.log(epoch, row)
+            if metric is not None:
+                best = saver.save_checkpoint(epoch, metric=metric)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
-            signal = (f', effective {found["effective"]:.2f}, target entropy {found["target_entropy"]:.2f}'
-                      if found.get('effective') is not None else '')
-            say(f'Epoch {epoch + 1:3d}/{epochs}: loss {found["loss"]:.3f}, train top-1 {found["top1"]:.2f} %{signal}; '
-                f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw_top1}; '
-                f'{found["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s')
+            say(epoch_line(epoch, epochs, start_epoch, found, evaluated, time.time() - started))
             if time.time() - plotted > 60:
                 plot_curves(summary, curves)
                 plotted = time.time()
@@ -434,21 +514,27 @@ def run(args: argparse.Namespace) -> None:
         plain, folder / 'model', {k: data[k] for k in (
             'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
         model_args, names if names and len(names) == args.num_classes else None)
-    report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+    for logger in loggers:
+        logger.finish()
+    seconds = time.time() - started
+    data_line = f'{len(train_set)} training and {len(val_set)} validation images of {args.num_classes} classes'
+    write_report(folder, saved, data_line, describe(config, args.batch_size, args.num_classes),
+                 in_plain_timm(folder, args.model, args.num_classes, model_args), device, seconds, epochs - start_epoch)
+    report(args, folder, final, best, metric, seconds, model_args)
 
 
-def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, curves: Path, best: Any, metric: float,
-           seconds: float, model_args: dict[str, Any]) -> None:
-    named = ''.join(f', {k}={v!r}' for k, v in model_args.items())
-    last = f'{args.eval_metric} {metric:.2f}' if metric == metric else 'nothing left to train'
+def report(args: argparse.Namespace, folder: Path, final: Path, best: Any, metric: Optional[float], seconds: float,
+           model_args: dict[str, Any]) -> None:
+    last = f'{args.eval_metric} {metric:.2f}' if metric is not None else 'nothing left to train'
     say(f'\nDone in {seconds:.0f} s. Last epoch: {last}'
         + (f'; best: {best[0]:.2f} in epoch {best[1] + 1}.' if best[0] is not None else '.'))
+    whole, weights = in_plain_timm(folder, args.model, args.num_classes, model_args)
     say(f'  {final}/             the trained model{" (averaged weights)" if args.model_ema else ""}, for plain timm:\n'
-        f"      timm.create_model({f'local-dir:{final}'!r}, pretrained=True)\n"
+        f'      {whole}\n'
         f'  {final}/model.safetensors, or its weights alone:\n'
-        f"      timm.create_model({args.model!r}, num_classes={args.num_classes}{named},\n"
-        f"                        checkpoint_path={f'{final}/model.safetensors'!r})\n"
-        f'  {curves}\n  {summary}, {folder}/args.yaml\n'
+        f'      {weights}\n'
+        f'  {folder}/report.md   curves, settings, versions, what to do next\n'
+        f'  {folder}/curves.png, summary.csv, args.yaml\n'
         f'  {folder}/last.pth.tar, model_best.pth.tar   checkpoints, for --resume')
 
 

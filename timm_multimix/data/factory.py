@@ -1,6 +1,7 @@
 """Training and validation data from a name or a folder, checked before training starts."""
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from ..errors import SettingError, nearest
 from .digits import DIGITS, DigitsReader
 
 PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
+KEYED = ('hfds', 'hfids', 'tfds', 'wds')
+PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
 
 
 def create_train_val(
@@ -23,6 +26,9 @@ def create_train_val(
         train_split: str = 'train',
         val_split: str = 'validation',
         input_img_mode: str = 'RGB',
+        repeats: float = 0,
+        train_num_samples: Optional[int] = None,
+        val_num_samples: Optional[int] = None,
         **kwargs: Any,
 ) -> tuple[Any, Any]:
     """The two data sets, without transforms (timm's `create_loader` sets those).
@@ -32,6 +38,8 @@ def create_train_val(
         root: the folder.
         train_split, val_split: names of the splits; for a folder, its sub-folders.
         input_img_mode: PIL mode the images are converted to: 'RGB', 'L', …
+        repeats: passes over a stream in one epoch of training.
+        train_num_samples, val_num_samples: of streams that do not say.
         **kwargs: for `timm.data.create_dataset`.
 
     Raises:
@@ -54,14 +62,26 @@ def create_train_val(
     if not folder and prefix not in PREFIXES:
         raise SettingError(f'--dataset is {name!r}, but {prefix + "/"!r} is not a kind of data set: '
                            f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
+    for key in ('input_key', 'target_key'):
+        value = kwargs.pop(key, None)
+        if value is not None and prefix not in KEYED:
+            raise SettingError(f'--{key.replace("_", "-")} is {value!r}, but only {", ".join(p + "/" for p in KEYED)} '
+                               f'have columns to choose.')
+        if value is not None:
+            kwargs[key] = value
     if folder:
         _check_folder(root)
     elif train_split == val_split:
         raise _same_splits(train_split, val_split)
+    package = PACKAGES.get(prefix)
+    if package and importlib.util.find_spec(package) is None:
+        raise SettingError(f'--dataset is {name!r}, but {prefix}/ is read with the package {package}, which is not '
+                           f'installed: pip install {package.replace("_", "-")}')
     if prefix != 'torch':
         kwargs['input_img_mode'] = input_img_mode
-    train = _create(name if not folder else '', root, train_split, is_training=True, **kwargs)
-    val = _create(name if not folder else '', root, val_split, is_training=False, **kwargs)
+    train = _create(name if not folder else '', root, train_split, is_training=True, repeats=repeats,
+                    num_samples=train_num_samples, **kwargs)
+    val = _create(name if not folder else '', root, val_split, is_training=False, num_samples=val_num_samples, **kwargs)
     if folder:
         _check_splits(train, val, str(root), train_split, val_split)
     return train, val
