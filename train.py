@@ -377,6 +377,7 @@ def run(args: argparse.Namespace) -> None:
     if args.input_size is not None:
         args.in_chans, *size = args.input_size
         args.img_size = size[0] if size[0] == size[1] else tuple(size)
+    args.img_size = args.img_size or args.model_kwargs.get('img_size')
     config = multimix_config(args)
     if config is not None:
         config.check_batch(args.batch_size)
@@ -422,6 +423,8 @@ def run(args: argparse.Namespace) -> None:
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
                        device=torch.device('cpu') if args.model_ema_force_cpu else None)
+    if args.decay_epochs is None:
+        args.decay_epochs = 0.2 if args.sched in ('wsd', 'rsqrt') else 90
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     try:
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)

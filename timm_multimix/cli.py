@@ -18,7 +18,7 @@ from .loggers import LOGGERS
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
                   'attention_detach', 'normalize', 'layer', 'engine')
-NULL_IN_TIMM = ('smoothing', 'eval_metric', 'decay_epochs')  # whose default timm writes as null, and means ours by it
+NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
 _FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
@@ -163,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--epoch-repeats', type=float, default=0.0, metavar='N', help='passes over a stream in one epoch')
     g('--start-epoch', type=int, default=None, metavar='N', help='go on with this epoch, the first is 0')
     g('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='N', help=' ')
-    g('--decay-epochs', type=float, default=90, metavar='N', help=' ')
+    g('--decay-epochs', type=float, default=None, metavar='N', help='step: 90; wsd and rsqrt: the last fifth, 0.2')
     g('--decay-rate', '--dr', type=float, default=0.1, metavar='X', help=' ')
     g('--warmup-epochs', type=int, default=5, metavar='N', help=' ')
     g('--warmup-prefix', action=on_off, default=False, help='warm-up comes on top of the epochs')

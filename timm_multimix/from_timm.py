@@ -88,7 +88,7 @@ def drop_not_taken(args: argparse.Namespace) -> None:
     """Take them out of the namespace again, and warn of those that were set."""
     for name, (why, default, _) in NOT_TAKEN.items():
         value = vars(args).pop(name)
-        if value != default and value is not None and str(value) != str(default):
+        if name != 'local_rank' and value != default and value is not None and str(value) != str(default):
             warnings.warn(f'{name} is {value!r} in timm, but it is not taken here and has no effect: {why}.',
                           stacklevel=3)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,13 +71,15 @@ def create_train_val(
         if value is not None:
             kwargs[key] = value
     if folder:
-        _check_folder(root)
+        _check_folder(root, train_split, val_split)
     elif train_split == val_split:
         raise _same_splits(train_split, val_split)
     package = PACKAGES.get(prefix)
     if package and importlib.util.find_spec(package) is None:
         raise SettingError(f'--dataset is {name!r}, but {prefix}/ is read with the package {package}, which is not '
                            f'installed: pip install {package.replace("_", "-")}')
+    if package == 'datasets' and not sys.stderr.isatty():
+        os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
     if prefix != 'torch':
         kwargs['input_img_mode'] = input_img_mode
     train = _create(name if not folder else '', root, train_split, is_training=True, repeats=repeats,
@@ -93,7 +96,8 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
     except SettingError:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
-        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
+        reason = '\n'.join(str(e).splitlines()[:5]) or type(e).__name__  # one library lists all its data sets
+        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {reason}') from e
 
 
 def _same_splits(train_split: str, val_split: str) -> SettingError:
@@ -101,7 +105,7 @@ def _same_splits(train_split: str, val_split: str) -> SettingError:
                         f'them would only show what was learned by heart.')
 
 
-def _check_folder(root: Optional[str]) -> None:
+def _check_folder(root: Optional[str], *splits: str) -> None:
     if not root:
         raise SettingError('--data-dir is not given: a folder with one sub-folder per split, and in it one per class.')
     path = Path(root)
@@ -110,6 +114,10 @@ def _check_folder(root: Optional[str]) -> None:
                            f'{nearest(path.name, (p.name for p in path.parent.glob("*")))}')
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise SettingError(f'--data-dir is {root!r}, but its contents may not be read (permissions).')
+    tars = sorted(p.name for p in path.glob('*.tar')) if path.is_dir() else []
+    if tars and not any((path / split).exists() for split in splits):
+        raise SettingError(f'{root!r} holds {", ".join(tars[:8])}, but neither {" nor ".join(splits)}: name the files, '
+                           f'--train-split {tars[0]} --val-split ….')
 
 
 def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
@@ -121,7 +129,7 @@ def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: 
         raise SettingError(
             f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
             f'training and validation would see the same images. It holds: {listed or "no folders"}.')
-    a, b = (set(getattr(d.reader, 'class_to_idx', {})) for d in (train, val))
+    a, b = (set(_class_to_idx(d) or ()) for d in (train, val))
     if a != b:
         only = ', '.join([f'{c} (only in {train_split})' for c in sorted(a - b)][:3]
                          + [f'{c} (only in {val_split})' for c in sorted(b - a)][:3])
@@ -145,7 +153,7 @@ def class_names(dataset: Any) -> Optional[list[str]]:
     Raises:
         SettingError: a class map with negative indices.
     """
-    known = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or getattr(dataset, 'class_to_idx', None)
+    known = _class_to_idx(dataset)
     if known:
         names_of = {int(index): str(name) for name, index in known.items()}
         if min(names_of) < 0:
@@ -154,6 +162,14 @@ def class_names(dataset: Any) -> Optional[list[str]]:
         return [names_of.get(i, f'unused_{i}') for i in range(max(names_of) + 1)]
     names: Optional[Sequence[Any]] = getattr(dataset, 'classes', None)
     return [str(n) for n in names] if names else None
+
+
+def _class_to_idx(dataset: Any) -> Optional[dict[Any, int]]:
+    reader = getattr(dataset, 'reader', None)
+    for owner, name in ((reader, 'class_to_idx'), (reader, 'class_name_to_idx'), (dataset, 'class_to_idx')):
+        if getattr(owner, name, None):  # the second is that of tars
+            return getattr(owner, name)  # type: ignore[no-any-return]
+    return None
 
 
 def drop_unreadable(dataset: Any, split: str, skip: bool, workers: int = 8) -> Optional[str]:
@@ -182,7 +198,7 @@ def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> 
     are not folders of files give an empty list.
     """
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    if not samples or not isinstance(samples[0][0], str):
+    if samples is None or not len(samples) or not isinstance(samples[0][0], str):  # tars have an array of places
         return []
 
     def look(path: str) -> Optional[str]:
