@@ -89,7 +89,8 @@ def check_args(args: argparse.Namespace) -> None:
                                f'rest of the program sees too.')
     inner = args.model_kwargs.get('img_size')
     if inner is not None and args.img_size is not None and inner != args.img_size:
-        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has img_size={inner!r}: they are the same.')
+        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has img_size={inner!r}: they are the '
+                           f'same.')
     if not args.val_split:
         raise SettingError('--val-split is empty, but every run is validated: name the split, or with a folder the '
                            'sub-folder.')

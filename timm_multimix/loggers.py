@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -73,8 +75,14 @@ def _wandb(folder: Path, config: dict[str, Any], project: Optional[str], tags: l
 def _trackio(folder: Path, config: dict[str, Any], project: Optional[str]) -> Logger:
     import trackio
     project = project or 'timm-multimix'
-    trackio.init(project=project, name=folder.name, config=config, resume='allow', embed=False)
-    return Logger(lambda epoch, row: trackio.log(numbers(row), step=epoch), trackio.finish,
+    with redirect_stdout(io.StringIO()):  # it greets in colours, also in a file
+        trackio.init(project=project, name=folder.name, config=config, resume='allow', embed=False)
+
+    def finish() -> None:
+        with redirect_stdout(io.StringIO()):
+            trackio.finish()
+
+    return Logger(lambda epoch, row: trackio.log(numbers(row), step=epoch), finish,
                   f'trackio run {folder.name}; to see it: trackio show --project {project}')
 
 
