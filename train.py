@@ -174,8 +174,10 @@ def build_loaders(
         args: argparse.Namespace, train_set: Any, val_set: Any, data: dict[str, Any], device: torch.device,
 ) -> tuple[Any, Any]:
     common = {'input_size': data['input_size'], 'mean': data['mean'], 'std': data['std'], 'num_workers': args.workers,
-              'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda' and not args.no_prefetcher,
-              'device': device, 'persistent_workers': args.persistent_workers and args.workers > 0,
+              'pin_memory': args.pin_mem, 'device': device,
+              # Without it images are erased one by one, and --resplit has no half of a batch to spare.
+              'use_prefetcher': (device.type == 'cuda' or args.resplit) and not args.no_prefetcher,
+              'persistent_workers': args.persistent_workers and args.workers > 0,
               'img_dtype': getattr(torch, args.model_dtype or 'float32')}
     train = create_loader(
         train_set, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,

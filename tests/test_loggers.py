@@ -79,6 +79,8 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack('<IHB', data[at:at + 7])
+        if at + 7 + length > len(data):  # not written out yet
+            return
         record += data[at + 7:at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part

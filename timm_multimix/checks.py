@@ -120,6 +120,8 @@ def check_args(args: argparse.Namespace) -> None:
     if args.aug_repeats and int(os.environ.get('WORLD_SIZE', '1')) == 1:
         raise SettingError(f'--aug-repeats is {args.aug_repeats:g}, but it gives every process another augmentation of '
                            f'the same image, and there is one process: start several with torchrun, or drop it.')
+    if args.resplit and args.no_prefetcher:
+        warnings.warn('--resplit has no effect with --no-prefetcher: the prefetcher erases.', stacklevel=2)
     if args.multimix_m == 1:
         warnings.warn('--multimix-m is 1, but a mixture of one example is that example: nothing is mixed.',
                       stacklevel=2)

@@ -1,6 +1,7 @@
 """Training and validation data from a name or a folder, checked before training starts."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -79,7 +80,7 @@ def create_train_val(
         raise SettingError(f'--dataset is {name!r}, but {prefix}/ is read with the package {package}, which is not '
                            f'installed: pip install {package.replace("_", "-")}')
     if package == 'datasets' and not sys.stderr.isatty():
-        os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
+        importlib.import_module(package).disable_progress_bars()
     if prefix != 'torch':
         kwargs['input_img_mode'] = input_img_mode
     train = _create(name if not folder else '', root, train_split, is_training=True, repeats=repeats,
@@ -97,7 +98,8 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
         reason = '\n'.join(str(e).splitlines()[:5]) or type(e).__name__  # one library lists all its data sets
-        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {reason}') from e
+        hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in reason else ''
+        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {reason}{hint}') from e
 
 
 def _same_splits(train_split: str, val_split: str) -> SettingError:
