@@ -194,6 +194,9 @@ def build_loaders(
     if (args.dataset or '').lower().startswith('torch/'):
         for dataset in (train_set, val_set):
             dataset.transform = ConvertMode(image_mode(args), dataset.transform)
+    if not len(train):
+        raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
+                           f'--workers {args.workers}: use at least one worker and as few as it has parts.')
     return train, val
 
 
@@ -409,6 +412,8 @@ def run(args: argparse.Namespace) -> None:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         train_loader, val_loader = build_loaders(args, train_set, val_set, data, device)
+    except SettingError:
+        raise
     except Exception as e:  # timm asserts its augmentation settings in many places
         raise SettingError(f'--aa {args.aa} or another flag of augmentation cannot be used: '
                            f'{e or type(e).__name__}') from e

@@ -321,7 +321,7 @@ def test_low_precision_weights_and_averages_on_the_cpu(tmp_path: Path, image_fol
                '--no-persistent-workers', '--fast-norm', '--layer-decay', '0.8', '--layer-decay-min-scale', '0.1')
     assert 'eval_raw_top1' not in rows[0]  # the averages are not validated
     model = timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True)
-    assert timm.data.resolve_model_data_config(model)['input_size'] == (3, 64, 96)
+    assert tuple(timm.data.resolve_model_data_config(model)['input_size']) == (3, 64, 96)
     state = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)
     assert {v.dtype for v in state['state_dict'].values() if v.is_floating_point()} == {torch.bfloat16}
     timm.layers.set_fast_norm(False)
