@@ -25,10 +25,12 @@ from typing import Any, Optional
 
 import timm
 import torch
+import torchvision
 import yaml
 from safetensors import SafetensorError
 from timm.data import Mixup, create_loader, resolve_data_config
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.loss import BinaryCrossEntropy
 from timm.models import load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
@@ -46,6 +48,7 @@ from timm.utils import (
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
+from timm_multimix.backbones import classifier_leaves
 from timm_multimix.checkpoint import (
     AtomicCheckpointSaver,
     candidates,
@@ -63,9 +66,18 @@ from timm_multimix.distributed import finish, from_all, from_first, local_rank, 
 from timm_multimix.finite import Statistics, finite_gradient, finite_weights
 from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_point
 from timm_multimix.interrupt import Interrupt, Stopped
+from timm_multimix.loggers import open_loggers
 from timm_multimix.mixing.ranks import rank, world
 from timm_multimix.progress import Averages, Progress
-from timm_multimix.report import append_summary, describe, plot_curves, trim_summary
+from timm_multimix.report import (
+    append_summary,
+    describe,
+    epoch_line,
+    in_plain_timm,
+    plot_curves,
+    trim_summary,
+    write_report,
+)
 from timm_multimix.seeding import seed_place
 from timm_multimix.wrapper import one_position_note
 
@@ -87,8 +99,10 @@ def image_mode(args: argparse.Namespace) -> str:
 
 def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
-               'batch_size': args.batch_size,
-               'input_img_mode': image_mode(args)}
+               'batch_size': args.batch_size, 'input_img_mode': image_mode(args), 'repeats': args.epoch_repeats,
+               'input_key': args.input_key, 'target_key': args.target_key,
+               'trust_remote_code': args.dataset_trust_remote_code,
+               'train_num_samples': args.train_num_samples, 'val_num_samples': args.val_num_samples}
     with one_by_one() if args.dataset_download else nullcontext():
         train_set, val_set = create_train_val(
             args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
@@ -105,21 +119,31 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
     elif names is not None and len(names) > args.num_classes:
         raise SettingError(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: targets '
                            f'up to {len(names) - 1} would be outside the model.')
+    if args.num_classes == 1 or (names is not None and len(names) == 1):
+        warnings.warn('there is one class only: nothing can be learned from it. Is --data-dir the folder above the '
+                      'splits (train/CLASS/…)?', stacklevel=2)
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * world():
         each = f' on each of {world()} ranks' if world() > 1 else ''
         raise SettingError(f'--batch-size is {args.batch_size}{each}, but there are only {len(train_set)} training '
                            f'images.')
     if hasattr(val_set, '__len__') and not len(val_set):
-        raise SettingError(f'--val-split {args.val_split} holds no images to validate on.')
+        raise SettingError(f'--val-split {args.val_split} holds no images to validate on, or is a stream that does not '
+                           f'say how many: --val-num-samples.')
     return train_set, val_set
 
 
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The timm model, and how to make it again: arguments of create_model beyond name and classes."""
     extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
+    if args.bn_eps is not None:
+        extra['bn_eps'] = args.bn_eps
     repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
-    create = partial(timm.create_model, repo or args.model, pretrained=bool(repo) or args.pretrained,
-                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path)
+    create = partial(timm.create_model, repo or args.model,
+                     pretrained=bool(repo) or args.pretrained or bool(args.pretrained_path),
+                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
+                     drop_block_rate=args.drop_block)
+    if args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
+        create = partial(create, pretrained_cfg_overlay={'file': args.pretrained_path, 'num_classes': -1})
     try:
         try:
             model = create(**extra)
@@ -138,6 +162,16 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             load_checkpoint(model, path)
         except Exception as e:
             raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        with torch.no_grad():
+            for leaf in classifier_leaves(model):
+                for p in leaf.parameters():
+                    p.mul_(1.0 if args.head_init_scale is None else args.head_init_scale)
+                if args.head_init_bias is not None and leaf.bias is not None:
+                    leaf.bias.fill_(args.head_init_bias)  # type: ignore[operator, union-attr]
+    for module in model.modules():
+        if args.bn_momentum is not None and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = args.bn_momentum
     return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
 
 
@@ -145,13 +179,20 @@ def build_loaders(
         args: argparse.Namespace, train_set: Any, val_set: Any, data: dict[str, Any], device: torch.device,
 ) -> tuple[Any, Any]:
     common = {'input_size': data['input_size'], 'mean': data['mean'], 'std': data['std'], 'num_workers': args.workers,
-              'pin_memory': args.pin_mem, 'use_prefetcher': device.type == 'cuda', 'device': device,
-              'persistent_workers': args.workers > 0, 'distributed': world() > 1}
+              'pin_memory': args.pin_mem, 'device': device, 'distributed': world() > 1,
+              # Without it images are erased one by one, and --resplit has no half of a batch to spare.
+              'use_prefetcher': (device.type == 'cuda' or args.resplit) and not args.no_prefetcher,
+              'persistent_workers': args.persistent_workers and args.workers > 0,
+              'img_dtype': getattr(torch, args.model_dtype or 'float32')}
     train = create_loader(
         train_set, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
-        re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode, scale=args.scale,
-        ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
-        interpolation=args.train_interpolation, **common)
+        re_mode=args.remode, re_count=args.recount, re_split=args.resplit, train_crop_mode=args.train_crop_mode,
+        scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob or 0.0,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.0, auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,  # type: ignore[arg-type]
+        interpolation=('' if args.no_aug else args.train_interpolation) or data['interpolation'],
+        worker_seeding=args.worker_seeding, **common)
     val = create_loader(
         val_set, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
@@ -160,6 +201,9 @@ def build_loaders(
     if (args.dataset or '').lower().startswith('torch/'):
         for dataset in (train_set, val_set):
             dataset.transform = ConvertMode(image_mode(args), dataset.transform)
+    if not len(train):
+        raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
+                           f'--workers {args.workers}: use at least one worker and as few as it has parts.')
     return train, val
 
 
@@ -186,6 +230,15 @@ def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> O
         mixup_alpha=alpha, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=args.num_classes)
+
+
+def build_criterion(args: argparse.Namespace) -> Optional[torch.nn.Module]:
+    """Binary cross-entropy where it is asked for; None leaves cross-entropy to the task."""
+    if not args.bce_loss:
+        return None
+    return BinaryCrossEntropy(  # smooths class indices; Mixup has smoothed its own targets
+        smoothing=args.smoothing, target_threshold=args.bce_target_thresh, sum_classes=args.bce_sum,
+        pos_weight=args.bce_pos_weight)
 
 
 def open_output(args: argparse.Namespace, size: int) -> Path:
@@ -221,6 +274,7 @@ def train_epoch(
     epoch, first, mixup = progress.epoch, progress.batch, task.mixup_fn
     if isinstance(mixup, Mixup) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         mixup.mixup_enabled = False
+    dtype = getattr(torch, args.model_dtype or 'float32')
     batches, accum = len(loader), args.grad_accum_steps
     updates = (batches + accum - 1) // accum
     images = 0
@@ -228,7 +282,7 @@ def train_epoch(
     optimizer.zero_grad()
     for i, (input, target) in enumerate(loader.batches(epoch, first, stop.requested), first):
         seed_place(args.seed, epoch, i, rank())  # a run that goes on here draws what an unbroken one does
-        input, target = input.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
         if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         update = (i + 1) % accum == 0 or i + 1 == batches
@@ -272,6 +326,9 @@ def train_epoch(
             bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
                                         top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
                             refresh=False)
+            if args.save_images and rank() == 0:
+                torchvision.utils.save_image(input.float(), save.folder / f'train-batch-{i}.jpg', padding=0,
+                                             normalize=True)
         bar.update(len(input) * world())
         if update:
             if progress.in_a_row >= args.nonfinite_limit:
@@ -283,6 +340,8 @@ def train_epoch(
                 save(progress, within=True)
             if stopping:
                 raise stop.reason()
+    if hasattr(optimizer, 'sync_lookahead'):
+        optimizer.sync_lookahead()
     metrics: OrderedDict[str, Any] = OrderedDict(progress.averages.means(of_all_ranks=True))
     metrics['skipped'] = progress.skipped
     metrics['images_per_second'] = world() * images / (time.time() - started)
@@ -306,7 +365,7 @@ def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.devi
     # The ranks' shares are filled up to be equal; what fills them does not count.
     left = len(range(rank(), len(loader.dataset), world())) if loader.exact and world() > 1 else sys.maxsize
     for input, target in loader.batches(0, stopping=stop.requested):
-        input, target = input.to(device), target.to(device)
+        input, target = input.to(device, next(model.parameters()).dtype), target.to(device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast():
@@ -408,10 +467,15 @@ def place_of(state: dict[str, Any], progress: Progress, shape: dict[str, int], e
 
 
 def run(args: argparse.Namespace) -> None:
+    asked = dict(vars(args))  # args.yaml keeps this: what follows resolves some of it for this data and batch size
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
+    if args.input_size is not None:
+        args.in_chans, *size = args.input_size
+        args.img_size = size[0] if size[0] == size[1] else tuple(size)
+    args.img_size = args.img_size or args.model_kwargs.get('img_size')
     config = multimix_config(args)
-    device = start(args.device)
+    device = start(args.device, args.device_modules)
     mixed = args.batch_size
     if config is not None:
         config.check_batch(args.batch_size, world())
@@ -426,9 +490,11 @@ def run(args: argparse.Namespace) -> None:
         say(f"Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.")
     if args.recipe:
         say(f'Settings: {args.recipe}, then your flags.')
+    if args.fast_norm:
+        set_fast_norm()
     train_set, val_set = build_data(args)
     model, model_args = build_model(args)
-    data = resolve_data_config({**vars(args), 'input_size': None}, model=model)
+    data = resolve_data_config(vars(args), model=model)
     for name in ('mean', 'std'):  # the model's three, for another number of channels
         if len(data[name]) != data['input_size'][0]:
             data[name] = (sum(data[name]) / len(data[name]),) * data['input_size'][0]
@@ -440,17 +506,20 @@ def run(args: argparse.Namespace) -> None:
         model_args.update(wrapped.timm_args)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
-    model.to(device)
+    model.to(device, getattr(torch, args.model_dtype or 'float32'))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         train_loader, val_loader = build_loaders(args, train_set, val_set, data, device)
+    except SettingError:
+        raise
     except Exception as e:  # timm asserts its augmentation settings in many places
         raise SettingError(f'--aa {args.aa} or another flag of augmentation cannot be used: '
                            f'{e or type(e).__name__}') from e
     task = MultiMixTask(
         model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
         seed=args.seed, device=device, verbose=False)
+    task.criterion = build_criterion(args) or task.criterion
     messages = [task.signal_warning(mixed)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
@@ -458,7 +527,10 @@ def run(args: argparse.Namespace) -> None:
     scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
     rehearse(args, task, [train_set, val_set], [train_loader, val_loader], autocast, device)
     if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device=torch.device('cpu') if args.model_ema_force_cpu else None)
+    if args.decay_epochs is None:
+        args.decay_epochs = 0.2 if args.sched in ('wsd', 'rsqrt') else 90
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     try:
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
@@ -484,9 +556,11 @@ def run(args: argparse.Namespace) -> None:
         messages.append(place_of(found, progress, shape, train_loader.exact))
     elif args.resume_auto:
         say('--resume auto: there is no run to go on with; this one starts afresh.')
+    if args.start_epoch is not None:
+        progress = Progress(args.start_epoch, Averages(measured, device))
     start_epoch = progress.epoch
     if args.torchcompile:
-        task.compile(backend=args.torchcompile)
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     if world() > 1:
         ddp = {'broadcast_buffers': False} if args.no_ddp_bb else {}
         task.prepare_distributed(device_ids=[local_rank()] if device.type == 'cuda' else None, **ddp)
@@ -504,8 +578,9 @@ def run(args: argparse.Namespace) -> None:
     statistics.keep()
 
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
-    saved = {k: v for k, v in vars(args).items() if k not in ('config', 'resume', 'resume_auto')}
-    for name in ('data_dir', 'initial_checkpoint', 'output'):  # so that it means the same from any folder
+    saved = {k: v for k, v in asked.items() if k not in ('config', 'resume', 'resume_auto', 'wandb_resume_id',
+                                                         'start_epoch')}
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output'):  # to mean the same anywhere
         saved[name] = os.path.abspath(saved[name]) if saved[name] and not is_repo(saved[name]) else saved[name]
     if rank() == 0:
         trim_summary(summary, start_epoch)
@@ -539,10 +614,15 @@ def run(args: argparse.Namespace) -> None:
             model_args, names if names and len(names) == args.num_classes else None, config=config,
             raw=task.get_eval_model() if task.has_ema() else None)
 
+    loggers = [] if rank() else open_loggers(
+        args.log, folder, saved, args.wandb_project, args.wandb_tags, args.wandb_resume_id, start_epoch)
+    for logger in loggers:
+        say(f'Metrics also go to {logger.where}.')
+
     # Then one loop: train, validate, write down.
     started = plotted = time.time()
     best = saver.best_metric, saver.best_epoch
-    metric = float('nan')
+    metric: Optional[float] = None
     unwritten: list[dict[str, Any]] = []
     total = len(train_loader) * args.batch_size * world()
     bar = tqdm(total=epochs * total, initial=start_epoch * total + progress.batch * args.batch_size * world(),
@@ -557,34 +637,32 @@ def run(args: argparse.Namespace) -> None:
                 for module in filter(None, (task.get_eval_model(), task.get_eval_model(ema=True))):
                     distribute_bn(module, world(), args.dist_bn == 'reduce')
                 progress.statistics_agreed = True
-            raw_top1 = ''
-            evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last, stop)
-            if task.has_ema() and evaluated is not None:
-                raw = evaluated
-                evaluated = validate(
-                    task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last, stop)
-                if evaluated is not None:
-                    evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
-                raw_top1 = f' (averaged weights; {raw["top1"]:.2f} % without)'
+            due = (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs
+            evaluated: Optional[OrderedDict[str, float]] = OrderedDict()
+            if due:
+                evaluated = validate(task.get_eval_model(), val_loader, autocast, device, args.channels_last, stop)
+                if task.has_ema() and not args.model_ema_force_cpu and evaluated is not None:
+                    raw = evaluated
+                    evaluated = validate(
+                        task.get_eval_model(ema=True), val_loader, autocast, device, args.channels_last, stop)
+                    if evaluated is not None:
+                        evaluated.update(raw_loss=raw['loss'], raw_top1=raw['top1'])
             if evaluated is None:
                 save(progress, within=True)
                 raise stop.reason()
-            metric = evaluated[args.eval_metric]
-            unwritten.append({'epoch': epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
-                              **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': progress.rate})
+            metric = evaluated[args.eval_metric] if due else None
+            row = {'epoch': epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
+                   **{f'eval_{k}': v for k, v in evaluated.items()}, 'lr': progress.rate}
+            unwritten.append(row)
             if rank() == 0:
                 write_down(summary, unwritten)
-            save(progress, metric)
+            save(progress, metric, within=not due)
+            for logger in loggers:
+                logger.log(epoch, row)
             best = saver.best_metric, saver.best_epoch
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
-            signal = (f', effective {train_metrics["effective"]:.2f}, target entropy '
-                      f'{train_metrics["target_entropy"]:.2f}' if train_metrics.get('effective') is not None else '')
-            skipped = f', {progress.skipped} updates without a finite gradient left out' if progress.skipped else ''
-            say(f'Epoch {epoch + 1:3d}/{epochs}: loss {train_metrics["loss"] or float("nan"):.3f}, train top-1 '
-                f'{train_metrics["top1"] or 0:.2f} %{signal}; '
-                f'validation loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw_top1}; '
-                f'{train_metrics["images_per_second"]:.0f} images/s, {time.time() - started:.0f} s{skipped}')
+            say(epoch_line(epoch, epochs, start_epoch, train_metrics, evaluated, time.time() - started))
             if time.time() - plotted > 60 and rank() == 0:
                 draw(summary, curves)
                 plotted = time.time()
@@ -603,14 +681,20 @@ def run(args: argparse.Namespace) -> None:
         return
     title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
     draw(summary, curves, title)
+    for logger in loggers:
+        logger.finish()
+    seconds = time.time() - started
+    data_line = f'{len(train_set)} training and {len(val_set)} validation images of {args.num_classes} classes'
     try:
         final = save_model()
+        write_report(folder, saved, data_line, describe(config, mixed, args.num_classes), in_plain_timm(
+            folder, args.model, args.num_classes, model_args), device, seconds, epochs - start_epoch)
     except (OSError, SafetensorError) as e:
         drop_unfinished(folder)
         good = next(iter(candidates(folder)), None)
         raise SettingError(f'{folder}/model could not be written: {e}. Make room and go on: --resume {folder} '
                            + (f'({good} is whole).' if good else '')) from e
-    report(args, folder, final, summary, curves, best, metric, time.time() - started, model_args)
+    report(args, folder, final, best, metric, seconds, model_args)
     if pusher:
         pusher.finish()
 
@@ -634,18 +718,18 @@ def draw(summary: Path, curves: Path, title: str = '') -> None:
         say(f'Warning: {curves} could not be written ({e.strerror or e}).')
 
 
-def report(args: argparse.Namespace, folder: Path, final: Path, summary: Path, curves: Path, best: Any, metric: float,
-           seconds: float, model_args: dict[str, Any]) -> None:
-    named = ''.join(f', {k}={v!r}' for k, v in model_args.items())
-    last = f'{args.eval_metric} {metric:.2f}' if metric == metric else 'nothing left to train'
+def report(args: argparse.Namespace, folder: Path, final: Path, best: Any, metric: Optional[float], seconds: float,
+           model_args: dict[str, Any]) -> None:
+    last = f'{args.eval_metric} {metric:.2f}' if metric is not None else 'nothing left to train'
     say(f'\nDone in {seconds:.0f} s. Last epoch: {last}'
         + (f'; best: {best[0]:.2f} in epoch {best[1] + 1}.' if best[0] is not None else '.'))
+    whole, weights = in_plain_timm(folder, args.model, args.num_classes, model_args)
     say(f'  {final}/             the trained model{" (averaged weights)" if args.model_ema else ""}, for plain timm:\n'
-        f"      timm.create_model({f'local-dir:{final}'!r}, pretrained=True)\n"
+        f'      {whole}\n'
         f'  {final}/model.safetensors, or its weights alone:\n'
-        f"      timm.create_model({args.model!r}, num_classes={args.num_classes}{named},\n"
-        f"                        checkpoint_path={f'{final}/model.safetensors'!r})\n"
-        f'  {curves}\n  {summary}, {folder}/args.yaml\n'
+        f'      {weights}\n'
+        f'  {folder}/report.md   curves, settings, versions, what to do next\n'
+        f'  {folder}/curves.png, summary.csv, args.yaml\n'
         f'  {folder}/last.pth.tar, model_best.pth.tar   checkpoints, for --resume')
 
 

@@ -1,8 +1,11 @@
 """The embedded digits, folders of images, and what can be wrong with them."""
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import ImageDataset, create_loader
 
+import train
 from timm_multimix import SettingError
 from timm_multimix.data import DigitsReader, class_names, create_train_val, unreadable_images
+
+from .conftest import write_images
 
 
 def test_digits_are_all_there_once_and_stratified() -> None:
@@ -123,3 +129,80 @@ def test_broken_folders(image_folder: Path, breaking: object, words: str) -> Non
 def test_unknown_names(name: str, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         create_train_val(name, None)
+
+
+# ------------------------------------------------------------------------------------------------- timm's other kinds
+
+SPLITS = ('train', 'validation')
+
+
+def tars(folder: Path) -> None:
+    for split in SPLITS:
+        with tarfile.open(folder / f'{split}.tar', 'w') as tar:
+            for path in sorted((folder / 'images' / split).rglob('*.png')):
+                tar.add(path, str(path.relative_to(folder / 'images' / split)))
+
+
+def shards(folder: Path) -> None:
+    splits = {}
+    for split in SPLITS:
+        paths = sorted((folder / 'images' / split).rglob('*.png'))
+        parts = {f'{split}-{k}.tar': paths[k::2] for k in range(2)}
+        for name, part in parts.items():
+            with tarfile.open(folder / name, 'w') as tar:
+                for i, path in enumerate(part):
+                    label = path.parent.name[-1]
+                    for ending, data in (('png', path.read_bytes()), ('cls', label.encode()),
+                                         ('json', json.dumps({'kind': int(label)}).encode())):
+                        info = tarfile.TarInfo(f'{i:03d}.{ending}')
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
+        splits[split] = {'name': split, 'num_samples': len(paths), 'filenames': list(parts),
+                         'shard_lengths': [len(p) for p in parts.values()]}
+    (folder / '_info.json').write_text(json.dumps({'splits': splits}))
+
+
+@pytest.mark.parametrize('package, flags', [
+    ('timm', '--data-dir {0} --train-split train.tar --val-split validation.tar'),
+    ('torchvision', '--data-dir {0}/images --dataset torch/image_folder'),
+    ('datasets', '--dataset hfds/{0}/images --data-dir {0}/cache --input-key image --target-key label'),
+    ('datasets', '--dataset hfids/{0}/images --data-dir {0}/cache --epoch-repeats 2 '
+     '--train-num-samples 18 --val-num-samples 18 --num-classes 3'),
+    ('webdataset', '--dataset wds/x --data-dir {0} --num-classes 3 --target-key kind'),
+    ('webdataset', '--dataset wds/x --data-dir {0} --num-classes 3 '
+     '--val-split validation-{{0..1}}.tar --val-num-samples 18'),
+], ids=lambda x: x if '-' not in x else '')
+def test_other_kinds_of_data_sets_train(
+        tmp_path: Path, package: str, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(package)
+    if package in ('datasets', 'webdataset'):
+        pytest.importorskip('timm', '1.0.31', reason='older readers of streams want other flags')
+    write_images(tmp_path / 'images')
+    shards(tmp_path) if 'wds' in flags else tars(tmp_path)
+    assert train.main([*flags.format(tmp_path).split(), '--model', 'test_resnet', '--img-size', '64', '-b', '6', '-j',
+                       '0', '--epochs', '1', '--warmup-epochs', '0', '--multimix', 'dense', '--output', str(tmp_path),
+                       '--experiment', 'x']) == 0, capsys.readouterr().err
+    captured = capsys.readouterr()
+    repeats = 2 if 'repeats' in flags else 1
+    assert f'3 classes; 1 epochs of {3 * repeats} batches' in captured.out and '\r' not in captured.err
+    if 'num-classes' not in flags:
+        config = json.loads((tmp_path / 'x' / 'model' / 'config.json').read_text())
+        assert config['label_names'] == ['class_0', 'class_1', 'class_2']
+
+
+@pytest.mark.parametrize('name, words', [
+    ('hfds/x', 'the package datasets, which is not installed: pip install datasets'),
+    ('tfds/x', 'pip install tensorflow-datasets'), ('wds/x', 'pip install webdataset')])
+def test_packages_that_are_missing(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda _: None)
+    with pytest.raises(SettingError, match=words):
+        create_train_val(name, None)
+
+
+def test_data_sets_that_cannot_be(tmp_path: Path, image_folder: Path) -> None:
+    write_images(tmp_path / 'more' / 'images')
+    tars(tmp_path / 'more')
+    with pytest.raises(SettingError, match=r'holds train.tar, validation.tar.*--train-split train.tar'):
+        create_train_val('', str(tmp_path / 'more'), 'training', 'val')
+    with pytest.raises(SettingError, match="--input-key is 'x', but only hfds/"):
+        create_train_val('', str(image_folder), input_key='x')

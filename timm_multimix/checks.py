@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import os
+import warnings
 from typing import Any
 
 import timm
@@ -13,6 +15,7 @@ import torch._dynamo
 
 from .cli import resume_checkpoint
 from .errors import SettingError, nearest
+from .loggers import check_loggers
 from .task import MultiMixTask
 
 
@@ -21,17 +24,26 @@ def check_args(args: argparse.Namespace) -> None:
     for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
                         ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
                         ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
-                        ('recovery_interval', 0), ('nonfinite_limit', 1), ('push_every', 1)):
+                        ('recovery_interval', 0), ('nonfinite_limit', 1), ('push_every', 1),
+                        ('patience_epochs', 0), ('mixup_off_epoch', 0), ('recount', 1), ('val_interval', 1),
+                        ('start_epoch', 0), ('lr_cycle_limit', 1), ('train_num_samples', 1), ('val_num_samples', 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
     for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix',
-                 'color_jitter'):
+                 'color_jitter', 'epoch_repeats', 'aug_repeats', 'opt_eps', 'bce_pos_weight', 'lr_noise_pct',
+                 'lr_noise_std'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < float('inf'):
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
-    for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'drop', 'drop_path', 'smoothing',
-                 'model_ema_decay'):
+    for name in ('decay_rate', 'decay_epochs', 'layer_decay', 'lr_cycle_mul', 'lr_cycle_decay', 'lr_k_decay', 'bn_eps',
+                 'lr_stable_timescale'):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be above 0.')
+    for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'drop', 'drop_path', 'drop_block',
+                 'smoothing', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob',
+                 'bn_momentum', 'bce_target_thresh', 'layer_decay_min_scale', 'layer_decay_no_opt_scale'):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
@@ -43,7 +55,24 @@ def check_args(args: argparse.Namespace) -> None:
     if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
         raise SettingError(f'--cutmix-minmax is {args.cutmix_minmax}, but it is a range within 0 and 1, the smaller '
                            f'first.')
-    channels = args.in_chans or 3
+    if args.layer_decay is not None and args.layer_decay > 1:
+        raise SettingError(f'--layer-decay is {args.layer_decay}, but it is the share that a layer gets of the '
+                           f'learning rate of the one above: above 0 and up to 1.')
+    if args.input_size is not None:
+        if min(args.input_size) < 1:
+            raise SettingError(f'--input-size is {args.input_size}, but it is channels, height and width: at least 1.')
+        if args.in_chans not in (None, args.input_size[0]):
+            raise SettingError(f'--in-chans is {args.in_chans} and --input-size begins with {args.input_size[0]}: they '
+                               f'are the same.')
+    milestones = args.decay_milestones
+    if min(milestones) < 1 or milestones != sorted(set(milestones)):
+        raise SettingError(f'--decay-milestones is {milestones}, but they are epochs, from 1 on and each later than '
+                           f'the one before.')
+    noise = args.lr_noise
+    if noise is not None and (len(noise) > 2 or sorted(noise) != noise or not 0 <= noise[0] <= noise[-1] <= 1):
+        raise SettingError(f'--lr-noise is {noise}, but it is where in the run the noise begins, and perhaps ends: one '
+                           f'or two shares from 0 to 1, the smaller first.')
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
     for name in ('mean', 'std'):
         values = getattr(args, name)
         if values is not None and (len(values) not in (1, channels) or (name == 'std' and min(values) <= 0)):
@@ -54,13 +83,20 @@ def check_args(args: argparse.Namespace) -> None:
                            f'usually up to 1.')
     if not 0 <= args.seed < 2**32:
         raise SettingError(f'--seed is {args.seed}, but it must be from 0 to {2**32 - 1}.')
-    for name, instead in (('num_classes', 'num-classes'), ('img_size', 'img-size'), ('in_chans', 'in-chans'),
-                          ('global_pool', 'gp'), ('drop_rate', 'drop'), ('drop_path_rate', 'drop-path')):
+    for name, instead in (('num_classes', 'num-classes'), ('in_chans', 'in-chans'), ('global_pool', 'gp'),
+                          ('drop_rate', 'drop'), ('drop_path_rate', 'drop-path')):
         if name in args.model_kwargs:
             raise SettingError(f'--model-kwargs has {name}={args.model_kwargs[name]!r}; use --{instead}, which the '
                                f'rest of the program sees too.')
     if args.push_every is not None and not args.push_to_hub:
         raise SettingError(f'--push-every is {args.push_every}, but there is no --push-to-hub user/name to push to.')
+    inner = args.model_kwargs.get('img_size')
+    if inner is not None and args.img_size is not None and inner != args.img_size:
+        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has img_size={inner!r}: they are the '
+                           f'same.')
+    if not args.val_split:
+        raise SettingError('--val-split is empty, but every run is validated: name the split, or with a folder the '
+                           'sub-folder.')
     if args.torchcompile:
         backends = torch._dynamo.list_backends(None)  # type: ignore[arg-type]
         if args.torchcompile not in backends:
@@ -68,9 +104,30 @@ def check_args(args: argparse.Namespace) -> None:
                                f'{", ".join(backends)}.')
     if args.smoothing == 1:
         raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
-    optimizers = [str(name) for name in timm.optim.list_optimizers()]
-    if args.opt.lower() not in optimizers:
-        raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(args.opt, optimizers)}')
+    _check_optimizer(args)
+    _check_bce(args)
+    check_loggers(args.log)
+    if args.wandb_resume_id and not (args.resume and 'wandb' in (args.log or ())):
+        raise SettingError(f'--wandb-resume-id is {args.wandb_resume_id!r}, but that goes with --resume and --log '
+                           f'wandb.')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise SettingError(f'--model-dtype is {args.model_dtype} and --amp is on, but mixed precision keeps the '
+                           f'weights in float32: give only one.')
+    if args.model_dtype == 'float16':
+        warnings.warn('--model-dtype float16 has no loss scaling: gradients vanish. Prefer bfloat16.', stacklevel=2)
+    if args.torchcompile_mode and not args.torchcompile:
+        raise SettingError(f'--torchcompile-mode is {args.torchcompile_mode!r}, but nothing is compiled: add '
+                           f'--torchcompile.')
+    if args.pretrained_path and not os.path.isfile(args.pretrained_path):
+        raise SettingError(f'--pretrained-path is {args.pretrained_path!r}, but there is no such file.')
+    if args.aug_repeats and int(os.environ.get('WORLD_SIZE', '1')) == 1:
+        raise SettingError(f'--aug-repeats is {args.aug_repeats:g}, but it gives every process another augmentation of '
+                           f'the same image, and there is one process: start several with torchrun, or drop it.')
+    if args.resplit and args.no_prefetcher:
+        warnings.warn('--resplit has no effect with --no-prefetcher: the prefetcher erases.', stacklevel=2)
+    if args.multimix_m == 1:
+        warnings.warn('--multimix-m is 1, but a mixture of one example is that example: nothing is mixed.',
+                      stacklevel=2)
     if args.experiment and os.path.basename(args.experiment) != args.experiment:
         raise SettingError(f'--experiment is {args.experiment!r}, but it names one folder inside --output. For another '
                            f'place use --output.')
@@ -93,6 +150,33 @@ def check_args(args: argparse.Namespace) -> None:
                            f'cutmix: it must be even.')
 
 
+def _check_optimizer(args: argparse.Namespace) -> None:
+    optimizers = [str(name) for name in timm.optim.list_optimizers()]
+    name = args.opt.lower().removeprefix('lookahead_')
+    if name not in optimizers:
+        raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(name, optimizers)}')
+    if args.opt_betas is None:
+        return
+    if not all(0 <= beta < 1 for beta in args.opt_betas):
+        raise SettingError(f'--opt-betas is {args.opt_betas}, but each must be from 0 up to, not including, 1.')
+    known = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters.get('betas')
+    if known is not None and isinstance(known.default, tuple) and len(known.default) != len(args.opt_betas):
+        raise SettingError(f'--opt-betas is {args.opt_betas}, but --opt {args.opt} has {len(known.default)} of them '
+                           f'({" ".join(map(str, known.default))}).')
+
+
+def _check_bce(args: argparse.Namespace) -> None:
+    if args.bce_loss and args.multimix != 'none':
+        raise SettingError(
+            f'--bce-loss is on and --multimix is {args.multimix}, but the mixed loss is a cross-entropy over classes '
+            f'(docs/from_timm.md says why). Switch one of them off: --no-bce-loss or --multimix none.')
+    for name in ('bce_sum', 'bce_target_thresh', 'bce_pos_weight'):
+        value = getattr(args, name)
+        if not args.bce_loss and value not in (None, False):
+            warnings.warn(f'--{name.replace("_", "-")} is {value}, but it has no effect without --bce-loss.',
+                          stacklevel=3)
+
+
 def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any], loaders: list[Any], autocast: Any,
              device: torch.device) -> None:
     """A small step and validation on a copy, with real images: what cannot work says so now, not an epoch later."""
@@ -100,13 +184,14 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
     count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
+    dtype = getattr(torch, args.model_dtype or 'float32')
     try:
         for dataset, loader, training in zip(data_sets, loaders, (True, False)):
-            if not hasattr(dataset, '__getitem__'):  # a stream: opening it twice may download twice
+            if isinstance(dataset, torch.utils.data.IterableDataset):  # a stream: opening it twice may download twice
                 continue
             collate = getattr(loader, 'loader', loader).collate_fn  # under timm's prefetcher lies the real loader
             images, target = collate([dataset[i % len(dataset)] for i in range(count)])
-            images, target = images.to(device).float(), target.to(device)
+            images, target = images.to(device, dtype), target.to(device)
             copied.train(training)
             with autocast():
                 loss = copied(images, target)['loss']
@@ -114,8 +199,8 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
                 loss.backward()
     except Exception as e:  # any library below may refuse: the user needs to know which of the settings it was about
         raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
-                           f'--img-size {args.img_size}, --device {device}, and the flags of data and of '
-                           f'augmentation.)') from e
+                           f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '
+                           f'the flags of data and of augmentation.)') from e
 
 
 def ema_note(decay: float, updates: int) -> str:

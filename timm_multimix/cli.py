@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
@@ -13,14 +14,20 @@ from .checkpoint import candidates
 from .config import ATTENTION_NORMS, ATTENTIONS, ENGINES, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
 from .data import DIGITS
 from .errors import SettingError, nearest
+from .from_timm import NOT_TAKEN, add_not_taken, drop_not_taken, note_defaults
 from .hub import is_repo
+from .loggers import LOGGERS
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
                   'attention_detach', 'normalize', 'layer', 'engine', 'gather')
 # What the same run may be gone on with in another way: `--resume auto` does not look at these.
 FREE_ON_RESUME = ('resume', 'config', 'output', 'experiment', 'epochs', 'workers', 'device', 'pin_mem', 'log_interval',
                   'checkpoint_hist', 'recovery_interval', 'nonfinite_limit', 'bad_images', 'dataset_download',
-                  'push_to_hub', 'push_every', 'push_private')
+                  'push_to_hub', 'push_every', 'push_private', 'log', 'log_wandb', 'wandb_project', 'wandb_tags',
+                  'wandb_resume_id', 'start_epoch', 'save_images', 'persistent_workers', 'no_prefetcher', *NOT_TAKEN)
+NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
+_AS_DEFAULT = object()
+_FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
 
@@ -40,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
                 if word.startswith('--'):
                     message += nearest(word.split('=')[0], self._option_string_actions)
                     break
-        super().error(message)
+        self.exit(2, f'{self.prog}: error: {message}\n({self.prog} --help lists the flags.)\n')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
     add('-c', '--config', metavar='FILE', help='YAML file of defaults; keys are flag names with underscores')
+    add('data', nargs='?', metavar='DIR', help='the same as --data-dir')
 
     g = parser.add_argument_group('MultiMix').add_argument
     g('--multimix', choices=('none', *MODES), default='none', help='mix pooled embeddings, or all positions')
@@ -76,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     g('--train-split', default='train', metavar='NAME', help=' ')
     g('--val-split', default='validation', metavar='NAME', help=' ')
     g('--dataset-download', action=on_off, default=False, help='let torch/, hfids/ and tfds/ data sets download')
+    g('--train-num-samples', type=int, default=None, metavar='N', help='of a stream that does not say')
+    g('--val-num-samples', type=int, default=None, metavar='N', help='of a stream that does not say')
+    g('--input-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the images')
+    g('--target-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the classes')
+    g('--dataset-trust-remote-code', action=on_off, default=False, help='hfds/, hfids/: run code of the data set')
     g('--input-img-mode', default=None, metavar='MODE', help='RGB, L, … (default: RGB, with --in-chans 1 L)')
     g('--class-map', default='', metavar='FILE', help='class to index mapping')
     g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',
@@ -85,8 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Model').add_argument
     g('--model', default='resnet50', metavar='MODEL', help='a timm model name, hf-hub:… or local-dir:…')
     g('--pretrained', action=on_off, default=False, help='start from its published weights')
-    g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights: a file, or hf-hub:user/name '
-      'or local-dir:…, which say the model too')
+    g('--pretrained-path', default=None, metavar='FILE', help='start from these weights, with a new classifier and '
+      'other adaptations to the task, in place of the published ones')
+    g('--initial-checkpoint', default='', metavar='FILE', help='start from these weights, which fit as they are: a '
+      'file, or hf-hub:user/name or local-dir:…, which say the model too')
     g('--resume', default='', metavar='PATH', help='a run folder or checkpoint to go on with, in that folder and with '
       "its args.yaml; 'auto': the newest run in --output (or --experiment there) that these flags do not contradict, "
       'else a new one')
@@ -95,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--gp', default=None, metavar='POOL', help='global pooling of the model')
     g('--img-size', type=int, default=None, metavar='N', help="default: the model's; 32 for the embedded data set")
     g('--in-chans', type=int, default=None, metavar='N', help=' ')
+    g('--input-size', type=int, nargs=3, default=None, metavar='N', help='channels, height, width')
     g('--crop-pct', type=float, default=None, metavar='N', help='of the validation image')
     g('--mean', type=float, nargs='+', default=None, metavar='X', help=' ')
     g('--std', type=float, nargs='+', default=None, metavar='X', help=' ')
@@ -104,15 +120,22 @@ def build_parser() -> argparse.ArgumentParser:
     g('--channels-last', action=on_off, default=False, help=' ')
     g('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per update')
     g('--grad-checkpointing', action=on_off, default=False, help=' ')
+    g('--fast-norm', action=on_off, default=False, help='norm layers in low precision under --amp')
+    g('--head-init-scale', type=float, default=None, metavar='X', help='multiply the initial classifier')
+    g('--head-init-bias', type=float, default=None, metavar='X', help="the classifier's initial bias")
     g('--torchcompile', nargs='?', const='inductor', default=None, metavar='BACKEND', help='torch.compile the model')
+    g('--torchcompile-mode', default=None, metavar='MODE', help='default, reduce-overhead, max-autotune, …')
     g('--model-kwargs', nargs='*', default={}, action=_KeyValues, metavar='K=V', help='for timm.create_model')
     g('--drop', type=float, default=0.0, metavar='P', help='dropout')
     g('--drop-path', type=float, default=None, metavar='P', help='stochastic depth')
+    g('--drop-block', type=float, default=None, metavar='P', help='DropBlock, of the models that have it')
 
     g = parser.add_argument_group('Device').add_argument
     g('--device', default='auto', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps, cpu (timm: cuda)')
     g('--amp', action=on_off, default=False, help='mixed precision')
     g('--amp-dtype', choices=('float16', 'bfloat16'), default=None, help='float16, on the CPU bfloat16')
+    g('--model-dtype', choices=('float32', 'bfloat16', 'float16'), default=None, help='of the weights (float32)')
+    g('--device-modules', nargs='+', default=None, metavar='NAME', help='Python modules that bring the device')
 
     g = parser.add_argument_group('Optimizer').add_argument
     g('--opt', default='sgd', metavar='NAME', help='any of timm.optim.list_optimizers()')
@@ -123,6 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--clip-grad', type=float, default=None, metavar='X', help=' ')
     g('--clip-mode', choices=('norm', 'value', 'agc'), default='norm', help=' ')
     g('--layer-decay', type=float, default=None, metavar='X', help='layer-wise learning rate decay')
+    g('--layer-decay-min-scale', type=float, default=0.0, metavar='X', help='no layer gets less of the rate than this')
+    g('--layer-decay-no-opt-scale', type=float, default=None, metavar='X', help='layers that would get less are frozen')
     g('--opt-kwargs', nargs='*', default={}, action=_KeyValues, metavar='K=V', help=' ')
 
     g = parser.add_argument_group('Learning rate').add_argument
@@ -132,13 +157,24 @@ def build_parser() -> argparse.ArgumentParser:
     g('--lr-base', type=float, default=0.1, metavar='LR', help='lr = lr_base * batch size / lr_base_size')
     g('--lr-base-size', type=int, default=256, metavar='N', help=' ')
     g('--lr-base-scale', choices=('', 'linear', 'sqrt'), default='', help='by optimizer: sqrt for ada*, lamb')
+    g('--lr-noise', type=float, nargs='+', default=None, metavar='X', help='noise from, or between, these shares of '
+      'the run')
+    g('--lr-noise-pct', type=float, default=0.67, metavar='X', help='its limit')
+    g('--lr-noise-std', type=float, default=1.0, metavar='X', help=' ')
+    g('--lr-cycle-mul', type=float, default=1.0, metavar='X', help='length of a cycle, of the one before')
+    g('--lr-cycle-decay', type=float, default=0.5, metavar='X', help='height of a cycle, of the one before')
+    g('--lr-cycle-limit', type=int, default=1, metavar='N', help='number of cycles')
     g('--lr-k-decay', type=float, default=1.0, metavar='X', help=' ')
+    g('--lr-decay-fn', default=None, metavar='NAME', help='of wsd and rsqrt')
+    g('--lr-stable-timescale', type=float, default=None, metavar='N', help='of rsqrt, in epochs')
     g('--warmup-lr', type=float, default=1e-5, metavar='LR', help=' ')
     g('--min-lr', type=float, default=0.0, metavar='LR', help=' ')
     g('--epochs', type=int, default=300, metavar='N', help=' ')
+    g('--epoch-repeats', type=float, default=0.0, metavar='N', help='passes over a stream in one epoch')
+    g('--start-epoch', type=int, default=None, metavar='N', help='go on with this epoch, the first is 0')
     g('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='N', help=' ')
-    g('--decay-epochs', type=float, default=90, metavar='N', help=' ')
-    g('--decay-rate', type=float, default=0.1, metavar='X', help=' ')
+    g('--decay-epochs', type=float, default=None, metavar='N', help='step: 90; wsd and rsqrt: the last fifth, 0.2')
+    g('--decay-rate', '--dr', type=float, default=0.1, metavar='X', help=' ')
     g('--warmup-epochs', type=int, default=5, metavar='N', help=' ')
     g('--warmup-prefix', action=on_off, default=False, help='warm-up comes on top of the epochs')
     g('--cooldown-epochs', type=int, default=0, metavar='N', help=' ')
@@ -155,11 +191,17 @@ def build_parser() -> argparse.ArgumentParser:
     g('--hflip', type=float, default=0.5, metavar='P', help=' ')
     g('--vflip', type=float, default=0.0, metavar='P', help=' ')
     g('--color-jitter', type=float, default=0.4, metavar='X', help=' ')
+    g('--color-jitter-prob', type=float, default=None, metavar='P', help='of any color jitter (default: always)')
+    g('--grayscale-prob', type=float, default=None, metavar='P', help=' ')
+    g('--gaussian-blur-prob', type=float, default=None, metavar='P', help=' ')
+    g('--aug-repeats', type=float, default=0, metavar='N', help='times that an image is augmented, each on '
+      'another process (torchrun)')
     g('--aa', default=None, metavar='NAME', help='AutoAugment or RandAugment policy')
     g('--reprob', type=float, default=0.0, metavar='P', help='random erasing')
     g('--remode', choices=('pixel', 'rand', 'const'), default='pixel', help=' ')
     g('--recount', type=int, default=1, metavar='N', help=' ')
-    g('--train-interpolation', choices=(*INTERPOLATIONS, 'random'), default='random', help=' ')
+    g('--resplit', action=on_off, default=False, help='no random erasing in the first half of a batch')
+    g('--train-interpolation', choices=('', *INTERPOLATIONS, 'random'), default='random', help=' ')
     g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; here also the preset paper: 2)')
     g('--cutmix', type=float, default=0.0, metavar='A', help='input cutmix')
     g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
@@ -168,9 +210,16 @@ def build_parser() -> argparse.ArgumentParser:
     g('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch', help=' ')
     g('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup or cutmix from this epoch on; 0 is never')
     g('--smoothing', type=float, default=0.1, metavar='X', help='label smoothing')
+    g('--bce-loss', action=on_off, default=False, help='binary cross-entropy (with --multimix none)')
+    g('--bce-sum', action=on_off, default=False, help='its sum over the classes, not the mean')
+    g('--bce-target-thresh', type=float, default=None, metavar='X', help='targets above become 1, others 0')
+    g('--bce-pos-weight', type=float, default=None, metavar='X', help='weight of the positive terms')
+    g('--bn-momentum', type=float, default=None, metavar='X', help='of every batch norm')
+    g('--bn-eps', type=float, default=None, metavar='X', help='of models that take it')
 
     g = parser.add_argument_group('Averaged weights (EMA)').add_argument
     g('--model-ema', action=on_off, default=False, help=' ')
+    g('--model-ema-force-cpu', action=on_off, default=False, help='kept on the CPU and not validated')
     g('--model-ema-decay', type=float, default=0.9998, metavar='X', help=' ')
     g('--model-ema-warmup', action=on_off, default=False, help=' ')
 
@@ -182,14 +231,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Run').add_argument
     g('--seed', type=int, default=42, metavar='N', help=' ')
+    g('--worker-seeding', choices=('all', 'part'), default='all', help='part: as timm did before')
     g('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    g('--persistent-workers', action=on_off, default=True, help='keep them between epochs')
     g('--pin-mem', action=on_off, default=False, help=' ')
+    g('--no-prefetcher', action='store_true', help='normalise images in the workers, not on the GPU')
+    g('--save-images', action=on_off, default=False, help='save the batches of every log interval as pictures')
     g('--log-interval', type=int, default=50, metavar='N', help='updates between refreshes of loss and accuracy')
+    g('--val-interval', type=int, default=1, metavar='N', help='epochs between validations and checkpoints')
     g('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     g('--recovery-interval', type=int, default=0, metavar='N', help='a checkpoint within the epoch every N updates')
     g('--nonfinite-limit', type=int, default=10, metavar='N',
       help='updates whose loss is no number are left out; so many in a row end the run')
     g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1', help='picks model_best')
+    g('--log', nargs='+', choices=LOGGERS, default=None, help='where to write the metrics too')
+    g('--log-wandb', action=on_off, default=False, help='the same as --log wandb')
+    g('--wandb-project', default=None, metavar='NAME', help='project at wandb or trackio')
+    g('--wandb-tags', nargs='+', default=[], metavar='TAG', help=' ')
+    g('--wandb-resume-id', default='', metavar='ID', help='go on with this run of wandb, with --resume')
     g('--output', default='', metavar='DIR', help='where runs go (default: ./output/train)')
     g('--experiment', default='', metavar='NAME', help='folder of this run (default: date-model-size)')
 
@@ -198,6 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
       'with a card')
     g('--push-every', type=int, default=None, metavar='K', help='and every K epochs, while training goes on')
     g('--push-private', action=on_off, default=False, help='make the repository private')
+    add_not_taken(parser)
     return parser
 
 
@@ -210,10 +270,19 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     """
     parser = build_parser()
     args = parser.parse_args(argv)
+    flags = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_FLAGS_WIN)))  # None: it was not a flag
+    if flags.data and flags.data_dir and flags.data != flags.data_dir:
+        raise SettingError(f'DIR is {flags.data!r} and --data-dir is {flags.data_dir!r}: give only one.')
+    flags.data_dir = flags.data_dir or flags.data
+    for name in ('output', 'experiment'):
+        if args.resume and args.resume != 'auto' and getattr(flags, name):
+            raise SettingError(f'--{name} is {getattr(flags, name)!r}, but a run that is resumed stays in its folder: '
+                               f'drop it, or start afresh from the weights with --initial-checkpoint.')
     recipe: Optional[Path] = None
     if args.config:
         recipe = Path(args.config)
-        parser.set_defaults(**read_yaml(recipe, parser))
+        settings = read_yaml(recipe, parser)
+        parser.set_defaults(**settings)
         args = parser.parse_args(argv)
     auto = args.resume == 'auto'
     resume = find_run(args, argv) if auto else args.resume
@@ -221,22 +290,30 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         if resume:
             recipe = resume_checkpoint(resume).parent / 'args.yaml'
             recipe = recipe if recipe.exists() else None
-        elif not args.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
+        elif not flags.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
             recipe = Path(digits_recipe)
         if recipe is not None:
-            parser.set_defaults(**read_yaml(recipe, parser))
+            settings = read_yaml(recipe, parser)
+            parser.set_defaults(**settings)
             args = parser.parse_args(argv)
+    if recipe is not None:
+        note_defaults(settings, str(recipe))
+    drop_not_taken(args)
     args.resume, args.resume_auto = resume, auto
+    args.data_dir = flags.data_dir or args.data_dir or args.data
+    del args.data
     if is_repo(args.initial_checkpoint) and not parser.parse_args(argv, argparse.Namespace(model='')).model:
         args.model = args.initial_checkpoint  # its architecture, not the default's or the recipe's
     if args.data_dir and (args.dataset or '').lower() == DIGITS:
-        if parser.parse_args(argv, argparse.Namespace(dataset='')).dataset:  # a flag, not the YAML's
+        if flags.dataset:
             raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '
                                f'scikit-learn and has no folder: give only one.')
         args.dataset = None  # the folder that was asked for, not the data set of the recipe
     if not args.data_dir and not args.dataset:
         args.dataset = DIGITS
-    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint'):  # YAML has no shell to do it
+    if args.log_wandb:
+        args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
+    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint', 'pretrained_path'):  # YAML has no shell to do it
         if getattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')
@@ -261,7 +338,9 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if k not in FREE_ON_RESUME}
-    for name in ('data_dir', 'initial_checkpoint'):  # as args.yaml has them
+    if 'data' in given:
+        given.setdefault('data_dir', given.pop('data'))
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path'):  # as args.yaml has them
         if given.get(name):
             given[name] = os.path.abspath(os.path.expanduser(given[name]))
     for _, run in newest:
@@ -282,25 +361,42 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
                            f'{nearest(Path(path).name, (p.name for p in Path(path).parent.glob("*.y*ml")))}')
     try:
         with open(path) as f:
-            loaded = yaml.safe_load(f)
+            loaded = yaml.load(f, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise SettingError(f'{path} is not YAML: {e}') from e
     if not isinstance(loaded, dict):
         raise SettingError(f'{path} must hold settings, one "key: value" a line; it holds {type(loaded).__name__}.')
     actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in loaded.items():
         name = str(key).replace('-', '_')
+        if name in settings:
+            raise SettingError(f'{path} has {name!r} twice, once with dashes: keep one.')
         if name == 'recipe':  # which recipe a run used, in its args.yaml
             continue
         if name not in actions:
             raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
-        settings[name] = _yaml_value(actions[name], value, f'{path}: {key}')
-    return settings
+        settings[name] = value if name in NOT_TAKEN else _yaml_value(actions[name], value, f'{path}: {key}')
+    return {name: value for name, value in settings.items() if value is not _AS_DEFAULT}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and says nothing: here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in seen:
+                raise SettingError(f'{key.start_mark.name} has {key.value!r} twice, in lines {seen[key.value]} and '
+                                   f'{key.start_mark.line + 1}: keep one.')
+            seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
-    if value is None:
+    if value is None or (value == '' and action.choices is not None and '' not in action.choices):
+        if action.dest in NULL_IN_TIMM:
+            return _AS_DEFAULT
         if action.default not in (None, ''):
             raise SettingError(f'{where} is empty. Give it a value, or leave the line out for {action.default!r}.')
         return None
@@ -321,6 +417,8 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
         count = f'{action.nargs} values' if many else 'one value'
         raise SettingError(f'{where} is {value!r}, but it is {count}.')
     kind: Any = action.type or str
+    if kind is int:
+        values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     try:
         values = [kind(str(v)) for v in values]
     except ValueError as e:
@@ -332,6 +430,13 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
             raise SettingError(f'{where} is {v!r}, but it is one of {", ".join(filter(None, choices))}.'
                                f'{nearest(str(v), choices)}')
     return values if many else values[0]
+
+
+def changed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of args.yaml that differ from the flags' defaults, in the order of the flags."""
+    defaults = {a.dest: a.default for a in build_parser()._actions}
+    return {name: settings[name] for name, default in defaults.items()
+            if name in settings and settings[name] != default and not (settings[name] is None and default == '')}
 
 
 def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,18 @@ __all__ = ['Vote', 'finish', 'from_all', 'from_first', 'local_rank', 'mean_of_ra
            'world']
 
 
-def start(name: str) -> torch.device:
+def start(name: str, modules: Optional[list[str]] = None) -> torch.device:
     """The device of `--device`; under torchrun (or srun) this rank's, with its process group: NCCL on CUDA, else gloo.
 
     Raises:
-        SettingError: a device that cannot be used, or is not there for every rank.
+        SettingError: a device that cannot be used, or is not there for every rank; one of the `modules` that bring it
+            cannot be imported.
     """
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise SettingError(f'--device-modules has {module!r}, but it cannot be imported: {e}') from e
     several = is_distributed_env()
     if name == 'auto':
         mps = torch.backends.mps.is_available() and not several

@@ -1,7 +1,10 @@
 """Training and validation data from a name or a folder, checked before training starts."""
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +19,8 @@ from ..errors import SettingError, nearest
 from .digits import DIGITS, DigitsReader
 
 PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
+KEYED = ('hfds', 'hfids', 'tfds', 'wds')
+PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
 
 
 def create_train_val(
@@ -24,6 +29,9 @@ def create_train_val(
         train_split: str = 'train',
         val_split: str = 'validation',
         input_img_mode: str = 'RGB',
+        repeats: float = 0,
+        train_num_samples: Optional[int] = None,
+        val_num_samples: Optional[int] = None,
         **kwargs: Any,
 ) -> tuple[Any, Any]:
     """The two data sets, without transforms (timm's `create_loader` sets those).
@@ -33,6 +41,8 @@ def create_train_val(
         root: the folder.
         train_split, val_split: names of the splits; for a folder, its sub-folders.
         input_img_mode: PIL mode the images are converted to: 'RGB', 'L', …
+        repeats: passes over a stream in one epoch of training.
+        train_num_samples, val_num_samples: of streams that do not say.
         **kwargs: for `timm.data.create_dataset`.
 
     Raises:
@@ -55,14 +65,28 @@ def create_train_val(
     if not folder and prefix not in PREFIXES:
         raise SettingError(f'--dataset is {name!r}, but {prefix + "/"!r} is not a kind of data set: '
                            f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
+    for key in ('input_key', 'target_key'):
+        value = kwargs.pop(key, None)
+        if value is not None and prefix not in KEYED:
+            raise SettingError(f'--{key.replace("_", "-")} is {value!r}, but only {", ".join(p + "/" for p in KEYED)} '
+                               f'have columns to choose.')
+        if value is not None:
+            kwargs[key] = value
     if folder:
-        _check_folder(root)
+        _check_folder(root, train_split, val_split)
     elif train_split == val_split:
         raise _same_splits(train_split, val_split)
+    package = PACKAGES.get(prefix)
+    if package and importlib.util.find_spec(package) is None:
+        raise SettingError(f'--dataset is {name!r}, but {prefix}/ is read with the package {package}, which is not '
+                           f'installed: pip install {package.replace("_", "-")}')
+    if package == 'datasets' and not sys.stderr.isatty():
+        importlib.import_module(package).disable_progress_bars()
     if prefix != 'torch':
         kwargs['input_img_mode'] = input_img_mode
-    train = _create(name if not folder else '', root, train_split, is_training=True, **kwargs)
-    val = _create(name if not folder else '', root, val_split, is_training=False, **kwargs)
+    train = _create(name if not folder else '', root, train_split, is_training=True, repeats=repeats,
+                    num_samples=train_num_samples, **kwargs)
+    val = _create(name if not folder else '', root, val_split, is_training=False, num_samples=val_num_samples, **kwargs)
     if folder:
         _check_splits(train, val, str(root), train_split, val_split)
     return train, val
@@ -74,7 +98,9 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
     except SettingError:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
-        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
+        reason = '\n'.join(str(e).splitlines()[:5]) or type(e).__name__  # one library lists all its data sets
+        hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in reason else ''
+        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {reason}{hint}') from e
 
 
 def _same_splits(train_split: str, val_split: str) -> SettingError:
@@ -82,7 +108,7 @@ def _same_splits(train_split: str, val_split: str) -> SettingError:
                         f'them would only show what was learned by heart.')
 
 
-def _check_folder(root: Optional[str]) -> None:
+def _check_folder(root: Optional[str], *splits: str) -> None:
     if not root:
         raise SettingError('--data-dir is not given: a folder with one sub-folder per split, and in it one per class.')
     path = Path(root)
@@ -91,6 +117,10 @@ def _check_folder(root: Optional[str]) -> None:
                            f'{nearest(path.name, (p.name for p in path.parent.glob("*")))}')
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise SettingError(f'--data-dir is {root!r}, but its contents may not be read (permissions).')
+    tars = sorted(p.name for p in path.glob('*.tar')) if path.is_dir() else []
+    if tars and not any((path / split).exists() for split in splits):
+        raise SettingError(f'{root!r} holds {", ".join(tars[:8])}, but neither {" nor ".join(splits)}: name the files, '
+                           f'--train-split {tars[0]} --val-split ….')
 
 
 def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
@@ -102,7 +132,7 @@ def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: 
         raise SettingError(
             f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
             f'training and validation would see the same images. It holds: {listed or "no folders"}.')
-    a, b = (set(getattr(d.reader, 'class_to_idx', {})) for d in (train, val))
+    a, b = (set(_class_to_idx(d) or ()) for d in (train, val))
     if a != b:
         only = ', '.join([f'{c} (only in {train_split})' for c in sorted(a - b)][:3]
                          + [f'{c} (only in {val_split})' for c in sorted(b - a)][:3])
@@ -126,7 +156,7 @@ def class_names(dataset: Any) -> Optional[list[str]]:
     Raises:
         SettingError: a class map with negative indices.
     """
-    known = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or getattr(dataset, 'class_to_idx', None)
+    known = _class_to_idx(dataset)
     if known:
         names_of = {int(index): str(name) for name, index in known.items()}
         if min(names_of) < 0:
@@ -135,6 +165,14 @@ def class_names(dataset: Any) -> Optional[list[str]]:
         return [names_of.get(i, f'unused_{i}') for i in range(max(names_of) + 1)]
     names: Optional[Sequence[Any]] = getattr(dataset, 'classes', None)
     return [str(n) for n in names] if names else None
+
+
+def _class_to_idx(dataset: Any) -> Optional[dict[Any, int]]:
+    reader = getattr(dataset, 'reader', None)
+    for owner, name in ((reader, 'class_to_idx'), (reader, 'class_name_to_idx'), (dataset, 'class_to_idx')):
+        if getattr(owner, name, None):  # the second is that of tars
+            return getattr(owner, name)  # type: ignore[no-any-return]
+    return None
 
 
 def drop_unreadable(dataset: Any, split: str, skip: bool, workers: int = 8) -> Optional[str]:
@@ -163,7 +201,7 @@ def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> 
     whole file at a fraction of the time. Data sets that are not folders of files give an empty list.
     """
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    if not samples or not isinstance(samples[0][0], str):
+    if samples is None or not len(samples) or not isinstance(samples[0][0], str):  # tars have an array of places
         return []
 
     def look(path: str) -> Optional[str]:
