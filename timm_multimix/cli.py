@@ -372,7 +372,7 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
         name = str(key).replace('-', '_')
         if name in settings:
             raise SettingError(f'{path} has {name!r} twice, once with dashes: keep one.')
-        if name == 'recipe':  # which recipe a run used, in its args.yaml
+        if name in ('recipe', 'resume_auto'):  # how a run came about, in its args.yaml
             continue
         if name not in actions:
             raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
