@@ -58,6 +58,7 @@ from timm_multimix.checkpoint import (
 from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, create_train_val, drop_unreadable
+from timm_multimix.data.augment import as_published
 from timm_multimix.distributed import finish, from_all, from_first, local_rank, mean_of_ranks, one_by_one, start
 from timm_multimix.finite import Statistics, finite_gradient, finite_weights
 from timm_multimix.hub import save_plain
@@ -153,6 +154,8 @@ def build_loaders(
     val = create_loader(
         val_set, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
+    if args.train_crop_pad is not None or args.pca_lighting:
+        as_published(train_set.transform, data['input_size'][1:], args.train_crop_pad, args.pca_lighting)
     if (args.dataset or '').lower().startswith('torch/'):
         for dataset in (train_set, val_set):
             dataset.transform = ConvertMode(image_mode(args), dataset.transform)

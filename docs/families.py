@@ -2,7 +2,8 @@
 
     python docs/families.py
 
-It builds the smallest model of each module (`tests/backbones/contract.py` trains the same ones) and describes it.
+It builds the model of each module that is the least work (`tests/backbones/contract.py` trains the same ones) and
+describes it.
 """
 from __future__ import annotations
 
@@ -15,16 +16,17 @@ import timm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.backbones.contract import smallest  # noqa: E402
+from tests.backbones.contract import CUT, smallest  # noqa: E402
 from timm_multimix import SettingError  # noqa: E402
 from timm_multimix.backbones import Description, description  # noqa: E402
 
 INTRO = f"""# timm's families, and what mixing does with them
 
-The smallest model of every module of timm {timm.__version__}, described (`python docs/families.py`; for any other model
-`python -m timm_multimix.describe NAME`). *head*: the layers that act between features and logits, in order. *multimix*:
-the features of the pooled embedding that is mixed, before which layer. *dense*: positions × features, at the image size
-that the model says it takes; what is not the last layer of the head is applied to one position at a time.
+The model of every module of timm {timm.__version__} that is the least work, with 1000 classes, described
+(`python docs/families.py`; for any other model `python -m timm_multimix.describe NAME`). *head*: the layers that act
+between features and logits, in order. *multimix*: the features of the pooled embedding that is mixed, before which
+layer. *dense*: positions × features, at the image size that the model says it takes; what is not the last layer of the
+head is applied to one position at a time.
 
 | module | model | head | multimix | dense | notes |
 |---|---|---|---|---|---|
@@ -35,14 +37,15 @@ def row(module: str, name: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            found = description(timm.create_model(name))
+            found = description(timm.create_model(name, num_classes=1000, **CUT.get(module, {})))
         except SettingError as e:
             return f'| {module} | {name} | | no | no | {e} |'
+    cut = ', '.join(f'{k}={v}' for k, v in CUT.get(module, {}).items() if k != 'img_size')
     layers = ' → '.join(kind for _, kind in found.head)
     ending = found.ending
     dense = f'{ending.positions} × {ending.width}' if ending else 'no'
     return (f'| {module} | {name} | {layers} | {found.width}, {" + ".join(found.classifiers)} | {dense} '
-            f'| {notes(found)} |')
+            f'| {"; ".join(filter(None, (f"described with {cut}" if cut else "", notes(found))))} |')
 
 
 def notes(found: Description) -> str:

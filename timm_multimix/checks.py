@@ -72,6 +72,12 @@ def check_args(args: argparse.Namespace) -> None:
     if args.experiment and os.path.basename(args.experiment) != args.experiment:
         raise SettingError(f'--experiment is {args.experiment!r}, but it names one folder inside --output. For another '
                            f'place use --output.')
+    for name in ('train_crop_pad', 'pca_lighting'):
+        if not 0 <= (getattr(args, name) or 0) < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {getattr(args, name)}, but it must be at least 0.')
+    if args.train_crop_pad is not None and (args.no_aug or args.train_crop_mode):
+        other = '--no-aug' if args.no_aug else f'--train-crop-mode {args.train_crop_mode}'
+        raise SettingError(f'--train-crop-pad is {args.train_crop_pad}, but {other} crops in another way: give one.')
     if args.resume and not resume_checkpoint(args.resume).is_file():
         raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
                            f'{str(resume_checkpoint(args.resume))!r}.')

@@ -146,6 +146,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), default=None, help=' ')
     g('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='X', help='of random resized crops')
     g('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='X', help='of random resized crops')
+    g('--train-crop-pad', type=int, default=None, metavar='N', help='in place of random resized crops: pad by N pixels '
+      "and crop at random, as usual on CIFAR with 4 (not timm's)")
+    g('--pca-lighting', type=float, default=0.0, metavar='X', help="ImageNet's colour shifts, usually 0.1 (not timm's)")
     g('--hflip', type=float, default=0.5, metavar='P', help=' ')
     g('--vflip', type=float, default=0.0, metavar='P', help=' ')
     g('--color-jitter', type=float, default=0.4, metavar='X', help=' ')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any, Optional
 
@@ -18,29 +19,41 @@ from timm_multimix.mixing import reference
 CLASSES, BATCH, TUPLES = 5, 3, 6
 
 
-@functools.cache
-def smallest(module: str) -> Optional[str]:
-    """The model of a timm module with the fewest parameters, without building weights; None for a module without."""
-    best: Optional[tuple[int, str]] = None
-    for name in timm.list_models(module=module):
-        try:
-            with torch.device('meta'), warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                size = sum(p.numel() for p in timm.create_model(name).parameters())
-        except Exception:  # some compute with their weights while they are built, and cannot be on meta
-            size = 10**9
-        best = min(best or (10**10, name), (size, name))
-    return best[1] if best else None
+# Models of billions of operations at any size they come in: fewer layers and pixels, the same ending.
+CUT: dict[str, dict[str, Any]] = {
+    'deepseek_vit': dict(depth=2, img_size=112), 'gemma4_vit': dict(depth=2, img_size=96),
+    'qwen3_vit': dict(depth=2, img_size=64)}
 
 
-def refused_unbuilt(name: str) -> Optional[str]:
-    """Why a model cannot be mixed at all, found without building its weights (encoders for language models have
-    billions); None for a model that may be."""
+def unbuilt(name: str) -> Optional[nn.Module]:
+    """A model on the meta device, which costs nothing; None for the few that compute with weights on being built."""
     try:
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            model = timm.create_model(name)
-    except Exception:  # see `smallest`
+            return timm.create_model(name, num_classes=CLASSES)
+    except Exception:
+        return None
+
+
+@functools.cache
+def smallest(module: str) -> Optional[str]:
+    """The model of a timm module that is the least work, by parameters times pixels, of those that keep a classifier
+    when they are asked for one (encoders for language models do not); None for a module without models."""
+    best: Optional[tuple[bool, float, str]] = None
+    for name in timm.list_models(module=module):
+        model = unbuilt(name)
+        work = math.inf
+        if model is not None:
+            work = sum(p.numel() for p in model.parameters()) * math.prod(model.pretrained_cfg['input_size'])
+        found = (model is not None and model.num_classes == 0, work, name)
+        best = min(best or found, found)
+    return best[2] if best else None
+
+
+def refused_unbuilt(name: str) -> Optional[str]:
+    """Why a model cannot be mixed at all, found without building its weights; None for a model that may be."""
+    model = unbuilt(name)
+    if model is None:
         return None
     try:
         timm_multimix.wrap(model, 'multimix')
@@ -49,12 +62,12 @@ def refused_unbuilt(name: str) -> Optional[str]:
     return None
 
 
-def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model with statistics of BatchNorm that are not those of a fresh one, and an image size that is quick."""
+def build(name: str, cut: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model, cut down, whose BatchNorm statistics are not those of a fresh one, and an image size that is quick."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = timm.create_model(name, num_classes=CLASSES)
+        model = timm.create_model(name, num_classes=CLASSES, **cut)
     generator = torch.Generator().manual_seed(1)
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
@@ -65,6 +78,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
             leaf.weight.data.normal_(std=0.02, generator=generator)
     cfg = model.pretrained_cfg
     native = tuple(cfg['input_size'])
+    if 'img_size' in cut:
+        return model, (native[0], cut['img_size'], cut['img_size'])
     free = not cfg.get('fixed_input_size') and not hasattr(model, 'patch_embed')
     for size in ((native[0], 64, 64), (native[0], 128, 128)) if free else ():
         if size[1] >= native[1]:
@@ -113,8 +128,8 @@ def positions_of(features: torch.Tensor, layout: str, prefix: int) -> list[torch
     return [torch.cat([front, features[:, i:i + 1]], 1) for i in range(prefix, features.shape[1])]
 
 
-def check(name: str, mode: str) -> Optional[str]:
-    """The contract. Returns why the model is refused, or None when it holds.
+def check(name: str, mode: str, **cut: Any) -> Optional[str]:
+    """The contract, for a model created with the arguments `cut`. Returns why it is refused, or None when it holds.
 
     Raises:
         AssertionError: it does not.
@@ -122,7 +137,7 @@ def check(name: str, mode: str) -> Optional[str]:
     why = refused_unbuilt(name)
     if why:
         return why
-    model, size = build(name)
+    model, size = build(name, cut)
     model.eval()
     images = torch.randn(BATCH, *size)
     target = torch.arange(BATCH)
@@ -165,7 +180,7 @@ def check(name: str, mode: str) -> Optional[str]:
         with torch.autocast('cpu', torch.bfloat16):
             assert wrapped(images, target).loss.isfinite(), 'loss under autocast'
 
-        fresh = timm.create_model(name, num_classes=CLASSES, **kwargs).eval()
+        fresh = timm.create_model(name, num_classes=CLASSES, **cut, **kwargs).eval()
         fresh.load_state_dict(timm_multimix.unwrap(wrapped).state_dict())
         model.eval()
         assert torch.equal(fresh(images), model(images)), 'logits of a fresh model with the trained weights'

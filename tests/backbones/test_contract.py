@@ -8,7 +8,7 @@ import timm
 import timm_multimix
 from timm_multimix import SettingError
 
-from .contract import check, smallest
+from .contract import CUT, check, smallest
 
 # Different heads: pool → linear; → norm → linear; a convolution or an MLP behind the pool; BatchNorm inside the
 # classifier; two classifiers; a class token; one that timm does not name; channels last; a convolution as classifier.
@@ -36,11 +36,10 @@ def test_feature_extractors_are_refused(name: str) -> None:
         timm_multimix.wrap(timm.create_model(name, features_only=True), 'multimix')
 
 
-# The modules whose smallest model cannot be mixed, and a word of the reason. Everything else timm has must work, and so
-# must what a new timm brings. (Not run over all modules yet: the lists are a beginning.)
-NEITHER = {'deepseek_vit': 'num_classes', 'gemma4_vit': 'num_classes', 'mobilenetv5': 'num_classes',
-           'qwen3_vit': 'num_classes'}
-NO_DENSE: dict[str, str] = {}
+# The modules whose smallest model has no positions to mix at, and a word of the reason. Everything else must work, and
+# so must what a new timm brings.
+NO_DENSE = {'coat': 'returns list', 'crossvit': 'returns list', 'efficientvim': 'returns list',
+            'pit': 'only its 1 class token', 'volo': 'use_aux_head=False'}
 
 
 @pytest.mark.slow
@@ -49,6 +48,7 @@ def test_every_module(module: str) -> None:
     name = smallest(module)
     if name is None:
         pytest.skip(f'{module} registers no model')
-    for mode, refused in (('multimix', NEITHER), ('dense', {**NEITHER, **NO_DENSE})):
-        why = check(name, mode)
-        assert refused.get(module, '') in (why or '') and bool(why) == (module in refused), f'{name}: {why}'
+    cut = CUT.get(module, {})
+    assert check(name, 'multimix', **cut) is None
+    why = check(name, 'dense', **cut)
+    assert NO_DENSE.get(module, '') in (why or '') and bool(why) == (module in NO_DENSE), f'{name}: {why}'

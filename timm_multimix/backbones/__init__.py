@@ -1,4 +1,5 @@
-"""The only room that knows how timm models end."""
+"""The only room that knows how timm models end, and the two networks of the paper that timm lacks."""
+from . import preact_resnet, wide_resnet  # noqa: F401  # registers them with timm
 from .description import Description, describe, description
 from .parts import InTimmsWords, Parts
 from .split import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token

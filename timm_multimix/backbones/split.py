@@ -55,9 +55,9 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
     name = name_of(model)
     if not hasattr(model, 'get_classifier') or num_classes is None:
         if hasattr(model, 'feature_info'):  # FeatureListNet and its relatives
-            raise SettingError(f'{name} is what features_only=True makes: it ends in feature maps and has no classifier. '
-                               f'Create the model without features_only, or, if a network of your own is built on '
-                               f'it, wrap that with parts=Parts(…).')
+            raise SettingError(f'{name} is what features_only=True makes: it ends in feature maps and has no '
+                               f'classifier. Create the model without features_only, or, if a network of your own is '
+                               f'built on it, wrap that with parts=Parts(…).')
         raise SettingError(f'{name} is not a timm classifier (it has no get_classifier() or num_classes). Wrap what '
                            f'timm.create_model returns, or say how the network ends: wrap(…, parts=Parts(…)).')
     if num_classes < 1:
@@ -141,8 +141,9 @@ def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -
                                f'{what}. {instead}')
         layout = 'NLC' if features.ndim == 3 else getattr(model, 'output_fmt', 'NCHW')
         prefix = _prefix(model, features) if layout == 'NLC' else 0
-        if layout == 'NLC' and features.shape[1] <= prefix:
-            raise SettingError(f"'dense' needs patch tokens, but {name} returns only its {prefix} class token(s). "
+        tokens = features.shape[1]
+        if layout == 'NLC' and tokens <= (prefix if hasattr(model, 'num_prefix_tokens') else 1):
+            raise SettingError(f"'dense' needs patch tokens, but {name} returns only its {tokens} class token(s). "
                                f'{instead}')
         # Random features from here on: a second norm looks like nothing on features that a first one made.
         generator = torch.Generator().manual_seed(0)
@@ -189,6 +190,8 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
     except Exception as e:
         why = (str(e) or type(e).__name__).rstrip('.')
+        if getattr(model, 'aux_head', None) is not None:  # VOLO adds the largest of its tokens' logits
+            instead = f'Create it with use_aux_head=False, if it has that argument. {instead}'
         raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
                            f'{name_of(model)} does not take one: {why}. {instead}') from e
     finally:
