@@ -79,8 +79,8 @@ TWO_THEN_ONE = '''
 import os, sys
 import train
 flags = ['--model', 'test_vit2', '--img-size', '32', '--data-dir', sys.argv[1], '--output', sys.argv[2],
-         '--epochs', '2', '--warmup-epochs', '1', '--lr-base', '0.1', '--aa', 'rand-m5', '--reprob', '0.5', '--model-ema',
-         '--model-ema-decay', '0.5', *sys.argv[3:]]
+         '--epochs', '2', '--warmup-epochs', '1', '--lr-base', '0.1', '--aa', 'rand-m5', '--reprob', '0.5',
+         '--model-ema', '--model-ema-decay', '0.5', *sys.argv[3:]]
 assert train.main([*flags, '-b', '4', '--experiment', 'two', '-j', '1']) == 0
 if os.environ['RANK'] == '0':
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
