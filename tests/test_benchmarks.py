@@ -34,9 +34,9 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_distributed(tmp_path: Path) -> None:
-    out = run('benchmarks.distributed', '--model', 'test_resnet', '--modes', 'plain', 'dense, gather', '--batch-size',
-              '4', '--num-classes', '5', '--img-size', '64', '--repeat', '1', '--device', 'cpu', '--ranks', '2', '--json',
-              str(tmp_path / 'ranks.json'))
+    out = run('benchmarks.distributed', '--model', 'test_resnet', '--modes', 'plain', 'dense, gather', '--ranks', '2',
+              '--batch-size', '4', '--num-classes', '5', '--img-size', '64', '--repeat', '1', '--device', 'cpu',
+              '--json', str(tmp_path / 'ranks.json'))
     rows = json.loads((tmp_path / 'ranks.json').read_text())['rows']
     for row in rows:
         one, two = row['images per second'].values()

@@ -78,9 +78,9 @@ def test_gathered_gradient_is_that_of_one_process(tmp_path: Path) -> None:
 TWO_THEN_ONE = '''
 import os, sys
 import train
-flags = ['--model', 'test_vit2', '--img-size', '32', '--data-dir', sys.argv[1], '--output', sys.argv[2], '--epochs', '2',
-         '--warmup-epochs', '1', '--lr-base', '0.1', '--aa', 'rand-m5', '--reprob', '0.5', '--model-ema',
-         '--model-ema-decay', '0.5', *sys.argv[3:]]
+flags = ['--model', 'test_vit2', '--img-size', '32', '--data-dir', sys.argv[1], '--output', sys.argv[2],
+         '--epochs', '2', '--warmup-epochs', '1', '--lr-base', '0.1', '--aa', 'rand-m5', '--reprob', '0.5',
+         '--model-ema', '--model-ema-decay', '0.5', *sys.argv[3:]]
 assert train.main([*flags, '-b', '4', '--experiment', 'two', '-j', '1']) == 0
 if os.environ['RANK'] == '0':
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
@@ -94,7 +94,7 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, image_folder: Path) -> None
     (tmp_path / 'script.py').write_text(TWO_THEN_ONE)
     out = torchrun(str(tmp_path / 'script.py'), str(image_folder), str(tmp_path), '--multimix', 'none')
     assert 'on cpu, 2 ranks of 4 images each' in out
-    assert out.count('Epoch   2/2') == 2 and out.count('Done in') == 2  # by one rank of each run
+    assert out.count('Epoch   2/2') == 2 and out.count('Done in') == 2  # one rank speaks
     one, two = (read_summary(tmp_path / name / 'summary.csv') for name in ('one', 'two'))
     for a, b in zip(one, two, strict=True):
         for name in set(a) - {'train_images_per_second'}:

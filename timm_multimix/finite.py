@@ -16,8 +16,9 @@ def finite_gradient(parameters: Iterable[Tensor]) -> bool:
 
 
 def finite_weights(module: nn.Module) -> bool:
-    """Whether every parameter and buffer is finite. Waits for the device."""
-    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+    """Whether every parameter and BatchNorm statistic is finite. Waits for the device."""
+    statistics = (b for name, b in module.named_buffers() if name.endswith(('running_mean', 'running_var')))
+    return all(bool(t.isfinite().all()) for t in (*module.parameters(), *statistics))
 
 
 class Statistics:

@@ -197,8 +197,8 @@ def drop_unreadable(dataset: Any, split: str, skip: bool, workers: int = 8) -> O
 def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> list[tuple[int, str, str]]:
     """Open and decode every image of a folder data set: (index, path, what is wrong) of those that fail.
 
-    Under `torch.distributed` each rank looks at its share. JPEGs are decoded at an eighth of their size, which reads the
-    whole file at a fraction of the time. Data sets that are not folders of files give an empty list.
+    Under `torch.distributed` each rank looks at its share. JPEGs are decoded at an eighth of their size, which reads
+    the whole file at a fraction of the time. Data sets that are not folders of files give an empty list.
     """
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
     if samples is None or not len(samples) or not isinstance(samples[0][0], str):  # tars have an array of places
