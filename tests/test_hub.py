@@ -127,6 +127,9 @@ def test_from_training_to_a_stranger_with_timm_alone(
     saved = torch.load(run / 'last.pth.tar', weights_only=False)
     assert all(torch.equal(v, saved['state_dict'][k]) for k, v in raw.state_dict().items())
     assert not torch.equal(logits(raw), there)
+    saved = torch.load(run / 'last.pth.tar', weights_only=False)
+    assert all(torch.equal(v, saved['state_dict'][k]) for k, v in raw.state_dict().items())
+    assert not torch.equal(logits(raw), there)
     last = timm.create_model('hf-hub:user/name', pretrained=True, pretrained_cfg_overlay={
         'hf_hub_filename': 'raw/model.safetensors'})  # as the card says
     assert torch.equal(logits(last), logits(raw))
@@ -145,6 +148,10 @@ def test_from_training_to_a_stranger_with_timm_alone(
     assert "timm.create_model('hf-hub:user/name', pretrained=True)" in card and 'averaged weights' in card
     block = card.split('```python\n')[1].split('```')[0]
     compile(block, 'card', 'exec')
+    lines = card.split('```python\n')[2].split('```')[0]  # how to get the weights that were not averaged
+    space: dict[str, Any] = {'timm': timm}
+    exec(lines, space)
+    assert torch.equal(logits(space['model']), logits(raw))
 
 
 def test_a_model_and_its_settings(hub: HubServer) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..report import read_summary
-from .save import CONFIG, RAW, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
@@ -112,11 +112,12 @@ def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged
         "    print(f'{names[i]}: {p:.1%}')\n"
         '```\n')
     if averaged:
-        text += (f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW_WEIGHTS}`:\n'
-                 f"`timm.create_model('{name}', pretrained=True, "
-                 f"pretrained_cfg_overlay={{'hf_hub_filename': '{RAW_WEIGHTS}'}})`.\n" if name.startswith('hf-hub:')
-                 else f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW}/`, a '
-                      f'folder like this one.\n')
+        text += f'\n`{WEIGHTS}` holds averaged weights (EMA). The last, not averaged ones are in `{RAW_WEIGHTS}`:\n'
+        repo_id, _, revision = name.partition(':')[2].partition('@')
+        where = f"hf_hub_download('{repo_id}', '{RAW_WEIGHTS}'" + f", revision='{revision}'" * bool(revision) + ')'
+        path = where if name.startswith('hf-hub:') else f"'{repo_id}/{RAW_WEIGHTS}'"
+        text += ('\n```python\n' + 'from huggingface_hub import hf_hub_download\n\n' * (path == where)
+                 + f"model = timm.create_model('{name}', checkpoint_path={path})\n```\n")
     if settings:
         text += (f'\nTo go on training with its settings ([`{SETTINGS}`]({SETTINGS})):\n\n```python\n'
                  f"import timm_multimix\n\nmodel = timm_multimix.from_pretrained('{name}')\n"

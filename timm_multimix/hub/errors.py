@@ -102,7 +102,7 @@ def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, wr
         wait = _retry_after(response)
         return HubError('The Hub says: too many requests (429). Try again '
                         + (f'in {wait:.0f} s.' if wait else 'later.'), True, wait)
-    if status is not None and status >= 500:
+    if status is not None and (status >= 500 or status == 408):
         return HubError(f'The Hub has a problem of its own (status {status}) with {repo_id}. Try again later.', True)
     reason = scrub(next((line for line in str(cause).splitlines() if line.strip()), ''), token)
     if status is not None:
