@@ -494,6 +494,8 @@ def run(args: argparse.Namespace) -> None:
         set_fast_norm()
     train_set, val_set = build_data(args)
     model, model_args = build_model(args)
+    for name in ('model', 'pretrained', 'initial_checkpoint'):  # a repository was looked into for these
+        asked[name] = getattr(args, name)
     data = resolve_data_config(vars(args), model=model)
     for name in ('mean', 'std'):  # the model's three, for another number of channels
         if len(data[name]) != data['input_size'][0]:
@@ -741,7 +743,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         finish()
     except SettingError as e:
         if int(os.environ.get('RANK', '0')):
-            time.sleep(10)  # what is wrong on the first rank too is said there, and torchrun ends this one
+            time.sleep(30)  # what is wrong on the first rank too is said there, and torchrun ends this one
         print(f'train.py: error: {e}', file=sys.stderr)
         return 2
     except Stopped as e:
