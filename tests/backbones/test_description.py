@@ -11,6 +11,7 @@ import torch
 
 import timm_multimix
 from timm_multimix.backbones import description
+from timm_multimix.backbones.split import input_size_of
 
 from ..conftest import ROOT
 
@@ -48,6 +49,14 @@ def test_says_why_dense_cannot_be() -> None:
     assert found.ending is None and 'class token alone' in str(found)
     with pytest.raises(timm_multimix.SettingError, match='num_classes=0'):
         description(timm.create_model('resnet18', num_classes=0))
+
+
+@pytest.mark.parametrize('name', ['tresnet_m', 'resnet18', 'test_vit', 'test_mambaout', 'test_efficientnet'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_channels_that_a_model_takes(name: str, channels: int) -> None:
+    with torch.device('meta'):
+        model = timm.create_model(name, in_chans=channels)
+    assert input_size_of(model)[0] == channels
 
 
 def test_command_line() -> None:

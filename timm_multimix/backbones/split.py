@@ -14,6 +14,7 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
+from timm.layers import SpaceToDepth
 from torch import Tensor
 
 from ..errors import SettingError
@@ -272,6 +273,9 @@ def input_size_of(model: Model) -> tuple[int, ...]:
         layer = None
     if isinstance(layer, nn.Conv2d):
         channels = layer.in_channels
+        for m in model.modules():
+            if isinstance(m, SpaceToDepth):  # in front of it, TResNet makes channels of blocks of pixels
+                channels //= m.bs ** 2
     fixed: Union[tuple[int, int], None] = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     return (channels, *fixed) if fixed else (channels, height, width)
 
