@@ -6,7 +6,8 @@
 A study is a YAML file: `data` (how many images train, are held out of the training data, and test), `base` (flags of
 train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures), `runs`, a name and
 its flags each, the first being what the others are compared with, and, if wanted, `rivals`, names of runs the best of
-which is compared with too. `data: {watch: N}` lets train.py validate on the first N judging images only, which is what
+which is compared with too. `times: false` leaves out the column of times, where the machine had other work
+beside. `data: {watch: N}` lets train.py validate on the first N judging images only, which is what
 the median of the last ten epochs is of; the last weights are always judged on all. A run with `variant: NAME` trains
 with `benchmarks/variants.py` instead.
 
@@ -47,7 +48,7 @@ from .measure import describe, make_room
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
-MORE_KEYS = ('rivals',)
+MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
 
 
@@ -249,7 +250,8 @@ def report(path: Path, study_path: Optional[Path] = None) -> str:
     best = max(rivals, key=lambda name: statistics.mean(r['top1'] for r in found[name].values()), default=None)
     row = next(iter(next(iter(found.values())).values()))
     head = ['run', 'seeds', *(title for title, _ in MEASURES.values()), f'top-1 against {first}, 95 % interval',
-            *([f'top-1 against {best}'] if best else []), f'NLL against {first}', 'time of a step']
+            *([f'top-1 against {best}'] if best else []), f'NLL against {first}',
+            *(['time of a step'] if study.get('times', True) else [])]
     held_out = study['judge'] == 'held_out'
     lines = [
         f'{study["data"]["train"]} training images, {row["epochs"]} epochs, {row["images"]} images '
@@ -265,7 +267,8 @@ def report(path: Path, study_path: Optional[Path] = None) -> str:
             cells.append('' if name == best else difference(seeds, found[best], 'top1'))
         cells.append('' if name == first else difference(seeds, base, 'nll'))
         ratios = [base[s]['images per second'] / r['images per second'] for s, r in seeds.items() if s in base]
-        cells.append(f'{statistics.median(ratios):.2f}×' if ratios else '')
+        if study.get('times', True):
+            cells.append(f'{statistics.median(ratios):.2f}×' if ratios else '')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
