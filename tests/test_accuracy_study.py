@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 
-from benchmarks import accuracy
-from timm_multimix import SettingError
+import train
+from benchmarks import accuracy, variants
+from timm_multimix import MultiMixTask, SettingError, wrap
 from timm_multimix.checks import check_args
 from timm_multimix.cli import multimix_config, parse_args
+from timm_multimix.mixing import LamSampler, effective_examples
 
 from .conftest import ROOT, write_images
 
@@ -144,9 +148,12 @@ def test_bad_studies(study: Path, change: dict, words: str) -> None:
 def test_studies_that_come_with_us_are_whole(path: Path) -> None:
     """Every run of every study is a command line that train.py takes, and no two runs are the same."""
     read = accuracy.read_study(path)
-    lines = [accuracy.flags({**read['base'], **(run or {})}) for run in read['runs'].values()]
-    assert len({tuple(line) for line in lines}) == len(lines) and len(read['seeds']) == len(set(read['seeds']))
-    for line in lines:
+    runs = [{**read['base'], **(run or {})} for run in read['runs'].values()]
+    assert len({tuple(accuracy.flags(run)) for run in runs}) == len(runs)
+    assert len(read['seeds']) == len(set(read['seeds']))
+    for run in runs:
+        assert run.pop('variant', 'dominant') in variants.VARIANTS
+        line = accuracy.flags(run)
         args = parse_args([*line, '--data-dir', 'images'])
         check_args(args)
         config = multimix_config(args)
@@ -159,3 +166,36 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 def test_the_results_page_shows_what_was_measured(name: str) -> None:
     table = accuracy.report(ROOT / 'benchmarks' / 'studies' / f'{name}.jsonl')
     assert table in (ROOT / 'docs' / 'results.md').read_text()
+
+
+@pytest.mark.parametrize('name', ['dominant', 'same-class', 'neighbours'])
+def test_mixtures_of_the_variants(name: str) -> None:
+    draw = {'dominant': variants.dominant, 'same-class': variants.same_class, 'neighbours': variants.neighbours}[name]
+    sampler = LamSampler(200, 3, 32, 0.05)
+    y = torch.eye(4)[torch.arange(32) % 4]
+    logits = torch.randn(32, 3, 4)
+    lam = draw(sampler, logits, y)
+    assert lam.shape == (3, 200, 32) and (lam >= 0).all()
+    torch.testing.assert_close(lam.sum(-1), torch.ones(3, 200))
+    if name == 'dominant':
+        assert (lam.amax(-1) >= 0.5).all() and lam.argmax(-1).unique().numel() == 32
+    elif name == 'same-class':
+        torch.testing.assert_close((lam @ y).amax(-1), torch.ones(3, 200))
+        assert 1.2 < float(effective_examples(lam).mean()) < 5
+    else:
+        assert (lam.gt(0).sum(-1) <= variants.NEIGHBOURS).all()
+        mean = logits.mean(1)
+        far = torch.cdist(mean, mean).argmax(1)
+        first = lam.argmax(-1)
+        assert (lam.gather(-1, far[first].unsqueeze(-1)) < 0.5).all()
+
+
+@pytest.mark.parametrize('begin, end', [(0.25, 1), (0, 0.75)])
+def test_schedules_of_the_variants(begin: float, end: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, 'create_scheduler_v2', lambda *_, **__: (None, 4))
+    monkeypatch.setattr(MultiMixTask, 'mixes', MultiMixTask.mixes)  # put back afterwards
+    variants.with_schedule(begin, end)
+    train.create_scheduler_v2(updates_per_epoch=10)
+    model = wrap(timm.create_model('test_resnet', num_classes=3), 'multimix', input_size=(3, 64, 64))
+    mixed = [MultiMixTask(model).mixes(step) for step in range(40)]
+    assert mixed == [40 * begin <= step < 40 * end for step in range(40)]
