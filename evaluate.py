@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from timm_multimix import SettingError, evaluate
 from timm_multimix.data import DIGITS
-from timm_multimix.evaluate import Checkpoint, Outputs, Table, images, load_checkpoint, report
+from timm_multimix.evaluate import Checkpoint, Outputs, Table, detection_data, images, load_checkpoint, report
 from timm_multimix.evaluate.cli import parse_args
 from timm_multimix.evaluate.load import unique_names
+from timm_multimix.evaluate.transfer import need_packages
 
 
 def say(text: str) -> None:
@@ -51,11 +52,16 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = pick_device(args.device)
-        self.dataset = images.open_split(args.dataset, args.data_dir, args.split, args.class_map)
-        if not len(self.dataset):
+        if 'transfer' in args.on:
+            need_packages()
+            self.boxes = detection_data.read(args.transfer_data, args.transfer_splits)
+        self.dataset: Any = None if args.on == ['transfer'] else images.open_split(
+            args.dataset, args.data_dir, args.split, args.class_map)
+        if self.dataset is not None and not len(self.dataset):
             raise SettingError(f'--split {args.split} holds no images.')
         self.checkpoints = self._load()
-        self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints}
+        self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints
+                      if self.dataset is not None}
         self.outputs: dict[str, Outputs] = {}
         self.train_set: Any = None
         on_digits = args.dataset.lower() == DIGITS
@@ -130,6 +136,13 @@ class Evaluation:
         return evaluate.attention(c.model, loader, norm=a.attention_norm, mean=c.data_config['mean'],
                                   std=c.data_config['std'], progress=True)
 
+    def transfer(self, c: Checkpoint) -> Table:
+        a = self.args
+        return evaluate.transfer(
+            c.model, *self.boxes, detectors=a.detectors, epochs=a.transfer_epochs, lr=a.transfer_lr,
+            batch_size=a.transfer_batch_size, size=a.transfer_size, mean=c.data_config['mean'],
+            std=c.data_config['std'], detector_kwargs=a.detector_kwargs, workers=a.workers, seed=a.seed, progress=True)
+
 
 def open_output(args: argparse.Namespace) -> Path:
     folder = Path(args.output or Path('output') / 'evaluate' / datetime.now().strftime('%Y%m%d-%H%M%S'))
@@ -146,11 +159,12 @@ def open_output(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace, command: str) -> int:
     evaluation = Evaluation(args)
     folder = open_output(args)
-    count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
-    about = {'command': command, 'images': f'{count} of {args.dataset or args.data_dir}, '
-                                           f'split {args.split}', 'device': str(evaluation.device)}
-    say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)} on {about["images"]}: '
-        f'{", ".join(args.on)}; report in {folder}.')
+    about = {'command': f'`{command}`', 'device': str(evaluation.device)}
+    if evaluation.dataset is not None:
+        count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
+        about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
+    say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
+        f'report in {folder}.')
     tables: dict[str, dict[str, Table]] = {}
     pictures: dict[str, list[Path]] = {}
     missing: dict[str, dict[str, str]] = {}

@@ -13,8 +13,9 @@ from .load import Checkpoint, load_checkpoint
 from .ood import ood
 from .robustness import robustness
 from .table import Table, Value
+from .transfer import transfer
 
 __all__ = [
     'Checkpoint', 'Outputs', 'Table', 'Value', 'accuracy', 'attention', 'calibration', 'collect', 'embedding', 'hull',
-    'load_checkpoint', 'ood', 'robustness',
+    'load_checkpoint', 'ood', 'robustness', 'transfer',
 ]

@@ -12,6 +12,10 @@ from ..errors import SettingError, nearest
 TABLES = ('accuracy', 'calibration', 'robustness', 'ood', 'embedding', 'hull', 'attention', 'transfer')
 DEFAULT = TABLES[:-1]
 DETECTORS = ('faster_rcnn', 'ssd')
+ATTACKS = ('fgsm', 'pgd', 'autoattack')
+LEAST = {'num_images': 1, 'batch_size': 1, 'workers': 0, 'num_classes': 1, 'img_size': 1, 'resamples': 1, 'bins': 1,
+         'attack_images': 1, 'pgd_steps': 1, 'pgd_restarts': 1, 'ood_images': 1, 'bank': 0, 'knn_k': 1, 'hull_batch': 2,
+         'map_images': 0, 'transfer_epochs': 1, 'transfer_batch_size': 1, 'transfer_size': 32}
 
 
 def fraction(text: str) -> float:
@@ -83,6 +87,17 @@ def build_parser() -> argparse.ArgumentParser:
     g('--map-images', type=int, default=1000, metavar='N', help='on the map of the embeddings')
     g('--masks', default=None, metavar='DIR', help="a .png mask or a PASCAL VOC .xml under every image's name")
     g('--attention-norm', choices=('l1_relu', 'softmax'), default='l1_relu', help=' ')
+
+    g = parser.add_argument_group('transfer').add_argument
+    g('--transfer-data', default=None, metavar='DIR', help="boxes in PASCAL VOC's layout or in COCO's")
+    g('--transfer-splits', nargs=2, default=None, metavar=('TRAIN', 'TEST'),
+      help='VOC2007/trainval,VOC2012/trainval VOC2007/test, or train2017 val2017; found where not given')
+    g('--detectors', type=names, default=list(DETECTORS), metavar='NAMES', help=','.join(DETECTORS))
+    g('--transfer-epochs', type=int, default=12, metavar='N', help=' ')
+    g('--transfer-batch-size', type=int, default=8, metavar='N', help=' ')
+    g('--transfer-lr', type=float, default=None, metavar='LR', help='default: 0.02 (SSD 0.01) for 16 images a batch')
+    g('--detector-kwargs', nargs='*', default={}, action=_KeyValues, metavar='K=V', help="for torchvision's detector")
+    g('--transfer-size', type=int, default=None, metavar='N', help='of the images; default: 600 (SSD 300)')
     return parser
 
 
@@ -100,9 +115,7 @@ def parse_args(argv: Optional[list[str]] = None) -> argparse.Namespace:
         raise SettingError(f'--on is empty, but it names tables: {",".join(TABLES)}.')
     args.on = list(dict.fromkeys(args.on))
     args.on_given = args.on != list(DEFAULT)
-    for name, least in (('num_images', 1), ('batch_size', 1), ('workers', 0), ('resamples', 1), ('bins', 1),
-                        ('attack_images', 1), ('pgd_steps', 1), ('pgd_restarts', 1), ('ood_images', 1), ('bank', 0),
-                        ('knn_k', 1), ('hull_batch', 2), ('map_images', 0), ('num_classes', 1), ('img_size', 1)):
+    for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
@@ -110,6 +123,19 @@ def parse_args(argv: Optional[list[str]] = None) -> argparse.Namespace:
         if not 0 < getattr(args, name) <= 1:
             raise SettingError(f'--{name.replace("_", "-")} is {getattr(args, name):g}, but pixels are from 0 to 1: '
                                f'above 0, such as 8/255.')
+    for name in args.detectors:
+        if name not in DETECTORS:
+            raise SettingError(f'--detectors has {name!r}, but there are {",".join(DETECTORS)}.'
+                               f'{nearest(name, DETECTORS)}')
+    for name in args.attacks:
+        if name not in ATTACKS:
+            raise SettingError(f'--attacks has {name!r}, but there are {",".join(ATTACKS)}.{nearest(name, ATTACKS)}')
+    if ('transfer' in args.on) != bool(args.transfer_data):
+        raise SettingError(
+            '--on has transfer, but no --transfer-data says where the boxes are.' if 'transfer' in args.on else
+            f'--transfer-data is {args.transfer_data!r}, but --on has no transfer: add it, or drop the data.')
+    if args.transfer_lr is not None and not 0 < args.transfer_lr < float('inf'):
+        raise SettingError(f'--transfer-lr is {args.transfer_lr}, but it must be above 0.')
     if not 0 <= args.seed < 2**32:
         raise SettingError(f'--seed is {args.seed}, but it must be from 0 to {2**32 - 1}.')
     if args.data_dir and args.dataset.lower() == DIGITS:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from itertools import pairwise
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -27,6 +27,7 @@ ball, then steps along the sign, each projected back; an image counts as right o
 under PGD does not rise with ε, is near zero at the largest ε, is no higher than under FGSM or under the random control,
 and gradients are not exactly zero; where one fails, the attack and not the model may be what is weak."""
 
+NAMES = {'fgsm': 'FGSM', 'pgd': 'PGD', 'autoattack': 'AutoAttack'}
 CURVE = tuple(x / 255 for x in (0.25, 0.5, 1, 2, 4, 8, 16, 32))
 TOLERANCE = 1.0  # points by which a check may be off: attacks draw at random and images are finite
 
@@ -209,8 +210,7 @@ def robustness(
     clean = 100 * right_seen / images_seen
     rows = {'images': float(images_seen), 'no attack, %': clean}
     for a in attacks:
-        rows[f'{ {"fgsm": "FGSM", "pgd": "PGD", "autoattack": "AutoAttack"}[a] }, ε = {wanted[a] * 255:g}/255, %'] = (
-            share[a, wanted[a]])
+        rows[f'{NAMES[a]}, ε = {wanted[a] * 255:g}/255, %'] = share[a, wanted[a]]
     rows['zero gradient, % of right ones'] = 100 * silent / max(1, right_seen)
     found = {a: [clean] + [share[a, eps] for eps in curve] for a in ('fgsm', 'pgd', 'random')}
     checks = _checks(found, rows['zero gradient, % of right ones']) if len(curve) else {}
@@ -256,8 +256,8 @@ def _checks(curve: dict[str, list[float]], silent: float) -> dict[str, bool]:
 
 def _check(attacks: Sequence[str], **positive: float) -> None:
     for a in attacks:
-        if a not in ('fgsm', 'pgd', 'autoattack'):
-            raise SettingError(f'attacks has {a!r}, but there are fgsm, pgd and autoattack.')
+        if a not in NAMES:
+            raise SettingError(f'attacks has {a!r}, but there are {", ".join(NAMES)}.')
     for name, value in positive.items():
         if not value > 0 or (name in ('steps', 'restarts') and value != int(value)):
             raise SettingError(f'{name} is {value!r}, but it must be above 0'
