@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ class Pyramid(nn.Module):
     Args:
         model: a timm model with `forward_intermediates`, wrapped or not.
         size: of a square image to find its resolutions with.
-        levels: at most so many, the coarsest.
+        levels: at most so many, the coarsest, of a quarter of the image's resolution or less.
 
     Raises:
         SettingError: no intermediate features, or all of one resolution.
@@ -53,7 +54,8 @@ class Pyramid(nn.Module):
             except Exception as e:  # such as a fixed image size
                 raise SettingError(f'{name} cannot take images of {size}×{size}, so it cannot be the backbone of a '
                                    f'detector of that size: {e}') from e
-        last = {x.shape[-1]: (i, x.shape[1]) for i, x in enumerate(maps)}  # a later map of that size replaces
+        # a later map of the same size replaces; finer ones than a quarter cost much and are not usual
+        last = {x.shape[-1]: (i, x.shape[1]) for i, x in enumerate(maps) if x.shape[-1] * 4 <= size}
         chosen = sorted(last.items(), reverse=True)[-levels:]
         if len(chosen) < 2:
             raise SettingError(f'{name} has features of one resolution only, but these detectors need a pyramid: use '
@@ -142,3 +144,6 @@ def ssd(model: nn.Module, num_classes: int, size: int, mean: Sequence[float], st
 
 
 DETECTORS = {'faster_rcnn': faster_rcnn, 'ssd': ssd}
+# torchvision's take any argument and drop those they do not know
+ARGUMENTS = {'faster_rcnn': tuple(inspect.signature(FasterRCNN).parameters),
+             'ssd': tuple(inspect.signature(SSD).parameters)}

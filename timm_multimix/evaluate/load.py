@@ -86,7 +86,9 @@ def split_name(source: str) -> tuple[str, str]:
         return name, os.path.expanduser(rest)
     source = os.path.expanduser(source)
     parts = [p for p in source.replace('local-dir:', '').replace('\\', '/').rstrip('/').split('/') if p]
-    while len(parts) > 1 and parts[-1] in ('model', 'model.safetensors', 'last.pth.tar', 'model_best.pth.tar', '.'):
+    generic = () if source.startswith(('hf-hub:', 'hf_hub:')) else (
+        'model', 'model.safetensors', 'last.pth.tar', 'model_best.pth.tar', '.')
+    while len(parts) > 1 and parts[-1] in generic:
         parts.pop()
     return (parts[-1] if parts else source).rpartition(':')[2], source
 

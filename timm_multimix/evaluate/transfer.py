@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ..errors import SettingError
+from ..errors import SettingError, nearest
 from .collect import device_of
 from .detection_data import Annotated, DetectionSet
-from .detectors import DETECTORS
+from .detectors import ARGUMENTS, DETECTORS
 from .table import Table, pyplot, rows_of, save_figure
 
 TITLE = 'Transfer to detection'
@@ -29,6 +29,7 @@ marked difficult or crowd are neither found nor missed. All in percent. VOC's ow
 and comes out somewhat different."""
 
 NAMES = {'faster_rcnn': 'Faster R-CNN', 'ssd': 'SSD'}
+SHOWN = 0.3  # confidence from which detections are drawn
 SIZES = {'faster_rcnn': 600, 'ssd': 300}
 
 
@@ -72,7 +73,7 @@ def transfer(
         batch_size: images a step.
         size: of the images, see `detectors`; default 600 for Faster R-CNN and 300 for SSD.
         mean, std: of the backbone's images; default those of the model's `pretrained_cfg`.
-        detector_kwargs: further arguments of torchvision's `FasterRCNN` and `SSD`.
+        detector_kwargs: further arguments of torchvision's `FasterRCNN` and `SSD`; each gets those it knows.
         workers: data loading processes.
         seed: of heads, order and augmentation.
 
@@ -91,6 +92,11 @@ def transfer(
                          ('training images', len(train)), ('test images', len(test))):
         if value < 1:
             raise SettingError(f'transfer has {value} {label}, but needs at least 1.')
+    further, known = detector_kwargs or {}, [k for name in detectors for k in ARGUMENTS[name]]
+    for name in further:
+        if name not in known:
+            raise SettingError(f'detector_kwargs (--detector-kwargs) has {name!r}, which torchvision does not take for '
+                               f'{" or ".join(detectors)}.{nearest(name, known)}')
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     mean, std = mean or cfg.get('mean'), std or cfg.get('std')
     if mean is None or std is None:
@@ -102,11 +108,8 @@ def transfer(
     tests = DetectionSet(test, classes)
     for name in detectors:
         torch.manual_seed(seed)
-        try:
-            detector = DETECTORS[name](model, len(classes), size or SIZES[name], mean, std, **(detector_kwargs or {}))
-        except TypeError as e:
-            raise SettingError(f'detector_kwargs (--detector-kwargs) is {detector_kwargs}, which torchvision does not '
-                               f'take: {e}') from e
+        detector = DETECTORS[name](model, len(classes), size or SIZES[name], mean, std,
+                                   **{k: v for k, v in further.items() if k in ARGUMENTS[name]})
         detector.to(device_of(model))
         peak = lr or {'faster_rcnn': 0.02, 'ssd': 0.01}[name] * batch_size / 16
         losses = fine_tune(detector, DetectionSet(train, classes, _augmentation(name), training=True), epochs, peak,
@@ -154,7 +157,7 @@ def fine_tune(detector: nn.Module, train: DetectionSet, epochs: int, lr: float, 
             for images, targets in loader:
                 loss = sum(detector([x.to(device) for x in images],
                                     [{k: v.to(device) for k, v in t.items()} for t in targets]).values())
-                value = float(loss)
+                value = float(loss.detach())  # type: ignore[union-attr]
                 if not math.isfinite(value):
                     raise SettingError(f'The loss of the detector became {value} in epoch {epoch + 1}: lower lr '
                                        f'(--transfer-lr), now {lr:g}.')
@@ -198,7 +201,7 @@ def measure(detector: nn.Module, test: DetectionSet, batch_size: int, workers: i
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
-    """Detections on some test images, a line per checkpoint and detector; objects are dashed."""
+    """Detections of some confidence on some test images, a line per checkpoint and detector; objects are dashed."""
     lines = [(f'{name}\n{detector}', images, table.arrays['classes']) for name, table in tables.items()
              for detector, images in table.arrays['shown'].items()]
     plt = pyplot()
@@ -216,7 +219,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
             for box in one['truth'].tolist():
                 axis.add_patch(_box(plt, box, ls='--', edgecolor='white', lw=1.2))
             for box, score, c in zip(one['boxes'].tolist(), one['scores'].tolist(), one['labels'].tolist()):
-                if score >= 0.5:
+                if score >= SHOWN:
                     axis.add_patch(_box(plt, box, edgecolor=palette(c % 10), lw=1.8))
                     axis.text(box[0], box[1], f'{classes[c - 1]} {score:.2f}', fontsize=7, va='bottom',
                               bbox={'facecolor': 'white', 'alpha': 0.7, 'lw': 0, 'pad': 0.6}, clip_on=True)
