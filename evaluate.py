@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""Evaluate checkpoints: accuracy, calibration, robustness, out-of-distribution detection, embeddings, attention, …
+
+    python evaluate.py output/train/NAME                                      # on the embedded digits
+    python evaluate.py plain=output/train/A dense=output/train/B --data-dir cifar10 --on accuracy,robustness,ood
+    python evaluate.py weights.safetensors --model resnet50 --data-dir imagenet
+
+Writes report.md (a column per checkpoint), results.json and pictures. Each table is a function of
+`timm_multimix.evaluate` too, for any nn.Module and loader.
+"""
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from tqdm import tqdm
+
+from timm_multimix import SettingError, evaluate
+from timm_multimix.data import DIGITS
+from timm_multimix.evaluate import Checkpoint, Outputs, Table, detection_data, images, load_checkpoint, report
+from timm_multimix.evaluate.cli import parse_args
+from timm_multimix.evaluate.load import unique_names
+from timm_multimix.evaluate.transfer import need_packages
+
+
+def say(text: str) -> None:
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def pick_device(name: str) -> torch.device:
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise SettingError(f'--device is {name!r}, but it cannot be used here: {str(e).splitlines()[0]}.') from e
+    return device
+
+
+class Evaluation:
+    """The checkpoints, the images, and every table: a method each. One pass over the images serves several tables."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = pick_device(args.device)
+        if 'transfer' in args.on:
+            need_packages()
+            self.boxes = detection_data.read(args.transfer_data, args.transfer_splits)
+        self.dataset: Any = None if args.on == ['transfer'] else images.open_split(
+            args.dataset, args.data_dir, args.split, args.class_map)
+        if self.dataset is not None and not len(self.dataset):
+            raise SettingError(f'--split {args.split} holds no images.')
+        self.checkpoints = self._load()
+        self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints
+                      if self.dataset is not None}
+        self.outputs: dict[str, Outputs] = {}
+        self.train_set: Any = None
+        on_digits = args.dataset.lower() == DIGITS
+        self.ood_sets = args.ood or [s for s in images.BUILT_IN if not (s == 'digits' and on_digits)]
+        # Building them opens their folders: what is missing says so now, not after an hour of attacks.
+        for c in self.checkpoints:
+            if 'ood' in args.on:
+                images.outliers(self.ood_sets, c, 1, args.seed)
+            if args.masks:
+                images.WithMasks(self.dataset, args.masks, c, 1, args.seed)
+        if 'ood' in args.on and args.bank:
+            try:
+                self.train_set = images.open_split(args.dataset, args.data_dir, args.train_split, args.class_map)
+            except SettingError as e:
+                say(f'No training images, so no KNN score: {e}')
+
+    def _load(self) -> list[Checkpoint]:
+        args = self.args
+        data = {k: getattr(args, k) for k in ('mean', 'std', 'interpolation', 'crop_pct') if getattr(args, k)}
+        size = args.img_size or (32 if args.model and args.dataset.lower() == DIGITS else None)
+        loaded = [load_checkpoint(source, args.model, num_classes=args.num_classes, model_kwargs=args.model_kwargs,
+                                  img_size=size, **data) for source in args.checkpoints]
+        names = unique_names([c.name for c in loaded])
+        return [Checkpoint(name, c.source, c.model.to(self.device), c.data_config, c.label_names)
+                for name, c in zip(names, loaded)]
+
+    def loader(self, dataset: Any) -> Any:
+        return images.loader_of(dataset, self.args.batch_size, self.args.workers)
+
+    def images(self, c: Checkpoint, limit: Optional[int] = None) -> Any:
+        limit = min(limit or len(self.dataset), self.args.num_images or len(self.dataset))
+        return self.loader(images.prepared(self.dataset, c, limit, self.args.seed))
+
+    def seen(self, c: Checkpoint) -> Outputs:
+        if c.name not in self.outputs:
+            self.outputs[c.name] = evaluate.collect(c.model, self.images(c), progress=True, text=c.name)
+        return self.outputs[c.name]
+
+    def accuracy(self, c: Checkpoint) -> Table:
+        return evaluate.accuracy(c.model, self.seen(c), class_names=self.names[c.name],
+                                 resamples=self.args.resamples, seed=self.args.seed)
+
+    def calibration(self, c: Checkpoint) -> Table:
+        return evaluate.calibration(c.model, self.seen(c), bins=self.args.bins, seed=self.args.seed)
+
+    def robustness(self, c: Checkpoint) -> Table:
+        a = self.args
+        curve = {} if a.curve else {'curve': ()}
+        return evaluate.robustness(
+            c.model, self.images(c, a.attack_images), attacks=a.attacks, fgsm_eps=a.fgsm_eps, pgd_eps=a.pgd_eps,
+            step=a.pgd_step, steps=a.pgd_steps, restarts=a.pgd_restarts, mean=c.data_config['mean'],
+            std=c.data_config['std'], seed=a.seed, progress=True, **curve)
+
+    def ood(self, c: Checkpoint) -> Table:
+        a = self.args
+        others = images.outliers(self.ood_sets, c, min(a.ood_images, len(self.seen(c))), a.seed)
+        bank = None if self.train_set is None else self.loader(images.prepared(self.train_set, c, a.bank, a.seed))
+        return evaluate.ood(c.model, self.seen(c), {name: self.loader(x) for name, x in others.items()}, bank=bank,
+                            k=a.knn_k, progress=True)
+
+    def embedding(self, c: Checkpoint) -> Table:
+        return evaluate.embedding(c.model, self.seen(c), class_names=self.names[c.name],
+                                  map_images=self.args.map_images, seed=self.args.seed)
+
+    def hull(self, c: Checkpoint) -> Table:
+        return evaluate.hull(c.model, self.seen(c), batch=self.args.hull_batch, seed=self.args.seed)
+
+    def attention(self, c: Checkpoint) -> Table:
+        a = self.args
+        loader = self.images(c) if not a.masks else self.loader(
+            images.WithMasks(self.dataset, a.masks, c, a.num_images, a.seed))
+        return evaluate.attention(c.model, loader, norm=a.attention_norm, mean=c.data_config['mean'],
+                                  std=c.data_config['std'], progress=True)
+
+    def transfer(self, c: Checkpoint) -> Table:
+        a = self.args
+        return evaluate.transfer(
+            c.model, *self.boxes, detectors=a.detectors, epochs=a.transfer_epochs, lr=a.transfer_lr,
+            batch_size=a.transfer_batch_size, size=a.transfer_size, mean=c.data_config['mean'],
+            std=c.data_config['std'], detector_kwargs=a.detector_kwargs, workers=a.workers, seed=a.seed, progress=True)
+
+
+def open_output(args: argparse.Namespace) -> Path:
+    folder = Path(args.output or Path('output') / 'evaluate' / datetime.now().strftime('%Y%m%d-%H%M%S'))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / '.writable'
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise SettingError(f'--output is {str(folder)!r}, but it cannot be written: {e.strerror or e}.') from e
+    return folder
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    evaluation = Evaluation(args)
+    folder = open_output(args)
+    about = {'command': f'`{command}`', 'device': str(evaluation.device)}
+    if evaluation.dataset is not None:
+        count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
+        about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
+    say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
+        f'report in {folder}.')
+    tables: dict[str, dict[str, Table]] = {}
+    pictures: dict[str, list[Path]] = {}
+    missing: dict[str, dict[str, str]] = {}
+    with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True) as bar:
+        for name in args.on:
+            for checkpoint in evaluation.checkpoints:
+                bar.set_description(f'{name}, {checkpoint.name}')
+                started = time.time()
+                try:
+                    table = getattr(evaluation, name)(checkpoint)
+                except SettingError as e:  # the other tables are still wanted
+                    missing.setdefault(name, {})[checkpoint.name] = str(e)
+                    say(f'{checkpoint.name}: {name} is not measured. {e}')
+                else:
+                    tables.setdefault(name, {})[checkpoint.name] = table
+                    shown = [f'{label} {value.text(label.endswith("%"))}' for label, value in table.rows.items()
+                             if label != 'images'][:4]
+                    say(f'{checkpoint.name}: {name}: {"; ".join(shown)} ({time.time() - started:.0f} s)')
+                bar.update()
+            if name in tables:
+                pictures[name] = report.finish(name, tables[name], folder)
+            report.write(folder, evaluation.checkpoints, tables, pictures, missing, about)
+    say(f'\n{folder}/report.md\n{folder}/results.json')
+    return 1 if missing and (args.on_given or not tables) else 0
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    warnings.showwarning = lambda message, *_: say(f'Warning: {message}')
+    try:
+        command = shlex.join(['python', 'evaluate.py', *(sys.argv[1:] if argv is None else argv)])
+        return run(parse_args(argv), command)
+    except SettingError as e:
+        print(f'evaluate.py: error: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\nStopped. The report holds the tables that were finished.', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

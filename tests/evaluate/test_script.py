@@ -1,0 +1,124 @@
+"""evaluate.py as a user runs it."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import ImageDataset, create_transform
+from torch.utils.data import DataLoader
+
+from timm_multimix.data import DigitsReader
+from timm_multimix.evaluate.report import markdown, plain, table_lines
+from timm_multimix.evaluate.table import Table, Value, rows_of
+from timm_multimix.hub import save_plain
+
+from ..conftest import ROOT
+
+DATA = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear', 'crop_pct': 1.0,
+        'crop_mode': 'center'}
+
+
+def run_evaluate(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), '-j', '0', '--device', 'cpu', *args],
+                          capture_output=True, text=True, timeout=600, cwd=cwd)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tiny models of the digits: a little trained and untrained."""
+    root = tmp_path_factory.mktemp('runs')
+    data = ImageDataset('', reader=DigitsReader('train'), transform=create_transform(**DATA))
+    torch.manual_seed(0)
+    for name in ('trained', 'untrained'):
+        model = timm.create_model('test_resnet', num_classes=10, output_stride=8)
+        if name == 'trained':
+            optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+            for images, target in DataLoader(data, 64, shuffle=True):
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), target).backward()
+                optimizer.step()
+        save_plain(model, root / name / 'model', DATA, {'output_stride': 8}, [str(i) for i in range(10)])
+    return [root / 'trained', root / 'untrained']
+
+
+def test_two_checkpoints_on_everything(folders: list[Path], tmp_path: Path) -> None:
+    done = run_evaluate(
+        f'one={folders[0]}', str(folders[1] / 'model'), '--num-images', '150', '--attack-images', '8', '--bank', '100',
+        '--ood', 'uniform', 'photographs', '--ood-images', '20', '--knn-k', '5', '--map-images', '40',
+        '--hull-batch', '32', '--pgd-steps', '3', '--output', 'report', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'report'
+    results: dict[str, Any] = json.loads((folder / 'results.json').read_text())
+    assert list(results['tables']) == ['accuracy', 'calibration', 'robustness', 'ood', 'embedding', 'hull', 'attention']
+    assert all(set(columns) == {'one', 'untrained'} for columns in results['tables'].values())
+    # accuracy, recomputed with timm alone on all images; here it is of 150 of them, drawn at random
+    rows = results['tables']['accuracy']['one']['rows']
+    model = timm.create_model(f'local-dir:{folders[0]}/model', pretrained=True).eval()
+    data = ImageDataset('', reader=DigitsReader('validation'), transform=create_transform(**DATA))
+    order = torch.randperm(355, generator=torch.Generator().manual_seed(0))[:150]
+    images, target = zip(*(data[i] for i in order.tolist()))
+    with torch.no_grad():
+        z = model(torch.stack(images))
+    assert rows['top-1, %'][0] == pytest.approx(100 * float((z.argmax(1) == torch.tensor(target)).float().mean()))
+    assert rows['NLL'][0] == pytest.approx(float(F.cross_entropy(z, torch.tensor(target))), rel=1e-4)
+    assert rows['top-1, %'][0] > 25 and rows['images'] == 150
+    assert 'top-1 minus that of one, points' in results['tables']['accuracy']['untrained']['rows']
+    report = (folder / 'report.md').read_text()
+    assert '| | one | untrained |' in report and results['command'] in report
+    pictures = sorted(p.name for p in folder.glob('*.png'))
+    assert pictures == ['attention_1.png', 'attention_2.png', 'confusion.png', 'embedding.png', 'hull.png',
+                        'hull_plane.png', 'ood.png', 'reliability.png', 'robustness.png']
+    assert all(f'({name})' in report for name in pictures)
+    assert not list(folder.glob('*.tmp')) and not list(folder.glob('.*'))
+
+
+@pytest.mark.parametrize('args, says', [
+    (['CHECKPOINT', '--on', 'acuracy'], "--on has 'acuracy'.*Did you mean accuracy"),
+    (['nowhere'], "'nowhere' is no checkpoint"),
+    (['CHECKPOINT', '--data-dir', 'nowhere'], "--data-dir is 'nowhere'"),
+    (['CHECKPOINT', '--pgd-eps', '4'], r'--pgd-eps is 4, but pixels are from 0 to 1'),
+    (['CHECKPOINT', '--on', 'transfer'], 'no --transfer-data'),
+    (['CHECKPOINT', '--transfer-data', 'x'], "--transfer-data is 'x', but --on has no transfer"),
+    (['CHECKPOINT', '--on', 'ood', '--ood', 'nowhere'], "--ood has 'nowhere'"),
+    (['CHECKPOINT', '--bins', '0'], '--bins is 0'),
+])
+def test_bad_input(folders: list[Path], args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                   monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main([a.replace('CHECKPOINT', str(folders[0])) for a in args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('evaluate.py: error: ')
+    import re
+    assert re.search(says, error), error
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_one_table_that_fails_does_not_take_the_others(folders: list[Path], tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    import evaluate
+    status = evaluate.main([str(folders[0]), '--on', 'hull,accuracy', '--num-images', '20', '-j', '0', '--output',
+                            str(tmp_path)])
+    assert status == 1  # what was asked for is not all there
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert list(results['tables']) == ['accuracy'] and 'batch is 128' in results['missing']['hull']['trained']
+    assert 'trained: not measured. batch is 128' in (tmp_path / 'report.md').read_text()
+
+
+def test_cells() -> None:
+    table = Table('x', rows_of({'images': 1000, 'a, %': Value(12.345, 1, 20), 'b': 0.00012345, 'c': float('nan'),
+                                'g | d': 70.3}))
+    other = Table('x', rows_of({'images': 5, 'g | e': 1.5}))
+    assert table_lines({'p': table, 'q': other}) == [
+        '| | p | q |', '|---|---:|---:|', '| images | 1000 | 5 |', '| a, % | 12.35 [1.00, 20.00] |  |',
+        '| b | 0.0001234 |  |', '| c | – |  |', '| **g** | | |', '| d | 70.30 |  |', '| e |  | 1.500 |']
+    assert 'a, %    12.35 [1.00, 20.00]' in str(table)
+    assert plain({'a': (float('nan'), 1), 2: float('inf')}) == {'a': [None, 1], '2': None}
+    assert '## Calibration' in markdown([], {'calibration': {'p': table}}, {}, {}, {})

@@ -1,0 +1,154 @@
+"""A checkpoint, however it comes, as a timm model in eval mode and the way its images are prepared."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import torch.nn as nn
+from timm.data import resolve_data_config
+from timm.models import load_state_dict
+
+from ..errors import SettingError, nearest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to evaluate.
+
+    Attributes:
+        name: of its column.
+        source: what it was loaded from.
+        model: in eval mode.
+        data_config: input_size, mean, std, interpolation, crop_pct, crop_mode, for timm's `create_transform`.
+        label_names: of its classes in order, where the checkpoint says them.
+    """
+    name: str
+    source: str
+    model: nn.Module
+    data_config: dict[str, Any]
+    label_names: Optional[list[str]]
+
+
+def load_checkpoint(
+        source: str,
+        model: Optional[str] = None,
+        *,
+        num_classes: Optional[int] = None,
+        model_kwargs: Optional[dict[str, Any]] = None,
+        img_size: Optional[int] = None,
+        **data: Any,
+) -> Checkpoint:
+    """Load a timm checkpoint; nothing of it is unpickled but tensors.
+
+    Args:
+        source: a folder that train.py wrote, or that holds config.json and weights; a file of weights (.safetensors,
+            .pth, .pth.tar); 'local-dir:…'; 'hf-hub:…'; or the name of a timm model with published weights. 'NAME=' in
+            front of it names its column.
+        model: for a file of weights: the timm model they are of.
+        num_classes: for a file of weights, default what they say.
+        model_kwargs: for a file of weights: further arguments of `timm.create_model`.
+        img_size: of images to evaluate on, where it differs from what the checkpoint says.
+        **data: mean, std, interpolation, crop_pct, where they differ.
+
+    Raises:
+        SettingError: there is nothing there, weights that do not fit, a file without `model`.
+    """
+    name, path = split_name(source)
+    kwargs = dict(model_kwargs or {})
+    folder = _folder(path)
+    if folder is not None:
+        net = _create(source, f'local-dir:{folder}', pretrained=True)
+    elif path.startswith(('local-dir:', 'hf-hub:', 'hf_hub:')):
+        net = _create(source, path, pretrained=True)
+    elif os.path.isfile(path):
+        net = _from_file(path, model, num_classes, img_size, kwargs)
+    elif '/' not in path and timm.is_model(path.split('.')[0]):
+        net = _create(source, path, pretrained=True)
+    else:
+        beside = [p.name for p in Path(path).parent.glob('*')] if Path(path).parent.is_dir() else []
+        raise SettingError(f'{source!r} is no checkpoint: there is no such folder or file'
+                           + (f' (its folder holds {", ".join(sorted(beside)[:6])}).{nearest(Path(path).name, beside)}'
+                              if beside else ', and timm has no model of that name.'))
+    settings = {'img_size': img_size, **data}
+    config = resolve_data_config(settings, model=net)
+    cfg: Any = net.pretrained_cfg or {}
+    labels = cfg.get('label_names')
+    return Checkpoint(name, path, net.eval(), config, [str(x) for x in labels] if labels else None)
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """'NAME=SOURCE' as (NAME, SOURCE); without a name, the last part of the path that says something."""
+    name, sign, rest = source.partition('=')
+    if sign and name and not any(c in name for c in '/:\\') and not os.path.exists(source):
+        return name, os.path.expanduser(rest)
+    source = os.path.expanduser(source)
+    parts = [p for p in source.replace('local-dir:', '').replace('\\', '/').rstrip('/').split('/') if p]
+    generic = () if source.startswith(('hf-hub:', 'hf_hub:')) else (
+        'model', 'model.safetensors', 'last.pth.tar', 'model_best.pth.tar', '.')
+    while len(parts) > 1 and parts[-1] in generic:
+        parts.pop()
+    return (parts[-1] if parts else source).rpartition(':')[2], source
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Columns need names that differ: a second 'run' becomes 'run (2)'."""
+    return [name if name not in names[:i] else f'{name} ({names[:i].count(name) + 1})' for i, name in enumerate(names)]
+
+
+def _folder(path: str) -> Optional[str]:
+    """The folder with config.json that a path means, if it means one."""
+    if os.path.isfile(path) and os.path.basename(path) == 'model.safetensors':
+        parent = os.path.dirname(path) or '.'
+        return parent if os.path.isfile(os.path.join(parent, 'config.json')) else None
+    if not os.path.isdir(path):
+        return None
+    for folder in (path, os.path.join(path, 'model')):
+        if os.path.isfile(os.path.join(folder, 'config.json')):
+            return folder
+    found = ', '.join(sorted(os.listdir(path))[:8]) or 'nothing'
+    unfinished = (' That run was not finished; name its last.pth.tar and --model to evaluate it as it is.'
+                  if os.path.isfile(os.path.join(path, 'last.pth.tar')) else '')
+    raise SettingError(f'{path!r} is a folder without config.json and without model/config.json, so it is no '
+                       f'checkpoint. It holds {found}.{unfinished}')
+
+
+def _create(source: str, name: str, **kwargs: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, **kwargs)
+    except Exception as e:  # timm and the hub raise many kinds: the user needs to know which checkpoint, and why
+        raise SettingError(f'The checkpoint {source!r} cannot be loaded: {e or type(e).__name__}') from e
+
+
+def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_size: Optional[int],
+               kwargs: dict[str, Any]) -> nn.Module:
+    if model is None:
+        raise SettingError(f'{path!r} is a file of weights that does not say of which model: give --model NAME (and '
+                           f'--model-kwargs, if it was made with any).')
+    if not timm.is_model(model.split('.')[0]):
+        raise SettingError(f'--model is {model!r}, but timm has no such model.{nearest(model, timm.list_models())}')
+    try:
+        state = load_state_dict(path, weights_only=True)
+    except Exception as e:
+        raise SettingError(f'{path!r} cannot be read as weights: {str(e).splitlines()[0] if str(e) else e!r}') from e
+    cfg = timm.models.get_pretrained_cfg(model)
+    classifier = getattr(cfg, 'classifier', None)
+    if num_classes is None and isinstance(classifier, str) and f'{classifier}.weight' in state:
+        num_classes = len(state[f'{classifier}.weight'])
+    if num_classes is not None:
+        kwargs['num_classes'] = num_classes
+    try:
+        try:
+            net = timm.create_model(model, **{**kwargs, **({'img_size': img_size} if img_size else {})})
+        except TypeError as e:
+            if 'img_size' not in str(e):
+                raise
+            net = timm.create_model(model, **kwargs)  # convolutional networks take any size and no such argument
+        net.load_state_dict(state)
+    except Exception as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()][:4]
+        raise SettingError(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '
+                           + '\n  '.join(line[:300] for line in lines)) from e
+    return net
