@@ -19,11 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from tqdm import tqdm
 
 from timm_multimix import SettingError, evaluate
 from timm_multimix.data import DIGITS
+from timm_multimix.distributed import start
 from timm_multimix.evaluate import Checkpoint, Outputs, Table, detection_data, images, load_checkpoint, report
 from timm_multimix.evaluate.cli import parse_args
 from timm_multimix.evaluate.load import unique_names
@@ -35,23 +35,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def pick_device(name: str) -> torch.device:
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise SettingError(f'--device is {name!r}, but it cannot be used here: {str(e).splitlines()[0]}.') from e
-    return device
-
-
 class Evaluation:
     """The checkpoints, the images, and every table: a method each. One pass over the images serves several tables."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.device = pick_device(args.device)
+        self.device = start(args.device)
         if 'transfer' in args.on:
             need_packages()
             self.boxes = detection_data.read(args.transfer_data, args.transfer_splits)

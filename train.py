@@ -636,7 +636,8 @@ def run(args: argparse.Namespace) -> None:
             train_metrics = train_epoch(progress, args, task, train_loader, optimizer, scheduler, autocast, scaler,
                                         device, bar, statistics, stop, save)
             if world() > 1 and args.dist_bn and not progress.statistics_agreed:
-                for module in filter(None, (task.get_eval_model(), task.get_eval_model(ema=True))):
+                average = None if args.model_ema_force_cpu else task.get_eval_model(ema=True)
+                for module in filter(None, (task.get_eval_model(), average)):
                     distribute_bn(module, world(), args.dist_bn == 'reduce')
                 progress.statistics_agreed = True
             due = (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs
@@ -736,7 +737,10 @@ def report(args: argparse.Namespace, folder: Path, final: Path, best: Any, metri
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    warnings.showwarning = lambda message, *_: say(f'Warning: {message}')  # sentences for people, without source lines
+    if not int(os.environ.get('RANK', '0')):  # sentences for people, without source lines, of one rank
+        warnings.showwarning = lambda message, *_: say(f'Warning: {message}')
+    else:
+        warnings.simplefilter('ignore')
     try:
         args = parse_args(argv, DIGITS_RECIPE)
         run(args)

@@ -60,7 +60,7 @@ DIFFERENT: dict[str, str] = {
     'val_split': 'there is always validation: an empty name is an error',
     'pretrained_path': 'implies `--pretrained` (timm ignores it without)',
     'resume': 'also a run folder or `auto`, and the run goes on in that folder, with its `args.yaml`; `--output` and '
-              '`--experiment` are then errors',
+              '`--experiment` are then errors, but for `auto`, which looks there',
     'num_classes': "default: as many as the data set has (timm: the model's)",
     'img_size': 'also builds the model for this size (timm needs `--model-kwargs img_size=N`, which is the same here)',
     'input_size': 'also builds the model for this size',
