@@ -94,7 +94,7 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, image_folder: Path) -> None
     (tmp_path / 'script.py').write_text(TWO_THEN_ONE)
     out = torchrun(str(tmp_path / 'script.py'), str(image_folder), str(tmp_path), '--multimix', 'none')
     assert 'on cpu, 2 ranks of 4 images each' in out
-    assert out.count('Epoch   2/2') == 2 and out.count('Done in') == 2  # one rank speaks
+    assert out.count('Epoch 2/2') == 2 and out.count('Done in') == 2  # one rank speaks
     one, two = (read_summary(tmp_path / name / 'summary.csv') for name in ('one', 'two'))
     for a, b in zip(one, two, strict=True):
         for name in set(a) - {'train_images_per_second'}:
