@@ -393,7 +393,7 @@ class Save:
     def __call__(self, progress: Progress, metric: Optional[float] = None, within: bool = False) -> None:
         if not finite_weights(unwrap(self.task.trainable_module)):
             raise not_finite('The weights', progress.epoch, self.saver.optimizer, self.folder)
-        own = {'progress': progress.state_dict(), **(own_state(self.task) if world() > 1 else {})}
+        own = {'progress': progress.state_dict(), **own_state(self.task)}
         plateau = getattr(self.scheduler, 'lr_scheduler', None)  # timm's other schedules have no state
         self.saver.extra = {'ranks': from_all(own), 'shape': self.shape}
         if plateau is not None:
@@ -566,8 +566,8 @@ def run(args: argparse.Namespace) -> None:
     if world() > 1:
         ddp = {'broadcast_buffers': False} if args.no_ddp_bb else {}
         task.prepare_distributed(device_ids=[local_rank()] if device.type == 'cuda' else None, **ddp)
-        if found.get('shape') == shape:
-            load_own_state(task, found['ranks'][rank()])
+    if found.get('shape') == shape:
+        load_own_state(task, found['ranks'][rank()])
     if scheduler is not None and (start_epoch or progress.batch):
         if 'plateau' in found and hasattr(scheduler, 'lr_scheduler'):
             scheduler.lr_scheduler.load_state_dict(found['plateau'][0])

@@ -105,6 +105,7 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, image_folder: Path) -> None
             torch.testing.assert_close(states[1][key][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_says_so_once(tmp_path: Path) -> None:
     out = torchrun(str(ROOT / 'train.py'), '--model', 'test_resnet', '--multimix', 'multimix', '--multimix-m', '65',
                    '--output', str(tmp_path), code=1)

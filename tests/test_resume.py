@@ -106,9 +106,10 @@ def test_killed_twenty_times(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_accumulated_updates_in_half_precision(tmp_path: Path, data: Path) -> None:
-    flags = ('-j', '0', '--grad-accum-steps', '2', '--clip-grad', '1', '--amp', '--amp-dtype', 'float16', '--sched',
-             'plateau', '--patience-epochs', '0', '--no-sched-on-updates')
+@pytest.mark.parametrize('dtype', [('--amp', '--amp-dtype', 'float16'), ('--model-dtype', 'bfloat16')], ids='/'.join)
+def test_accumulated_updates_in_half_precision(tmp_path: Path, data: Path, dtype: tuple[str, ...]) -> None:
+    flags = ('-j', '0', '--grad-accum-steps', '2', '--clip-grad', '1', '--sched', 'plateau', '--patience-epochs', '0',
+             '--no-sched-on-updates', *dtype)
     with_kills(tmp_path / 'unbroken', data, flags=flags)
     with_kills(tmp_path / 'killed', data, 'step:1:TERM', 'file:9', 'step:2:TERM', flags=flags)
     assert_same(tmp_path / 'unbroken', tmp_path / 'killed')

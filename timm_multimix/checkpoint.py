@@ -15,6 +15,8 @@ import torch.nn as nn
 from timm.utils import CheckpointSaver
 from torch import Tensor
 
+from .mixing.ranks import world
+
 SUFFIX = '.pth.tar'
 
 
@@ -196,8 +198,12 @@ def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
 
 
 def own_state(task: Any) -> dict[str, Any]:
-    """What ranks do not have in common: BatchNorm's statistics, of the model and of its average."""
-    found = {}
+    """What ranks do not have in common: BatchNorm's statistics, of the model and of its average; and the generator by
+    which timm rounds an average in bfloat16."""
+    generator = getattr(task.get_trainable_module(ema=True), '_sr_generator', None)
+    found: dict[str, Any] = {} if generator is None else {'rounding': generator.get_state()}
+    if world() == 1:  # a model's buffers are in its state_dict
+        return found
     for key, module in (('buffers', task.get_eval_model()), ('buffers_ema', task.get_eval_model(ema=True))):
         if module is not None:
             found[key] = {name: b.detach().cpu().clone() for name, b in _buffers(module)}
@@ -206,6 +212,9 @@ def own_state(task: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_own_state(task: Any, state: dict[str, Any]) -> None:
+    generator = getattr(task.get_trainable_module(ema=True), '_sr_generator', None)
+    if generator is not None and 'rounding' in state:
+        generator.set_state(state['rounding'])
     for key, module in (('buffers', task.get_eval_model()), ('buffers_ema', task.get_eval_model(ema=True))):
         if module is not None and key in state:
             for name, buffer in _buffers(module):
