@@ -267,6 +267,8 @@ def test_it_learns_to_find_shapes(detector: str, kwargs: dict[str, Any], epochs:
 
 
 def test_settings(shapes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('torchmetrics')
+    pytest.importorskip('pycocotools')
     model = timm.create_model('test_resnet', num_classes=4)
     train, test, classes = read(str(shapes['voc']))
     for kwargs, says in (({'detectors': ['yolo']}, "'yolo', but there are faster_rcnn, ssd"),

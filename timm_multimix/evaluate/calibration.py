@@ -1,6 +1,7 @@
 """Calibration: whether 80 % sure means right 80 times of 100."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from .table import Table, colour, pyplot, rows_of, save_figure
 TITLE = 'Calibration'
 ABOUT = """\
 ECE: expected calibration error, the mean over images of |accuracy − confidence| of the bin an image falls into, with
-bins of equal width over confidence (Guo et al., arXiv 1706.04599; ℓ1). Adaptive ECE: the same with bins of equally many
-images (Nguyen and O'Connor, arXiv 1508.05154). Confidence is the largest softmax probability. Overconfidence: mean
-confidence minus accuracy. Temperature scaling divides the logits by one number T that minimises the NLL on held-out
-images: the images are halved at random, T is fitted on one half and applied to the other, both ways, so that no image
-is measured with a T that saw it. All errors are in percent."""
+bins of equal width over confidence (Guo et al., arXiv 1706.04599; ℓ1). Adaptive ECE: the same with bins of equally
+many images (Nguyen and O'Connor, arXiv 1508.05154). Confidence is the largest softmax probability. Overconfidence:
+mean confidence minus accuracy. Temperature scaling divides the logits by one number T that minimises the NLL on
+held-out images: the images are parted in five at random and T is fitted on four parts and applied to the fifth, in
+turn, so that no image is measured with a T that saw it. All errors are in percent."""
+
+FOLDS, LIMIT = 5, 20.0
 
 
 def calibration(
@@ -40,7 +43,7 @@ def calibration(
         model: any nn.Module that gives logits.
         loader: of (images, target), or what `collect` returned. Images it was not trained on.
         bins: of both calibration errors.
-        seed: how the images are halved for temperature scaling.
+        seed: how the images are parted for temperature scaling.
 
     Returns:
         A `Table`; data holds the bins of the reliability diagrams, 'before' and 'after'.
@@ -52,13 +55,14 @@ def calibration(
     if bins < 1:
         raise SettingError(f'bins is {bins}, but it must be at least 1.')
     if len(outputs) < 2:
-        raise SettingError('Calibration needs two images at least: one half fits the temperature, the other is '
-                           'measured.')
+        raise SettingError('Calibration needs two images at least: the temperature is fitted on others than '
+                           'are measured.')
     logits, target = outputs.logits.double(), outputs.target
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
-    halves = order[:len(order) // 2], order[len(order) // 2:]
+    parts = order.tensor_split(min(FOLDS, len(order)))
     scaled, temperatures = logits.clone(), []
-    for held_out, measured in (halves, halves[::-1]):
+    for i, measured in enumerate(parts):
+        held_out = torch.cat([*parts[:i], *parts[i + 1:]])
         t = temperature(logits[held_out], target[held_out])
         temperatures.append(t)
         scaled[measured] = logits[measured] / t
@@ -73,7 +77,10 @@ def calibration(
         rows[f'NLL{suffix}'] = float(F.cross_entropy(z, target))
         data[when] = reliability(confidence, right, bins)
     rows['temperature'] = float(np.mean(temperatures))
-    return Table('calibration', rows_of(rows), data)
+    at_limit = any(abs(math.log(t)) > math.log(LIMIT) - 1e-3 for t in temperatures)
+    notes = ['A temperature ran to its limit: among the images it was fitted on too few (or too many) are wrong for '
+             'temperature scaling to mean anything.'] if at_limit else []
+    return Table('calibration', rows_of(rows), data, notes)
 
 
 def confidence_and_right(logits: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +123,10 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:
-    """The T > 0 that minimises the negative log-likelihood of logits / T, from 1/100 to 100 (arXiv 1706.04599)."""
+    """The T > 0 that minimises the negative log-likelihood of logits / T, from 1/20 to 20 (arXiv 1706.04599)."""
     z = logits.double()
-    found = minimize_scalar(lambda t: float(F.cross_entropy(z / np.exp(t), target)), bounds=(-np.log(100), np.log(100)),
-                            method='bounded', options={'xatol': 1e-6})
+    found = minimize_scalar(lambda t: float(F.cross_entropy(z / math.exp(t), target)),
+                            bounds=(-math.log(LIMIT), math.log(LIMIT)), method='bounded', options={'xatol': 1e-6})
     return float(np.exp(found.x))
 
 
