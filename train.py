@@ -201,7 +201,7 @@ def build_loaders(
     if (args.dataset or '').lower().startswith('torch/'):
         for dataset in (train_set, val_set):
             dataset.transform = ConvertMode(image_mode(args), dataset.transform)
-    if not len(train):
+    if isinstance(train_set, torch.utils.data.IterableDataset) and not len(train):
         raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
                            f'--workers {args.workers}: use at least one worker and as few as it has parts.')
     return train, val
