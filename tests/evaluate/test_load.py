@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,7 @@ def test_images_are_those_of_timm_in_one_order(run: Path, tmp_path: Path) -> Non
 
 def test_wrong_images_say_so(run: Path, tmp_path: Path) -> None:
     c = load_checkpoint(str(run))
+    wide = replace(c, model=timm.create_model('test_resnet', num_classes=10))
     data = write_images(tmp_path / 'images')
     for root, split, says in ((data, 'test', "no 'test' folder. It holds train, validation"),
                               (tmp_path / 'image', 'validation', 'Did you mean images'),
@@ -141,6 +144,10 @@ def test_wrong_images_say_so(run: Path, tmp_path: Path) -> None:
     more = write_images(tmp_path / 'more', classes=4)
     with pytest.raises(SettingError, match='3 classes, but the images have 4'):
         check_classes(c, open_split('', str(more), 'validation'))
+    with pytest.raises(SettingError, match='class_0, class_1, class_2.*not trained on the embedded digits'):
+        check_classes(wide, open_split('sklearn/digits', None, 'validation'))
+    with pytest.warns(UserWarning, match='not one name is the same'):
+        check_classes(wide, SimpleNamespace(classes=['cat', 'dog']))
     (tmp_path / 'map.txt').write_text('class_0\nclass_2\nclass_1\n')
     with pytest.raises(SettingError, match="Class 1 is 'class_1' in mine but 'class_2'"):
         check_classes(c, open_split('', str(data), 'validation', str(tmp_path / 'map.txt')))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, Optional
@@ -60,7 +61,8 @@ def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:
     """Names of the model's classes; the model and the images must mean the same by a class number.
 
     Raises:
-        SettingError: the images have more classes than the model, or the same ones in another order.
+        SettingError: the images have more classes than the model, or the same ones in another order; or they are the
+            embedded digits and the model is of something else.
     """
     C = int(checkpoint.model.num_classes)  # type: ignore[arg-type]
     theirs, ours = class_names(dataset), checkpoint.label_names
@@ -71,6 +73,13 @@ def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:
         i = next(i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b)
         raise SettingError(f'Class {i} is {ours[i]!r} in {checkpoint.name} but {theirs[i]!r} in the data: give '
                            f'--class-map with the order of the model.')
+    if theirs and ours and not set(theirs) & set(ours):
+        told = (f'The classes of {checkpoint.name} are {", ".join(ours[:3])}, …, those of the images '
+                f'{", ".join(theirs[:3])}, …')
+        if isinstance(getattr(dataset, 'reader', None), DigitsReader):
+            raise SettingError(f'{told}: it was not trained on the embedded digits. Give --data-dir or --dataset.')
+        warnings.warn(f'{told}: not one name is the same. The figures take class 0 of one for class 0 of the other, '
+                      f'and so on.', stacklevel=2)
     names = theirs or ours or [str(i) for i in range(C)]
     return names + [str(i) for i in range(len(names), C)]
 
