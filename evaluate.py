@@ -28,11 +28,7 @@ from timm_multimix.evaluate import Checkpoint, Outputs, Table, detection_data, i
 from timm_multimix.evaluate.cli import parse_args
 from timm_multimix.evaluate.load import unique_names
 from timm_multimix.evaluate.transfer import need_packages
-
-
-def say(text: str) -> None:
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+from timm_multimix.screen import say
 
 
 class Evaluation:

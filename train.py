@@ -35,7 +35,6 @@ from timm.models import load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
-from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import (
     AverageMeter,
     NativeScaler,
@@ -49,21 +48,13 @@ from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.backbones import classifier_leaves
-from timm_multimix.checkpoint import (
-    AtomicCheckpointSaver,
-    candidates,
-    drop_unfinished,
-    load,
-    load_own_state,
-    newest_whole,
-    own_state,
-)
-from timm_multimix.checks import check_args, ema_note, mismatch, rehearse, weights_alone
+from timm_multimix.checkpoint import AtomicCheckpointSaver, candidates, drop_unfinished, load_own_state
+from timm_multimix.checks import check_args, ema_note, mismatch, rehearse
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
 from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, create_train_val, drop_unreadable
 from timm_multimix.data.augment import as_published
-from timm_multimix.distributed import finish, from_all, from_first, local_rank, mean_of_ranks, one_by_one, start
-from timm_multimix.finite import Statistics, finite_gradient, finite_weights
+from timm_multimix.distributed import finish, from_first, local_rank, mean_of_ranks, one_by_one, start
+from timm_multimix.finite import Statistics, finite_gradient
 from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_point
 from timm_multimix.interrupt import Interrupt, Stopped
 from timm_multimix.loggers import open_loggers
@@ -78,17 +69,13 @@ from timm_multimix.report import (
     trim_summary,
     write_report,
 )
+from timm_multimix.resuming import Save, not_finite, place_of, resume
+from timm_multimix.screen import say
 from timm_multimix.seeding import seed_place
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')
-
-
-def say(text: str) -> None:
-    if rank() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -348,14 +335,6 @@ def train_epoch(
     return metrics
 
 
-def not_finite(what: str, epoch: int, optimizer: torch.optim.Optimizer, folder: Path) -> SettingError:
-    good = next(iter(candidates(folder)), None)
-    return SettingError(
-        f'{what} became infinite or no number in epoch {epoch + 1}. Lower --lr (now '
-        f'{optimizer.param_groups[0]["lr"]:g}), clip with --clip-grad 1, or warm up longer. '
-        + (f'The last good checkpoint is {good}: --resume {good}' if good else 'No checkpoint was written yet.'))
-
-
 @torch.no_grad()
 def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.device, channels_last: bool,
              stop: Interrupt) -> Optional[OrderedDict[str, float]]:
@@ -381,89 +360,6 @@ def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.devi
             return None
     means = mean_of_ranks([loss.sum, top1.sum, top5.sum], loss.count, device)
     return OrderedDict(zip(('loss', 'top1', 'top5'), means))
-
-
-class Save:
-    """Writes checkpoints, from the first rank, with what every rank has of its own. All ranks call it."""
-
-    def __init__(self, saver: AtomicCheckpointSaver, task: MultiMixTask, scheduler: Any, shape: dict[str, int]) -> None:
-        self.saver, self.task, self.scheduler, self.shape = saver, task, scheduler, shape
-        self.folder = Path(saver.checkpoint_dir)
-
-    def __call__(self, progress: Progress, metric: Optional[float] = None, within: bool = False) -> None:
-        if not finite_weights(unwrap(self.task.trainable_module)):
-            raise not_finite('The weights', progress.epoch, self.saver.optimizer, self.folder)
-        own = {'progress': progress.state_dict(), **own_state(self.task)}
-        plateau = getattr(self.scheduler, 'lr_scheduler', None)  # timm's other schedules have no state
-        self.saver.extra = {'ranks': from_all(own), 'shape': self.shape}
-        if plateau is not None:
-            self.saver.extra['plateau'] = plateau.state_dict(), self.scheduler.restore_lr
-        if within:
-            self.saver.extra['batch'] = progress.batch
-        if rank():
-            return
-        try:
-            if within:
-                self.saver.save_recovery(progress.epoch, progress.batch)
-            else:
-                self.saver.save_checkpoint(progress.epoch, metric=metric)
-                self.saver.drop_recoveries()
-        except (OSError, RuntimeError) as e:  # a full disk, mostly: the run goes on, and tries again next time
-            good = next(iter(candidates(self.folder)), None)
-            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({str(e).splitlines()[0]}). '
-                + (f'{good} stays the last one.' if good else 'There is none yet.'))
-
-
-def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any,
-           saver: AtomicCheckpointSaver) -> dict[str, Any]:
-    """Load the newest whole checkpoint into everything but the scheduler; returns it."""
-    found, problems = newest_whole(args.resume)
-    for problem in problems:
-        say(f'Warning: {problem}' + (f' Going on from {found}.' if found else ''))
-    path = str(found or resume_checkpoint(args.resume))
-    try:
-        start = resume_task_checkpoint(task, path, None, scaler, log_info=False)
-        if task.has_ema():
-            load_task_ema_checkpoint(task, path)
-    except Exception as e:
-        raise SettingError(mismatch('--resume', path, args.model, e)) from e
-    if start is None:
-        raise SettingError(weights_alone(path))
-    if not args.no_resume_opt:
-        settings = set(optimizer.param_groups[0])
-        try:
-            resume_task_checkpoint(task, path, optimizer, log_info=False)
-            missing = settings - set(optimizer.param_groups[0])
-            if missing:
-                raise ValueError(f'it has no {", ".join(sorted(missing))}')
-        except Exception as e:
-            raise SettingError(f'--opt is {args.opt}, but the checkpoint {path!r} holds the state of another optimizer '
-                               f'({e}). Resume with that one, or start this one afresh with --no-resume-opt.') from e
-    state = load(path)
-    world_agreed = from_all(path)  # nobody still reads when the first rank begins to tidy up
-    assert len(set(world_agreed)) == 1, world_agreed
-    if rank() == 0:
-        saver.go_on_from(Path(path), state)
-        saver.drop_recoveries(keep=[path])
-    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau')} | {
-        'start': start}
-
-
-def place_of(state: dict[str, Any], progress: Progress, shape: dict[str, int], exact: bool) -> Optional[str]:
-    """Set `progress` to where a checkpoint was written; a sentence if it must go back to the start of the epoch."""
-    own = state.get('ranks') or [{}]
-    if 'batch' not in state:  # an epoch's end
-        progress.epoch = state['start']
-        progress.in_a_row = own[0].get('progress', {}).get('in_a_row', 0)
-        return None
-    if state['shape'] == shape and exact:
-        progress.load_state_dict(own[rank()]['progress'])
-        return None
-    progress.epoch = state['epoch']
-    why = ('a stream of images cannot be entered in the middle' if not exact
-           else 'it was written with another number of ranks, batches or images in a batch')
-    return (f'The checkpoint is from within epoch {progress.epoch + 1}, but {why}: that epoch starts again, with the '
-            f'weights of the checkpoint.')
 
 
 def run(args: argparse.Namespace) -> None:

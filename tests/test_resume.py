@@ -94,6 +94,15 @@ def test_two_ranks_killed(tmp_path: Path, data: Path) -> None:
     assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
 
 
+def test_killed_after_an_epoch_without_validation(tmp_path: Path, data: Path) -> None:
+    flags = ('-j', '0', '--epochs', '4', '--val-interval', '2')
+    with_kills(tmp_path / 'unbroken', data, flags=flags)
+    batches = len(list(data.glob('train/*/*'))) // 4
+    out = with_kills(tmp_path / 'killed', data, f'step:{batches + 1}', flags=flags)
+    assert f'resuming at epoch 1, after batch {batches}' in out  # trained, and nothing of it is lost
+    assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
+
+
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path: Path, data: Path) -> None:
     draw = random.Random(6)
