@@ -268,8 +268,10 @@ def test_fine_tuning_from_the_hub(
 # ---------------------------------------------------------------------------------------------------------- the card
 
 def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
-    run = a_run(tmp_path / 'run', dataset=None, data_dir=str(tmp_path / 'pets'), recipe='')
+    run = a_run(tmp_path / 'run', dataset=None, data_dir=str(tmp_path / 'pets'), recipe='',
+                pretrained_path=str(tmp_path / 'start.safetensors'), log=['tensorboard'])
     push_to_hub(run, 'user/pets-vit')
+    assert str(tmp_path) not in hub.repos['user/pets-vit'].files()['args.yaml'].decode()
     text = hub.repos['user/pets-vit'].files()['README.md'].decode()
     card = ModelCard(text)
     assert card.data.library_name == 'timm' and card.data.pipeline_tag == 'image-classification'
@@ -280,7 +282,8 @@ def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
     assert 'after epoch 2 of 3: training has not ended' in text
     assert 'The best epoch was 1, with 61.25 % top-1' in text and '| 58.75 | 91.50 | 1.250 |' in text
     assert 'cat, dog, eel, fox' in text and '![' in text and str(tmp_path) not in text
-    assert '--data-dir pets' in text and '| effective | 2.0 to 2.0 |' in text
+    assert '--data-dir pets' in text and '--pretrained-path start.safetensors' in text and '--log' not in text
+    assert '| effective | 2.0 to 2.0 |' in text
 
 
 @pytest.mark.parametrize('flags', [

@@ -20,11 +20,14 @@ from .loggers import LOGGERS
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
                   'attention_detach', 'normalize', 'layer', 'engine', 'gather')
+# What says something about the machine and the screen, and nothing about the model.
+OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persistent_workers', 'no_prefetcher',
+                  'device', 'device_modules', 'pin_mem', 'log_interval', 'checkpoint_hist', 'recovery_interval',
+                  'save_images', 'log', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub',
+                  'push_every', 'push_private')
 # What the same run may be gone on with in another way: `--resume auto` does not look at these.
-FREE_ON_RESUME = ('resume', 'config', 'output', 'experiment', 'epochs', 'workers', 'device', 'pin_mem', 'log_interval',
-                  'checkpoint_hist', 'recovery_interval', 'nonfinite_limit', 'bad_images', 'dataset_download',
-                  'push_to_hub', 'push_every', 'push_private', 'log', 'log_wandb', 'wandb_project', 'wandb_tags',
-                  'wandb_resume_id', 'start_epoch', 'save_images', 'persistent_workers', 'no_prefetcher', *NOT_TAKEN)
+FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'dataset_download', 'start_epoch',
+                  *NOT_TAKEN)
 NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
 _FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,9 +21,6 @@ TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
 # A card that was written by hand, which is one without this line, is never replaced.
 MARK = '<!-- Written by timm-multimix, and anew at every push. Without this line it stays as you edit it. -->'
-# What args.yaml says about the machine and not about the model; the card's command leaves it out.
-_OF_THE_MACHINE = ('help', 'config', 'resume', 'output', 'experiment', 'recipe', 'device', 'workers', 'pin_mem',
-                   'log_interval', 'checkpoint_hist', 'num_classes', 'push_to_hub', 'push_every', 'push_private')
 _CITATION = '''```bibtex
 @inproceedings{venkataramanan2023multimix,
   title     = {Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples},
@@ -87,7 +84,7 @@ def _about(config: dict[str, Any], settings: dict[str, Any], folder: Path) -> st
     method = {'dense': 'Dense MultiMix', 'multimix': 'MultiMix'}.get(settings.get('mode', ''))
     with safe_open(folder / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
         shapes = [f.get_slice(k).get_shape() for k in f.keys()]  # noqa: SIM118
-    count = sum(int(_product(s)) for s in shapes)
+    count = sum(math.prod(s) for s in shapes)
     trained = (f', trained with {method} ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))' if method else '')
     names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
     named = list(names.values()) if isinstance(names, dict) else list(names or [])
@@ -168,7 +165,8 @@ def is_timms_own(architecture: str) -> bool:
 
 def train_command(args: dict[str, Any]) -> str:
     """The command line that differs from train.py's defaults, or from its recipe's, by the settings of args.yaml."""
-    from ..cli import build_parser, read_yaml  # brings the data sets, which nobody needs who only loads a model
+    # Not above: it brings the data sets, which nobody needs who only loads a model.
+    from ..cli import OF_THE_MACHINE, build_parser, read_yaml
     from ..errors import SettingError
     parser = build_parser()
     words = ['python', 'train.py']
@@ -182,7 +180,7 @@ def train_command(args: dict[str, Any]) -> str:
         name = action.dest
         value = args.get(name)
         same = _same(value, parser.get_default(name)) and name not in ('model', 'multimix')  # these two say it all
-        if name in _OF_THE_MACHINE or value is None or same:
+        if name in (*OF_THE_MACHINE, 'help', 'recipe', 'num_classes') or value is None or same:
             continue
         words += _words(action, value)
     lines = [' '.join(words[:2])]
@@ -236,13 +234,6 @@ def _base_model(config: dict[str, Any], args: dict[str, Any]) -> Optional[str]:
 
 def _shown(value: Any) -> str:
     return ' to '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _product(values: Iterable[int]) -> int:
-    product = 1
-    for value in values:
-        product *= value
-    return product
 
 
 def _yaml(path: Path) -> dict[str, Any]:
