@@ -210,11 +210,11 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.o
 
 
 def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[Mixup]:
-    alpha = config.mixup if config is not None else args.mixup or 0.0
-    if not (alpha or args.cutmix > 0 or args.cutmix_minmax):
+    mixup, cutmix = (config or args).mixup or 0.0, (config or args).cutmix or 0.0
+    if not (mixup or cutmix or args.cutmix_minmax):
         return None
     return Mixup(
-        mixup_alpha=alpha, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=args.num_classes)
 

@@ -109,6 +109,16 @@ def test_input_mixup_of_the_paper_gives_way_to_flags() -> None:
     assert config(*paper, '--cutmix', '1').mixup == 0  # type: ignore[attr-defined]
 
 
+def test_who_asks_for_one_input_mixing_does_not_get_the_presets_other_one() -> None:
+    alternate = ('--multimix', 'dense', '--multimix-preset', 'alternate')
+    for flags, expected in (((), (1, 1)), (('--mixup', '0.2'), (0.2, 0)), (('--cutmix', '0.5'), (0, 0.5)),
+                            (('--mixup', '0'), (0, 1)), (('--cutmix', '0'), (1, 0)),
+                            (('--cutmix-minmax', '0.2', '0.8'), (0, 0)),
+                            (('--mixup', '0.2', '--cutmix', '0.5'), (0.2, 0.5))):
+        c = config(*alternate, *flags)
+        assert (c.mixup, c.cutmix, c.prob) == (*expected, 0.5)  # type: ignore[attr-defined]
+
+
 def test_method_flags_without_the_method() -> None:
     with pytest.raises(SettingError, match='--multimix-n is 5, but --multimix is none'):
         config('--multimix-n', '5')

@@ -56,6 +56,18 @@ def test_paper_alternates_with_input_mixup() -> None:
     assert all(('effective' in r) == r['mixed'] for r in results)
 
 
+def test_alternate_takes_turns_with_mixup_and_cutmix() -> None:
+    task = make('alternate', label_smoothing=0.1)
+    assert isinstance(task.mixup_fn, Mixup)
+    assert (task.mixup_fn.mixup_alpha, task.mixup_fn.cutmix_alpha, task.mixup_fn.label_smoothing) == (1, 1, 0.1)
+    same = [torch.equal(task.mixup_fn(IMAGES.clone(), TARGET)[0][:, :, :2, :2], IMAGES[:, :, :2, :2])
+            for _ in range(40)]
+    assert 0 < sum(same) < 40  # CutMix leaves most corners, mixup none
+    results = [task(IMAGES.clone(), TARGET) for _ in range(20)]
+    assert 0 < sum(r['mixed'] for r in results) < 20
+    assert all(('loss_clean' in r) == r['mixed'] for r in results)
+
+
 def test_mixup_before_embedding_mixing_when_every_step_mixes() -> None:
     calls = []
 

@@ -145,7 +145,7 @@ def check_args(args: argparse.Namespace) -> None:
     if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
         raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
                            f'{nearest(args.model, timm.list_models())}')
-    if (args.mixup or args.cutmix > 0 or args.cutmix_minmax) and args.batch_size % 2:
+    if (args.mixup or args.cutmix or args.cutmix_minmax) and args.batch_size % 2:
         raise SettingError(f'--batch-size is {args.batch_size}, but timm pairs the images of a batch for mixup and '
                            f'cutmix: it must be even.')
 

@@ -205,8 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--recount', type=int, default=1, metavar='N', help=' ')
     g('--resplit', action=on_off, default=False, help='no random erasing in the first half of a batch')
     g('--train-interpolation', choices=('', *INTERPOLATIONS, 'random'), default='random', help=' ')
-    g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; here also the preset paper: 2)')
-    g('--cutmix', type=float, default=0.0, metavar='A', help='input cutmix')
+    g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; preset alternate: 1, paper: 2)')
+    g('--cutmix', type=float, default=None, metavar='A', help='input cutmix (timm: 0; preset alternate: 1)')
     g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
     g('--mixup-prob', type=float, default=1.0, metavar='P', help='of mixup or cutmix on a step that has them')
     g('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='of cutmix where both are on')
@@ -456,8 +456,10 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
             raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: '
                                f'choose --multimix {" or ".join(MODES)}, or drop it.')
         return None
-    if args.mixup is not None:
-        given['mixup'] = args.mixup
-    elif args.cutmix > 0 or args.cutmix_minmax:
-        given['mixup'] = 0.0  # cutmix was asked for: the preset's mixup does not come with it
+    # Whoever asks for one of mixup and cutmix does not get the preset's other one with it.
+    asked = args.mixup or args.cutmix or args.cutmix_minmax
+    for name in ('mixup', 'cutmix'):
+        value = getattr(args, name)
+        if value is not None or asked:
+            given[name] = value or 0.0
     return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': args.smoothing, **given})

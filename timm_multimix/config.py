@@ -19,10 +19,12 @@ ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
 
 # Settings that a preset decides. `paper` is the literal method; `default` is the one that trains in a normal budget:
-# a clean term, and a mixed term that blends a handful of examples instead of the whole batch.
+# a clean term, and a mixed term that blends a handful of examples instead of the whole batch. `alternate` is that on
+# half of the steps, and timm's mixup or CutMix on the others: for long training (docs/results.md).
 PRESETS: dict[str, dict[str, Any]] = {
-    'default': dict(effective=(1.5, 3.0), prob=1.0, clean_weight=1.0, mixup=0.0),
-    'paper': dict(alpha=(0.5, 2.0), prob=0.5, clean_weight=0.0, mixup=2.0),
+    'default': dict(effective=(1.5, 3.0), prob=1.0, clean_weight=1.0, mixup=0.0, cutmix=0.0),
+    'alternate': dict(effective=(1.5, 3.0), prob=0.5, clean_weight=1.0, mixup=1.0, cutmix=1.0),
+    'paper': dict(alpha=(0.5, 2.0), prob=0.5, clean_weight=0.0, mixup=2.0, cutmix=0.0),
 }
 
 # Only dense has positions to attend to; with plain MultiMix these would be ignored, so giving them is an error.
@@ -31,7 +33,7 @@ _DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=T
 
 def flag(name: str) -> str:
     """The command-line flag of a setting, for error messages."""
-    return {'mixup': '--mixup', 'label_smoothing': '--smoothing', 'mode': '--multimix'}.get(
+    return {'mixup': '--mixup', 'cutmix': '--cutmix', 'label_smoothing': '--smoothing', 'mode': '--multimix'}.get(
         name, '--multimix-' + name.replace('_', '-'))
 
 
@@ -72,7 +74,8 @@ class MultiMixConfig:
 
     Args:
         mode: 'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position.
-        preset: 'default' trains in a normal budget, 'paper' is the published setting (arXiv 2311.05538).
+        preset: 'default' trains in a normal budget; 'alternate' takes turns with input mixup and CutMix, for long
+            training; 'paper' is the published setting (arXiv 2311.05538).
         n: mixed examples (tuples) per step; for dense, per step and position.
         m: examples mixed in each tuple, drawn at random from the batch; None means the whole batch.
         alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
@@ -84,6 +87,7 @@ class MultiMixConfig:
             mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
         mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
             comes before embedding mixing on every step. Used by `MultiMixTask` only.
+        cutmix: the same for CutMix; with both, each step that has one draws which.
         clean_weight: weight of the ordinary cross-entropy of the unmixed batch beside the mixed term, whose weight is
             1. The loss is their weighted mean, so gradients stay as large as those of ordinary training.
         attention: dense only: what u is in a = h(zᵀu). 'gap' the image's own mean feature, 'cam' the classifier's row
@@ -118,6 +122,7 @@ class MultiMixConfig:
     effective: Optional[Range] = None
     prob: float = None  # type: ignore[assignment]  # from the preset
     mixup: float = None  # type: ignore[assignment]
+    cutmix: float = None  # type: ignore[assignment]
     clean_weight: float = None  # type: ignore[assignment]
     attention: str = None  # type: ignore[assignment]
     attention_norm: str = None  # type: ignore[assignment]
@@ -205,6 +210,7 @@ class MultiMixConfig:
         for name, low, high, right in (
                 ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
                 ('mixup', 0, math.inf, 'a Beta concentration cannot be negative (0 switches input mixup off).'),
+                ('cutmix', 0, math.inf, 'a Beta concentration cannot be negative (0 switches CutMix off).'),
                 ('clean_weight', 0, math.inf, 'a weight cannot be negative.'),
                 ('label_smoothing', 0, 1, 'it must be from 0 up to, not including, 1.')):
             value = _as_number(name, getattr(self, name))
@@ -260,9 +266,10 @@ class MultiMixConfig:
         if 'effective' in self._given and self.effective[1] >= whole:  # type: ignore[index]
             raise _bad('effective', self.effective, f'a batch of {whole} cannot mix that many: it must be below '
                                                     f'{whole}.')
-        if self.mixup and batch % 2:
-            raise _bad('mixup', self.mixup, f"timm's Mixup pairs the batch with its reverse and needs an even batch "
-                                            f'size, not {batch} (--batch-size).')
+        for name in ('mixup', 'cutmix'):
+            if getattr(self, name) and batch % 2:
+                raise _bad(name, getattr(self, name), f"timm's Mixup pairs the batch with its reverse and needs an "
+                                                      f'even batch size, not {batch} (--batch-size).')
 
     def replace(self, **changes: Any) -> MultiMixConfig:
         """A copy with some settings changed; everything given before stays given, the rest follows the preset anew."""

@@ -32,7 +32,7 @@ class MultiMixTask(ClassificationTask):
     Args:
         model: a wrapped model; a plain timm model is trained plainly, with `mixup_fn` if given.
         mixup_fn: input mixup, such as `timm.data.Mixup`: (images, class indices) → (images, soft targets). None uses
-            `config.mixup`.
+            `config.mixup` and `config.cutmix`.
         label_smoothing: of class-index targets on steps without mixing; None is the wrapped model's.
         seed: of the choice between mixing and not.
         device, dtype, verbose: as in timm.
@@ -59,8 +59,9 @@ class MultiMixTask(ClassificationTask):
 
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.config = config
-        if mixup_fn is None and config is not None and config.mixup:
-            mixup_fn = Mixup(config.mixup, label_smoothing=self_smoothing, num_classes=wrapped.num_classes)
+        if mixup_fn is None and config is not None and (config.mixup or config.cutmix):
+            mixup_fn = Mixup(config.mixup, config.cutmix, label_smoothing=self_smoothing,
+                             num_classes=wrapped.num_classes)
         self.mixup_fn = mixup_fn
         self.seed = seed
         self.step = 0
