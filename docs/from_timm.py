@@ -70,7 +70,6 @@ DIFFERENT: dict[str, str] = {
     'opt': 'optimizers of second order are refused',
     'decay_epochs': 'default 90, for `wsd` and `rsqrt` 0.2 (the last fifth)',
     'aug_repeats': 'in one process an error that says so (timm: an assertion)',
-    'bce_loss': 'with `--multimix none`; see below',
     'cutmix': 'default 0, with `--multimix-preset alternate` 1',
     'mixup': 'default 0, with `--multimix-preset paper` 2, `alternate` 1; happens on the device, so `--mixup-off-epoch` always works',
     'smoothing': 'is applied once, before mixing',

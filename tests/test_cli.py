@@ -119,6 +119,12 @@ def test_who_asks_for_one_input_mixing_does_not_get_the_presets_other_one() -> N
         assert (c.mixup, c.cutmix, c.prob) == (*expected, 0.5)  # type: ignore[attr-defined]
 
 
+def test_binary_cross_entropy_is_of_the_mixed_loss_too() -> None:
+    c = config('--multimix', 'dense', '--bce-loss', '--bce-sum', '--bce-target-thresh', '0.2')
+    assert (c.bce_loss, c.bce_sum, c.bce_target_thresh) == (True, True, 0.2)  # type: ignore[attr-defined]
+    assert not config('--multimix', 'dense').bce_loss  # type: ignore[attr-defined]
+
+
 def test_method_flags_without_the_method() -> None:
     with pytest.raises(SettingError, match='--multimix-n is 5, but --multimix is none'):
         config('--multimix-n', '5')

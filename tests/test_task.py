@@ -21,7 +21,8 @@ from timm_multimix import MultiMixTask, unwrap, wrap
 def make(preset: str = 'default', **kwargs: object) -> MultiMixTask:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        settings = {k: kwargs.pop(k) for k in ('n', 'prob', 'clean_weight', 'alpha', 'label_smoothing') if k in kwargs}
+        names = ('n', 'prob', 'clean_weight', 'alpha', 'label_smoothing', 'bce_loss', 'bce_sum', 'bce_target_thresh')
+        settings = {k: kwargs.pop(k) for k in names if k in kwargs}
         model = wrap(timm.create_model('test_resnet', num_classes=5), 'dense', preset=preset, **{'n': 10, **settings})
     return MultiMixTask(model, **kwargs)  # type: ignore[arg-type]
 
@@ -66,6 +67,19 @@ def test_alternate_takes_turns_with_mixup_and_cutmix() -> None:
     results = [task(IMAGES.clone(), TARGET) for _ in range(20)]
     assert 0 < sum(r['mixed'] for r in results) < 20
     assert all(('loss_clean' in r) == r['mixed'] for r in results)
+
+
+def test_binary_cross_entropy_on_steps_of_either_kind() -> None:
+    task = make('alternate', bce_loss=True, bce_sum=True, label_smoothing=0.1, bce_target_thresh=0.3)
+    task.eval()  # no input mixing
+    logits = task.get_eval_model()(IMAGES)
+    smooth = torch.nn.functional.one_hot(TARGET, 5) * 0.9 + 0.02
+    clean = torch.nn.functional.binary_cross_entropy_with_logits(logits, (smooth > 0.3).float()) * 5
+    for task.step in range(8):
+        result = task(IMAGES, TARGET)
+        torch.testing.assert_close(result['loss_clean'] if result['mixed'] else result['loss'], clean)
+    task.train()
+    assert all(torch.isfinite(task(IMAGES.clone(), TARGET)['loss']) for _ in range(6))
 
 
 def test_mixup_before_embedding_mixing_when_every_step_mixes() -> None:

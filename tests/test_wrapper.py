@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from typing import Any
+from typing import Any, Optional, Union
 
 import pytest
 import timm
@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from timm_multimix import MultiMixConfig, MultiMixModel, SettingError, attention, sample_lam, unwrap, wrap
+from timm_multimix.backbones.depth import layer_name, output_of
 from timm_multimix.mixing import reference
 
 # timm's name, arguments, image side
@@ -227,6 +228,30 @@ def test_soft_targets_are_taken_as_they_are() -> None:
     lam = sample_lam(20, 4, 6, 1.0)
     soft = wrapped(images, reference.smooth(hard, 0.1), lam=lam)
     assert torch.equal(soft.loss, wrapped(images, target, lam=lam).loss)
+
+
+@pytest.mark.parametrize('layer', ['embedding', 0])
+@pytest.mark.parametrize('thresh, total', [(None, False), (0.2, True)])
+def test_binary_cross_entropy(layer: Union[str, int], thresh: Optional[float], total: bool) -> None:
+    model, images, target = build('resnet')
+    soft = torch.tensor([[0.5, 0.3, 0.2, 0, 0]] * 3 + [[0, 0, 0.9, 0, 0.1]] * 3)
+    wrapped = quiet_wrap(model, 'multimix', bce_loss=True, bce_sum=total, bce_target_thresh=thresh, layer=layer,
+                         clean_weight=0.5, label_smoothing=0.1).eval()
+    lam = sample_lam(6, 1, 6, 1.0)
+    bce = nn.functional.binary_cross_entropy_with_logits
+    for given, y in ((soft, soft), (target, reference.smooth(nn.functional.one_hot(target, 5).float(), 0.1))):
+        if thresh is not None:
+            y = (y > thresh).float()
+        out = wrapped(images, given, lam=lam)
+        scale = 5 if total else 1
+        if layer == 'embedding':
+            mixed = lam[:, 0] @ model(images)
+        else:
+            with output_of(model, layer_name(model, layer), lambda x: torch.einsum('nb,bchw->nchw', lam[:, 0], x)):
+                mixed = model(images)
+        want = (bce(mixed, lam[:, 0] @ y) + 0.5 * bce(model(images), y)) / 1.5 * scale
+        torch.testing.assert_close(out.loss, want)
+        assert 0 < out.signal['target_entropy'] <= 1
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

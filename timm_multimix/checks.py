@@ -166,10 +166,10 @@ def _check_optimizer(args: argparse.Namespace) -> None:
 
 
 def _check_bce(args: argparse.Namespace) -> None:
-    if args.bce_loss and args.multimix != 'none':
+    if args.bce_loss and args.bce_pos_weight is not None and args.multimix != 'none':
         raise SettingError(
-            f'--bce-loss is on and --multimix is {args.multimix}, but the mixed loss is a cross-entropy over classes '
-            f'(docs/from_timm.md says why). Switch one of them off: --no-bce-loss or --multimix none.')
+            f'--bce-pos-weight is {args.bce_pos_weight} and --multimix is {args.multimix}, whose loss has no such '
+            f'weight: drop it, or choose --multimix none.')
     for name in ('bce_sum', 'bce_target_thresh', 'bce_pos_weight'):
         value = getattr(args, name)
         if not args.bce_loss and value not in (None, False):

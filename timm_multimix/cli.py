@@ -213,10 +213,10 @@ def build_parser() -> argparse.ArgumentParser:
     g('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch', help=' ')
     g('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup or cutmix from this epoch on; 0 is never')
     g('--smoothing', type=float, default=0.1, metavar='X', help='label smoothing')
-    g('--bce-loss', action=on_off, default=False, help='binary cross-entropy (with --multimix none)')
+    g('--bce-loss', action=on_off, default=False, help='binary cross-entropy')
     g('--bce-sum', action=on_off, default=False, help='its sum over the classes, not the mean')
     g('--bce-target-thresh', type=float, default=None, metavar='X', help='targets above become 1, others 0')
-    g('--bce-pos-weight', type=float, default=None, metavar='X', help='weight of the positive terms')
+    g('--bce-pos-weight', type=float, default=None, metavar='X', help='weight of the positive terms (--multimix none)')
     g('--bn-momentum', type=float, default=None, metavar='X', help='of every batch norm')
     g('--bn-eps', type=float, default=None, metavar='X', help='of models that take it')
 
@@ -462,4 +462,6 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
         value = getattr(args, name)
         if value is not None or asked:
             given[name] = value or 0.0
+    if args.bce_loss:
+        given.update({name: getattr(args, name) for name in ('bce_loss', 'bce_sum', 'bce_target_thresh')})
     return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': args.smoothing, **given})

@@ -31,10 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 _DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=True, normalize='position')
 
 
+# Settings that are flags of timm's too, and keep their names.
+TIMMS = ('mixup', 'cutmix', 'bce_loss', 'bce_sum', 'bce_target_thresh')
+
+
 def flag(name: str) -> str:
     """The command-line flag of a setting, for error messages."""
-    return {'mixup': '--mixup', 'cutmix': '--cutmix', 'label_smoothing': '--smoothing', 'mode': '--multimix'}.get(
-        name, '--multimix-' + name.replace('_', '-'))
+    named = {'label_smoothing': '--smoothing', 'mode': '--multimix'}
+    return named.get(name, ('--' if name in TIMMS else '--multimix-') + name.replace('_', '-'))
 
 
 def _bad(name: str, value: Any, right: str) -> SettingError:
@@ -109,6 +113,11 @@ class MultiMixConfig:
             of the same size. Alone it does nothing.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
             its own), so smoothing is never applied twice.
+        bce_loss: binary cross-entropy of every class for itself, in the mixed and the clean term; a mixture's target
+            is then a probability for each class.
+        bce_sum: with `bce_loss`, its sum over the classes instead of the mean.
+        bce_target_thresh: with `bce_loss`, targets above it become 1 and others 0, before embeddings are mixed (after
+            input mixing).
 
     Raises:
         SettingError: naming the setting, its value, and what would be right.
@@ -132,6 +141,9 @@ class MultiMixConfig:
     engine: str = 'auto'
     gather: bool = False
     label_smoothing: float = 0.0
+    bce_loss: bool = False
+    bce_sum: bool = False
+    bce_target_thresh: Optional[float] = None
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -185,8 +197,14 @@ class MultiMixConfig:
 
     def _check_values(self) -> None:
         self._check_layer()
-        if not isinstance(self.gather, bool):
-            raise _bad('gather', self.gather, 'it is True or False.')
+        for name in ('gather', 'bce_loss', 'bce_sum'):
+            if not isinstance(getattr(self, name), bool):
+                raise _bad(name, getattr(self, name), 'it is True or False.')
+        if not self.bce_loss and (self.bce_sum or self.bce_target_thresh is not None):
+            name = 'bce_sum' if self.bce_sum else 'bce_target_thresh'
+            raise _bad(name, getattr(self, name), 'it says how to compute bce_loss (--bce-loss), which is off.')
+        if self.bce_target_thresh is not None and not 0 <= _as_number('bce_target_thresh', self.bce_target_thresh) < 1:
+            raise _bad('bce_target_thresh', self.bce_target_thresh, 'it must be from 0 up to, not including, 1.')
         if self.gather and self.layers != ('embedding',):
             raise _bad('gather', self.gather, 'it gathers logits, so it goes with --multimix-layer embedding alone.')
         for name in ('n', 'm'):

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor
@@ -57,6 +58,9 @@ class MultiMixTask(ClassificationTask):
             smoothing = self_smoothing if target.ndim == 1 else 0.0
             return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
+        if config is not None and config.bce_loss:  # smooths class indices only
+            criterion = BinaryCrossEntropy(  # type: ignore[assignment]
+                self_smoothing, target_threshold=config.bce_target_thresh, sum_classes=config.bce_sum)
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.config = config
         if mixup_fn is None and config is not None and (config.mixup or config.cutmix):

@@ -158,10 +158,9 @@ class MultiMixModel(nn.Module):
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         config = self.config
         self._first_check(B * ranks, P, C)
-        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
+        y = self._targets(target, C, dtype)
         a = None if z is None else self._attention(z, target)
-        with torch.autocast(input.device.type, enabled=False):
-            loss_clean = F.cross_entropy(logits.to(dtype), y)
+        loss_clean = self._compare(logits.to(dtype), y)
         n = config.n
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
@@ -171,7 +170,7 @@ class MultiMixModel(nn.Module):
             agree(mixtures.alpha)
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine,
-            over_ranks=ranks > 1)
+            over_ranks=ranks > 1, binary=config.bce_loss) * (C if config.bce_sum else 1)
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
         return self._output(loss_mixed, loss_clean, logits, report)
 
@@ -196,12 +195,25 @@ class MultiMixModel(nn.Module):
             logits = self.model(mix(input))
         C = logits.shape[1]
         self._first_check(B, 1, C)
-        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
+        y = self._targets(target, C, dtype)
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
         with torch.autocast(input.device.type, enabled=False):
-            loss_mixed = F.cross_entropy(mixed.to(dtype), lam @ y)
-            loss_clean = F.cross_entropy(clean.to(dtype), y) if beside else None
+            mixed_y = lam @ y
+        loss_mixed = self._compare(mixed.to(dtype), mixed_y)
+        loss_clean = self._compare(clean.to(dtype), y) if beside else None
         return self._output(loss_mixed, loss_clean, clean, signal(lam.unsqueeze(1), y))
+
+    def _targets(self, target: Tensor, C: int, dtype: torch.dtype) -> Tensor:
+        config = self.config
+        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
+        return y if config.bce_target_thresh is None else (y > config.bce_target_thresh).to(dtype)
+
+    def _compare(self, logits: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            if not self.config.bce_loss:
+                return F.cross_entropy(logits, y)
+            loss = F.binary_cross_entropy_with_logits(logits, y)
+            return loss * logits.shape[1] if self.config.bce_sum else loss
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
                   generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,

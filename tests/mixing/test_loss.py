@@ -59,9 +59,11 @@ def problem(draw: st.DrawFn) -> dict:
         small_alpha=alpha in (1e-3, 0.05))
 
 
-@given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans())
-@settings(max_examples=250, deadline=None)
-def test_dense_equals_the_equations(p: dict, kind: tuple[str, str], normalize: str, detach: bool) -> None:
+@given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans(),
+       binary=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_dense_equals_the_equations(
+        p: dict, kind: tuple[str, str], normalize: str, detach: bool, binary: bool) -> None:
     what, norm = kind
     B, P, _ = p['Z'].shape
     hard = p['target'] if p['target'].ndim == 2 else torch.nn.functional.one_hot(
@@ -74,28 +76,29 @@ def test_dense_equals_the_equations(p: dict, kind: tuple[str, str], normalize: s
         else:
             scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard.to(Z.dtype), W)
             a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
-        return reference.dense_multimix_loss(Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize)
+        return reference.dense_multimix_loss(
+            Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize, binary)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
         return mixed_cross_entropy(Z @ W.t() + beta, p['target'], p['lam'], a, label_smoothing=p['smoothing'],
-                                   normalize=normalize)
+                                   normalize=normalize, binary=binary)
 
     # With a small α attention's gradient divides by weights next to nothing: a comparison for float64.
     assume(detach or not p['small_alpha'] or p['dtype'] == torch.float64)
     compare(fast, literal, p['Z'], p['W'], p['beta'], slack=4 if detach else 100)
 
 
-@given(p=problem())
-@settings(max_examples=100, deadline=None)
-def test_multimix_equals_the_equations(p: dict) -> None:
+@given(p=problem(), binary=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_multimix_equals_the_equations(p: dict, binary: bool) -> None:
     Z, lam = p['Z'][:, 0], p['lam'][:, :1]
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'])
+        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'], binary=binary)
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta)
+        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, binary)
 
     compare(fast, literal, Z, p['W'], p['beta'])
 
@@ -251,11 +254,20 @@ def test_double_backward_is_refused() -> None:
         torch.autograd.grad(loss, L, create_graph=True)
 
 
-def test_compiles() -> None:
+def test_binary_is_torchs_where_nothing_is_mixed_and_takes_any_targets() -> None:
+    L, y = torch.randn(5, 3) * 30, (torch.rand(5, 3) > 0.5).float()  # none, one or several classes
+    got = mixed_cross_entropy(L, y, torch.eye(5).unsqueeze(1), binary=True)
+    torch.testing.assert_close(got, torch.nn.functional.binary_cross_entropy_with_logits(L, y))
+    with pytest.raises(SettingError, match='no binary cross-entropy'):
+        mixed_cross_entropy(L, y, torch.eye(5).unsqueeze(1), binary=True, engine='triton')
+
+
+@pytest.mark.parametrize('binary', [False, True])
+def test_compiles(binary: bool) -> None:
     L, y, lam = torch.randn(4, 2, 3, requires_grad=True), torch.tensor([0, 1, 2, 0]), sample_lam(5, 2, 4, 1.0)
     a = torch.rand(4, 2)
-    compiled = torch.compile(lambda L: mixed_cross_entropy(L * 2, y, lam, a), backend='aot_eager')
-    want, = torch.autograd.grad(mixed_cross_entropy(L * 2, y, lam, a), L)
+    compiled = torch.compile(lambda L: mixed_cross_entropy(L * 2, y, lam, a, binary=binary), backend='aot_eager')
+    want, = torch.autograd.grad(mixed_cross_entropy(L * 2, y, lam, a, binary=binary), L)
     got, = torch.autograd.grad(compiled(L), L)
     torch.testing.assert_close(got, want)
 

@@ -22,6 +22,7 @@ def mixed_cross_entropy(
         normalize: str = 'position',
         engine: str = 'auto',
         over_ranks: bool = False,
+        binary: bool = False,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -47,6 +48,9 @@ def mixed_cross_entropy(
             and mixes a share of the mixtures, `lam`. The loss is that of all mixtures together, the same on every
             rank; its gradient is that of this rank's share, times the number of ranks: averaged over the ranks, as
             DistributedDataParallel does with what follows from it, it is that of the loss.
+        binary: binary cross-entropy: every class for itself, with mixed targets as its probability, and the mean over
+            the classes, as `torch.nn.functional.binary_cross_entropy_with_logits` has it. Targets then need not sum
+            to 1.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
@@ -79,8 +83,10 @@ def mixed_cross_entropy(
         raise SettingError(f'lam samples {lam.dtype} on {lam.device}, but the loss is {dtype} on {logits.device}: give '
                            f'LamSampler device=… and dtype=….')
     with torch.autocast(logits.device.type, enabled=False):
-        return MixedCrossEntropy.apply(  # type: ignore[no-any-return]
-            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine, over_ranks)
+        loss: Tensor = MixedCrossEntropy.apply(
+            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine, over_ranks,
+            binary)
+        return loss / C if binary else loss
 
 
 def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:

@@ -12,16 +12,23 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .engines.stream import TINY
 
 
-def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor) -> Tensor:
+def compare(X: Tensor, Y: Tensor, binary: bool = False) -> Tensor:
+    """Cross-entropy of every row of logits X (N, C) with its target; binary: of every class, their mean. (N,)"""
+    if binary:
+        return -(Y * logsigmoid(X) + (1 - Y) * logsigmoid(-X)).mean(-1)
+    return -(Y * X.log_softmax(-1)).sum(-1)
+
+
+def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor, binary: bool = False) -> Tensor:
     """MultiMix. Z (B, D), Y (B, C), lam (N, B) → scalar: the mean over the N mixed examples."""
     Z_mix = lam @ Z  # Z̃ = ZΛ
     Y_mix = lam @ Y  # Ỹ = YΛ
-    log_P = (Z_mix @ W.t() + beta).log_softmax(-1)
-    return -(Y_mix * log_P).sum(-1).mean()
+    return compare(Z_mix @ W.t() + beta, Y_mix, binary).mean()
 
 
 def gap_scores(Z: Tensor) -> Tensor:
@@ -44,7 +51,8 @@ def l1_relu(scores: Tensor) -> Tensor:
 
 
 def dense_multimix_loss(
-        Z: Tensor, Y: Tensor, lam: Tensor, a: Tensor, W: Tensor, beta: Tensor, normalize: str = 'position') -> Tensor:
+        Z: Tensor, Y: Tensor, lam: Tensor, a: Tensor, W: Tensor, beta: Tensor, normalize: str = 'position',
+        binary: bool = False) -> Tensor:
     """Dense MultiMix. Z (B, P, D), Y (B, C), lam (N, P, B), a (B, P) → scalar."""
     P = Z.shape[1]
     sums, weights = [], []
@@ -59,8 +67,8 @@ def dense_multimix_loss(
         M_hat = M / s[:, None]  # ℓ1 over the examples
         Z_mix = M_hat @ Z[:, j]  # Z̃^j = Z^j M̂^j
         Y_mix = M_hat @ Y  # Ỹ^j = Y M̂^j
-        log_P = (Z_mix @ W.t() + beta).log_softmax(-1)  # the dense classifier: a 1×1 convolution, no pooling
-        sums.append((s * -(Y_mix * log_P).sum(-1)).sum())
+        X = Z_mix @ W.t() + beta  # the dense classifier: a 1×1 convolution, no pooling
+        sums.append((s * compare(X, Y_mix, binary)).sum())
         weights.append(s.sum())
     if not sums:
         return (Z * 0).sum()

@@ -49,7 +49,7 @@ def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor
         w, s = factors(lam, a.unsqueeze(1))
         s = s * peak.unsqueeze(1)
     s = s / s.sum().clamp(min=TINY)
-    y = y.to(lam.dtype)
+    y = y.to(lam.dtype) / y.sum(1, keepdim=True).clamp(min=TINY).to(lam.dtype)  # binary targets need not sum to 1
     mixed = _entropy(w @ y)
     whole = _entropy(y.mean(0))
     fraction = torch.where(whole > 1e-6, (s * mixed).sum() / whole.clamp(min=1e-6), 1.0)
@@ -92,6 +92,7 @@ def signal_warning(config: MultiMixConfig, batch: int, num_classes: int, alterna
     if alternates and config.prob < 1:
         return (f'On {config.prob:.0%} of the steps {what}. The remaining steps have to do the learning, which takes '
                 f'many epochs (the paper trains CIFAR for 2000). {change}.')
-    return (f'Nothing will be learned: {what}, and nothing else is in the loss, which will stay near '
-            f'log({num_classes}). {change}; --multimix-prob 0.5 (in MultiMixTask) trains every other step without '
+    return (f'Nothing will be learned: {what}, and nothing else is in the loss'
+            + (f', which will stay near log({num_classes})' if not config.bce_loss else '')
+            + f'. {change}; --multimix-prob 0.5 (in MultiMixTask) trains every other step without '
             f'embedding mixing.')

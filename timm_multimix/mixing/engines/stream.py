@@ -6,7 +6,9 @@ mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed
     loss = 1/S Σ_k s_k τ_k logsumexp(X_k) − ⟨V, L Yᵀ⟩ / S     τ_k = Σ_c (wY)_kc  (1 for proper targets)
     ∂/∂L = 1/S (wᵀ diag(sτ) softmax(X) − V Y)                  V = wᵀ diag(s) w, (B, B)
 
-so neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine adds tiles to the sums
+and for binary cross-entropy, each class for itself, with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k), and the
+logistic function in place of τ softmax. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile
+does. An engine adds tiles to the sums
 (`Sums`); what is here draws or cuts the tiles, and divides in the end.
 """
 from __future__ import annotations
@@ -38,12 +40,14 @@ class Batch:
         rowsum: Σ_c Y, (B,).
         attention: (p, B), each position's largest entry 1; None is uniform.
         half: whether the logits came in half precision, and so are not worth float32's products.
+        binary: whether every class is compared for itself; then the logits are as they came.
     """
     logits: Tensor
     y: Tensor
     rowsum: Tensor
     attention: Optional[Tensor]
     half: bool
+    binary: bool
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Sums:
     instead, and leave `pair` at zero.
 
     Attributes:
-        loss: Σ_k s_k τ_k lse_k, (p,).
+        loss: Σ_k s_k τ_k lse_k, or Σ_k s_k Σ_c softplus(X_kc), (p,).
         weight: S, (p,).
         logits: their gradient times S, (p, B, C). None where it is not wanted.
         pair: V, (p, B, B).
@@ -95,17 +99,20 @@ def run(
         logits_grad: bool,
         attention_grad: bool,
         over_ranks: bool = False,
+        binary: bool = False,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
-    `over_ranks`: see `mixed_cross_entropy`.
+    `over_ranks`, `binary`: see `mixed_cross_entropy`; a binary loss is the sum over the classes here.
     """
     N, P, B = lam.shape
     C = y.shape[1]
     rowsum = y.sum(1)
-    # Shifting an example's logits changes nothing. From half precision, the subtraction promotes to y's dtype.
-    moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
+    if binary:
+        moved = logits.to(y.dtype, copy=True)
+    else:  # shifting an example's logits changes nothing; from half precision, the subtraction promotes to y's dtype
+        moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
@@ -119,7 +126,7 @@ def run(
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
-        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4)
+        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4, binary)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),

@@ -48,10 +48,13 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     else:
         w, s = (lam, None) if a is None else factors(lam, a)
         x = torch.bmm(w, L)
-    tau = w @ batch.rowsum
+    tau = torch.ones_like(w[..., 0]) if batch.binary else w @ batch.rowsum
     weight = tau if s is None else s * tau
     sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
-    if sums.logits is None and sums.attention is None:
+    if batch.binary:
+        prob, lse = x.sigmoid(), -F.logsigmoid(-x).sum(-1)
+        sums.loss[p] += (weight * lse).sum(-1)
+    elif sums.logits is None and sums.attention is None:
         sums.loss[p] += (weight * x.logsumexp(-1)).sum(-1)
     else:
         prob = x.softmax(-1)
@@ -93,7 +96,9 @@ def _add_attention(
     G = L @ batch.y.t()
     wg = torch.bmm(w, G)
     loss = tau * lse - (wg * w).sum(-1)
-    q = lse.unsqueeze(-1) * batch.rowsum + tau.unsqueeze(-1) * torch.bmm(prob, L.transpose(1, 2))
+    q = tau.unsqueeze(-1) * torch.bmm(prob, L.transpose(1, 2))
+    if not batch.binary:
+        q += lse.unsqueeze(-1) * batch.rowsum
     q -= wg + torch.bmm(w, G.transpose(1, 2))
     q -= (q * w).sum(-1, keepdim=True)
     first = sums.reference[p].isnan()
