@@ -71,7 +71,8 @@ DIFFERENT: dict[str, str] = {
     'decay_epochs': 'default 90, for `wsd` and `rsqrt` 0.2 (the last fifth)',
     'aug_repeats': 'in one process an error that says so (timm: an assertion)',
     'cutmix': 'default 0, with `--multimix-preset alternate` 1',
-    'mixup': 'default 0, with `--multimix-preset paper` 2, `alternate` 1; happens on the device, so `--mixup-off-epoch` always works',
+    'mixup': 'default 0, with `--multimix-preset paper` 2, `alternate` 1; happens on the device, so '
+             '`--mixup-off-epoch` always works',
     'smoothing': 'is applied once, before mixing',
     'sync_bn': 'of GPUs alone, as torch has it; elsewhere an error',
     'recovery_interval': 'the run goes on within the epoch, to the same end as if it had not been stopped',

@@ -145,7 +145,8 @@ def test_errors_on_the_command_line_are_short(capsys: pytest.CaptureFixture[str]
     ('--input-size 3 0 9', '--input-size is'), ('--input-size 3 32 32 --in-chans 1', '--in-chans is 1 and'),
     ('--img-size 32 --model-kwargs img_size=64', 'they are the same'), ('--aug-repeats 3', 'torchrun'),
     ('--amp --model-dtype bfloat16', 'give only one'), ('--torchcompile-mode max-autotune', 'add --torchcompile'),
-    ('--pretrained-path nowhere', 'no such file'), ('--bce-loss --bce-pos-weight 2 --multimix dense', 'no such weight: drop it'),
+    ('--pretrained-path nowhere', 'no such file'),
+    ('--bce-loss --bce-pos-weight 2 --multimix dense', 'no such weight: drop it'),
     ('--val-split=', '--val-split is empty'), ('--drop-block 2', '--drop-block is 2'),
 ])
 def test_values_that_cannot_be_right(flags: str, words: str) -> None:
@@ -298,8 +299,8 @@ def test_timms_args_yaml_trains(tmp_path: Path, image_folder: Path, capsys: pyte
 def test_a_recipe_with_binary_cross_entropy_needs_one_line_only(
         tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = timm_yaml(tmp_path, data_dir=str(image_folder), model='test_resnet', device='cpu', batch_size=6, epochs=1,
-                     warmup_epochs=0, workers=0, mixup=0.1, cutmix=1.0, bce_loss=True, bce_target_thresh=0.2, opt='lamb',
-                     lr=0.005, aa='rand-m7-mstd0.5-inc1', smoothing=0.0, drop_path=0.05, img_size=32,
+                     warmup_epochs=0, workers=0, mixup=0.1, cutmix=1.0, bce_loss=True, bce_target_thresh=0.2,
+                     opt='lamb', lr=0.005, aa='rand-m7-mstd0.5-inc1', smoothing=0.0, drop_path=0.05, img_size=32,
                      output=str(tmp_path), experiment='x')
     assert train.main(['-c', path]) == 0, capsys.readouterr().err
     assert 'bce_loss=True' in capsys.readouterr().out
