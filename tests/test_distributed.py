@@ -135,7 +135,8 @@ def test_batches_by_place(image_folder: Path, prefetcher: bool) -> None:
         train_set, _ = create_train_val('', str(image_folder))
         return PlacedLoader(create_loader(
             train_set, (3, 32, 32), 4, is_training=True, num_workers=workers, device=torch.device('cpu'),
-            use_prefetcher=prefetcher, auto_augment='rand-m9', re_prob=0.5, re_mode='pixel'), seed)
+            persistent_workers=workers > 0, use_prefetcher=prefetcher, auto_augment='rand-m9', re_prob=0.5,
+            re_mode='pixel'), seed)
 
     def images(loader: PlacedLoader, epoch: int, start: int = 0) -> list[torch.Tensor]:
         return [torch.cat([input.flatten(), target.to(input.dtype)]) for input, target in loader.batches(epoch, start)]

@@ -78,6 +78,7 @@ def test_says_what_it_does(name: str, method: str) -> None:
 def learning_rates(name: str) -> tuple[list[float], torch.optim.Optimizer]:
     """Of each epoch, as train.py sets them."""
     args = parse_args(['-c', f'hparams/{name}.yaml'])
+    args.decay_epochs = args.decay_epochs or 90
     optimizer = train.build_optimizer(args, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=10)
     rates = []

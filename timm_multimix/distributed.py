@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -65,6 +66,9 @@ def finish() -> None:
     """Part, once every rank is done."""
     if world() > 1:
         dist.barrier()
+        # gloo's threads take the GIL to let go of their last tensors. Without a moment for that, destroying the group
+        # can wait for them while it holds the GIL: for ever, seen with torch 2.6.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

@@ -154,6 +154,7 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 from timm_multimix.mixing.engines import triton_engine as engine
 
+NAMED = 'constexprs' in inspect.signature(ASTSource).parameters  # triton of torch 2.6 leaves them out of the signature
 WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'SPLITS', 'ROWS', 'out_split'}
 for capability in (80, 90):
     for precision, block_n in engine.BLOCK_N.items():
@@ -162,8 +163,8 @@ for capability in (80, 90):
                          STEP=engine.STEP, PRECISION=precision)
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             signature = {name: 'constexpr' if name in fixed else 'i32' if name in WHOLE else '*fp32'
-                         for name in kernel.arg_names}
-            done = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=fixed),
+                         for name in kernel.arg_names if name not in fixed or NAMED}
+            done = triton.compile(ASTSource(kernel, signature, fixed),
                                   target=GPUTarget('cuda', capability, 32), options=engine.LAUNCH)
             print(kernel.__name__, capability, precision, done.metadata.shared)
 '''

@@ -76,6 +76,8 @@ class PlacedLoader:
                 self.dataset.set_epoch(epoch)
             yield from self.loader
             return
+        if start >= len(self):  # timm 1.0.27's loader fails on nothing
+            return
         self.order.epoch, self.order.start = epoch, start
         done = start
         try:
