@@ -50,6 +50,7 @@ def test_replace_keeps_what_was_given_and_follows_a_new_preset_otherwise() -> No
 
 def test_round_trip_through_yaml() -> None:
     for c in (MultiMixConfig('dense', attention='cam', m=5, effective=2), MultiMixConfig('multimix', preset='paper'),
+              MultiMixConfig('dense', attention='self'),
               MultiMixConfig('dense', attention='uniform', preset='alternate', bce_loss=True, bce_target_thresh=0.2)):
         assert MultiMixConfig.from_dict(yaml.safe_load(yaml.safe_dump(c.to_dict()))) == c
 
@@ -66,6 +67,7 @@ def test_round_trip_through_yaml() -> None:
     (dict(attention='gpa'), 'Did you mean gap'), (dict(attention_norm='l2'), 'l1_relu'),
     (dict(normalize='x'), 'position'),
     (dict(attention='uniform', attention_norm='softmax'), 'nothing to normalise'),
+    (dict(attention='self', attention_norm='softmax'), 'self attention has nothing to normalise'),
     (dict(mode='multimix', attention='gap'), 'only --multimix dense'),
     (dict(cutmix=-1), r'cutmix \(--cutmix\) is -1.*negative'), (dict(bce_loss=1), r'--bce-loss\) is 1.*True or False'),
     (dict(bce_target_thresh=0.2), 'which is off'), (dict(bce_loss=True, bce_target_thresh=1), r'--bce-target-thresh\)'),

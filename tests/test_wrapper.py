@@ -122,6 +122,51 @@ def test_one_step_is_the_paper_vit(kind: str) -> None:
     torch.testing.assert_close(out.loss, (want + 0.5 * clean) / 1.5, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize('detach', [True, False])
+def test_self_attention_weights_by_what_the_last_block_looks_at(detach: bool) -> None:
+    model, images, target = build('vit_small')
+    wrapped = quiet_wrap(model.double(), 'dense', attention='self', clean_weight=0.0, attention_detach=detach)
+    layer = model.blocks[-1].attn
+    seen: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    lam = sample_lam(20, 4, 6, 0.1, dtype=torch.float64)
+    got = wrapped(images.double(), target, lam=lam).loss
+    hook.remove()
+    assert layer.fused_attn  # only while it was read
+    q, k, _ = layer.qkv(seen[0]).view(6, 5, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    looks = (q @ k.transpose(-1, -2) * layer.scale).softmax(-1).mean(1)
+    a = looks[:, 1:, 1:].mean(1)  # of patches, at patches
+    a = a / a.sum(1, keepdim=True)
+    Z = model.forward_features(images.double())[:, 1:]
+    want = reference.dense_multimix_loss(
+        Z, nn.functional.one_hot(target, 5).double(), lam, a.detach() if detach else a, model.head.weight,
+        model.head.bias)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+    weight = layer.qkv.weight
+    for one, other in zip(*(torch.autograd.grad(loss, [weight, model.head.weight]) for loss in (got, want))):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-12)
+
+
+def test_self_attention_where_it_cannot_be_read() -> None:
+    with pytest.raises(SettingError, match="'self'.*ResNet has none that can be read. Use 'gap'"):
+        quiet_wrap(build('resnet')[0], 'dense', attention='self')
+    model, images, target = build('swin')  # a window of the last stage is all of it, until images are larger
+    wrapped = quiet_wrap(model, 'dense', attention='self')
+    assert torch.isfinite(wrapped(images, target).loss)
+    model, images, target = build('vit_small')
+    wrapped = quiet_wrap(model, 'dense', attention='self')
+    wrapped.set_grad_checkpointing(True)
+    with pytest.raises(SettingError, match='--grad-checkpointing'):
+        wrapped(images, target)
+    wrapped.set_grad_checkpointing(False)
+    torch.manual_seed(0)
+    want = wrapped.eval()(images, target, lam=(lam := sample_lam(20, 4, 6, 1.0))).loss
+    compiled = torch.compile(wrapped, backend='aot_eager')
+    torch.testing.assert_close(compiled(images, target, lam=lam).loss, want, rtol=1e-4, atol=1e-4)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.isfinite(wrapped.train()(images, target).loss)
+
+
 def test_multimix_step_is_the_paper() -> None:
     model, images, target = build('convnext')
     wrapped = quiet_wrap(model.double(), 'multimix', clean_weight=0.0).eval()

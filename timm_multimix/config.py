@@ -13,7 +13,7 @@ Range = Union[float, tuple[float, float]]
 Layer = Union[str, int]
 
 MODES = ('multimix', 'dense')
-ATTENTIONS = ('gap', 'cam', 'uniform')
+ATTENTIONS = ('gap', 'cam', 'uniform', 'self')
 ATTENTION_NORMS = ('l1_relu', 'softmax')
 ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
@@ -95,7 +95,8 @@ class MultiMixConfig:
         clean_weight: weight of the ordinary cross-entropy of the unmixed batch beside the mixed term, whose weight is
             1. The loss is their weighted mean, so gradients stay as large as those of ordinary training.
         attention: dense only: what u is in a = h(zᵀu). 'gap' the image's own mean feature, 'cam' the classifier's row
-            of its class, 'uniform' no attention.
+            of its class, 'uniform' no attention. 'self' instead takes a from the network: what a patch token receives
+            on average in the last self-attention, for transformers.
         attention_norm: dense only: h, 'l1_relu' or 'softmax'.
         attention_detach: dense only: True (default) takes the attention as a constant. The maps are a confidence in
             the labels; if the loss could lower itself by moving them it would learn to look where loss is small.
@@ -163,8 +164,8 @@ class MultiMixConfig:
             preset.pop('alpha', None), preset.pop('effective', None)
         if self.mode == 'dense':
             preset.update(_DENSE_ONLY)
-        if self.attention == 'uniform':
-            preset.pop('attention_norm')  # there is nothing to normalise
+        if self.attention in ('uniform', 'self'):
+            preset.pop('attention_norm', None)  # there is nothing to normalise
         for name, value in preset.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -181,8 +182,9 @@ class MultiMixConfig:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
-        if self.attention == 'uniform' and self.attention_norm is not None:
-            raise _bad('attention_norm', self.attention_norm, 'uniform attention has nothing to normalise: drop it.')
+        if self.attention in ('uniform', 'self') and self.attention_norm is not None:
+            raise _bad('attention_norm', self.attention_norm, f'{self.attention} attention has nothing to normalise: '
+                                                              f'drop it.')
 
     def _check_layer(self) -> None:
         layers = self.layers

@@ -21,6 +21,8 @@ from .backbones import (
     switch_class_token,
 )
 from .backbones.depth import layer_name, output_of
+from .backbones.self_attention import attended, last_attention, recorded
+from .backbones.split import evaluating, probe
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
@@ -63,6 +65,7 @@ class MultiMixModel(nn.Module):
         self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
         self.ending: Optional[Ending] = None
+        self.attending: Optional[str] = None  # the layer whose attention is 'self'
         self.needs_first_check = True
         self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
@@ -87,6 +90,8 @@ class MultiMixModel(nn.Module):
                 raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's row "
                                    f'of a class, but {type(self.model).__name__} has no single linear classifier on '
                                    f"its embedding. Use 'gap'.")
+            if self.config.attention == 'self':
+                self._find_self_attention()
         except SettingError:
             if args:  # leave the model as it came
                 for name, value in before.items():
@@ -98,6 +103,16 @@ class MultiMixModel(nn.Module):
                 f'{type(model).__name__} classified its class token. Dense MultiMix needs patch tokens that classify, '
                 f'so it now averages them. Build it again in plain timm with timm.create_model(…, '
                 f'{", ".join(f"{k}={v!r}" for k, v in args.items())}): same keys, same weights.', stacklevel=5)
+
+    def _find_self_attention(self) -> None:
+        assert self.ending is not None
+        with evaluating(self.model):
+            self.attending = last_attention(
+                self.in_timms_words, probe(self.in_timms_words, self.input_size), self.ending)
+        if self.attending is None:
+            raise SettingError(f"attention 'self' (--multimix-attention) reads the last self-attention over all "
+                               f'positions, but {type(self.model).__name__} has none that can be read. Use '
+                               f"'gap'.")
 
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
         """timm's `reset_classifier`, after which the model is inspected anew.
@@ -151,7 +166,11 @@ class MultiMixModel(nn.Module):
             dense = logits.unsqueeze(1)
         else:
             model = self.in_timms_words
-            features = model.forward_features(input)
+            if self.attending and getattr(self.model, 'grad_checkpointing', False):
+                raise SettingError("attention 'self' (--multimix-attention) reads what a block computes, which "
+                                   "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
+            with recorded(self.model.get_submodule(self.attending) if self.attending else None) as seen:
+                features = model.forward_features(input)
             logits = model.forward_head(features)
             z, dense = position_logits(model, self.ending, features)
         B, P, C = dense.shape
@@ -159,7 +178,15 @@ class MultiMixModel(nn.Module):
         config = self.config
         self._first_check(B * ranks, P, C)
         y = self._targets(target, C, dtype)
-        a = None if z is None else self._attention(z, target)
+        a = None
+        if self.attending:
+            a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
+            if a.shape != (B, P):
+                raise SettingError(f"attention 'self' (--multimix-attention) of images of {tuple(input.shape[1:])} is "
+                                   f'not over their {P} positions: wrap the model with '
+                                   f'input_size={tuple(input.shape[1:])}.')
+        elif z is not None:
+            a = self._attention(z, target)
         loss_clean = self._compare(logits.to(dtype), y)
         n = config.n
         if ranks > 1:

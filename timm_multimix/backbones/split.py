@@ -123,19 +123,16 @@ def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -
     instead = "Use 'multimix', which mixes pooled embeddings and needs no positions."
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise SettingError(f"'dense' needs forward_features() and forward_head(), which {name} lacks. {instead}")
-    parameter = next(model.parameters())
-    if parameter.is_meta:
+    if next(model.parameters()).is_meta:
         raise SettingError(f"'dense' runs {name} once to see how it ends, which needs its weights: materialise it "
                            f"first (model.to_empty(device=…) and its weights), or use 'multimix'.")
-    size = tuple(input_size) if input_size else input_size_of(model)
-    with evaluating(model), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-        image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
-        image = image.view(1, *size).to(parameter.device, parameter.dtype)
+    image = probe(model, input_size)
+    with evaluating(model), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         try:
             features = model.forward_features(image)  # type: ignore[operator]
         except Exception as e:
-            raise SettingError(f'{name} cannot take an image of {size}: {e}. Choose another --img-size '
-                               f'(input_size=(C, H, W) of wrap).') from e
+            raise SettingError(f'{name} cannot take an image of {tuple(image.shape[1:])}: {e}. Choose another '
+                               f'--img-size (input_size=(C, H, W) of wrap).') from e
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
             raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "
@@ -151,6 +148,14 @@ def inspect_ending(model: Model, input_size: Optional[tuple[int, ...]] = None) -
         features = (torch.randn(features.shape, generator=generator) * 2 + 0.5).to(features)
         _check_pooling(model, features, prefix, instead)
         return _try_head(model, features, layout, prefix, instead)
+
+
+def probe(model: Model, input_size: Optional[tuple[int, ...]] = None) -> Tensor:
+    """An image to try a model with, (1, C, H, W), on its device and of its dtype."""
+    size = tuple(input_size) if input_size else input_size_of(model)
+    parameter = next(model.parameters())
+    image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
+    return image.view(1, *size).to(parameter.device, parameter.dtype)
 
 
 def _prefix(model: Model, features: Tensor) -> int:

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,7 +17,8 @@ from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ..backbones import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token
-from ..backbones.split import evaluating
+from ..backbones.self_attention import attended, last_attention, recorded
+from ..backbones.split import evaluating, probe
 from ..errors import SettingError
 from ..mixing import attention as attention_map
 from .collect import Loader, bar, check_target, device_of
@@ -187,13 +187,16 @@ class Maps:
         weight = leaves[0].weight.flatten(1)  # type: ignore[operator]
         self.weight: Optional[Tensor] = weight.detach() if (
             len(leaves) == 1 and weight.shape[1] == self.ending.width) else None
+        with evaluating(plain):
+            name = last_attention(plain, probe(plain), self.ending)
+        self.layer = plain.get_submodule(name) if name else None
         self.kinds = [k for k in kinds if self._has(k)]
 
     def _has(self, kind: str) -> bool:
         if kind == 'cam' and self.weight is None:
             self.notes.append('It has no single linear classifier on its embedding, so there is no cam.')
             return False
-        if kind == 'self' and last_attention(self.model) is None:
+        if kind == 'self' and self.layer is None:
             self.notes.append('It has no self-attention over its positions, so there is no self.')
             return False
         return True
@@ -203,25 +206,19 @@ class Maps:
         device = device_of(self.model)
         images, target = images.to(device), target.to(device)
         check_target(target, self.model.num_classes)
-        with recorded(last_attention(self.model) if 'self' in self.kinds else None) as seen:
+        with recorded(self.layer if 'self' in self.kinds else None) as seen:
             features = self.model.forward_features(images)
         h, w = _grid(self.model, self.ending, features)
         z, _ = position_logits(self.model, self.ending, features)
         found = {}
         for kind in self.kinds:
             if kind == 'self':
-                a = self._self(seen[-1], h * w)
+                a = attended(seen[-1], h * w, self.by_class_token)
             else:
                 cam = {'target': target, 'weight': self.weight} if kind == 'cam' else {}
                 a = attention_map(z, kind, self.norm, **cam)  # type: ignore[arg-type]
             found[kind] = a.float().cpu().view(-1, h, w)
         return found
-
-    def _self(self, weights: Tensor, positions: int) -> Tensor:
-        prefix = weights.shape[-1] - positions
-        whole = weights.float().mean(1)  # over heads: (B, N, N), rows are who looks
-        a = whole[:, 0, prefix:] if self.by_class_token and prefix else whole[:, prefix:, prefix:].mean(1)
-        return a / a.sum(1, keepdim=True).clamp(min=1e-30)
 
 
 def _grid(model: Any, ending: Ending, features: Tensor) -> tuple[int, int]:
@@ -238,30 +235,6 @@ def _grid(model: Any, ending: Ending, features: Tensor) -> tuple[int, int]:
                                f'how they lie, so there are no maps to draw.')
         return grid[0], grid[1]
     return side, side
-
-
-def last_attention(model: Any) -> Optional[nn.Module]:
-    """The attention layer of the last block, where timm's can be read: one with `fused_attn` and `attn_drop`."""
-    found = [m for m in model.modules() if isinstance(getattr(m, 'attn_drop', None), nn.Module)
-             and hasattr(m, 'fused_attn') and not hasattr(m, 'window_size')]
-    return found[-1] if found else None
-
-
-@contextmanager
-def recorded(layer: Optional[nn.Module]) -> Iterator[list[Tensor]]:
-    """The attention weights (B, heads, N, N) that a layer computes meanwhile; its fused form would not hold them."""
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-    fused = layer.fused_attn
-    hook = layer.attn_drop.register_forward_hook(lambda m, i, out: seen.append(out))  # type: ignore[union-attr, operator]
-    layer.fused_attn = False  # type: ignore[assignment]
-    try:
-        yield seen
-    finally:
-        layer.fused_attn = fused
-        hook.remove()
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:

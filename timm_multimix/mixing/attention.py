@@ -6,8 +6,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..config import ATTENTION_NORMS, ATTENTIONS
+from ..config import ATTENTION_NORMS
 from ..errors import SettingError
+
+KINDS = ('gap', 'cam', 'uniform')  # of config.ATTENTIONS those that features tell
 
 
 def attention(
@@ -35,8 +37,8 @@ def attention(
     Raises:
         SettingError: an unknown kind or norm, or 'cam' without target and weight.
     """
-    if kind not in ATTENTIONS or norm not in ATTENTION_NORMS:
-        raise SettingError(f'attention is ({kind!r}, {norm!r}), but kind is one of {", ".join(ATTENTIONS)} and norm '
+    if kind not in KINDS or norm not in ATTENTION_NORMS:
+        raise SettingError(f'attention is ({kind!r}, {norm!r}), but kind is one of {", ".join(KINDS)} and norm '
                            f'one of {", ".join(ATTENTION_NORMS)}.')
     B, P, _ = features.shape
     z = features if features.dtype == torch.float64 else features.float()
