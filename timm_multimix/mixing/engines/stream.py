@@ -6,10 +6,9 @@ mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed
     loss = 1/S Σ_k s_k τ_k logsumexp(X_k) − ⟨V, L Yᵀ⟩ / S     τ_k = Σ_c (wY)_kc  (1 for proper targets)
     ∂/∂L = 1/S (wᵀ diag(sτ) softmax(X) − V Y)                  V = wᵀ diag(s) w, (B, B)
 
-and for binary cross-entropy, each class for itself, with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k), and the
-logistic function in place of τ softmax. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile
-does. An engine adds tiles to the sums
-(`Sums`); what is here draws or cuts the tiles, and divides in the end.
+and for binary cross-entropy, each class for itself, the same with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k) and
+the logistic function in place of τ softmax. So neither mixed embeddings nor mixed targets exist, and of X and w only a
+tile does. An engine adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
 """
 from __future__ import annotations
 
