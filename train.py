@@ -417,7 +417,8 @@ def run(args: argparse.Namespace) -> None:
     task = MultiMixTask(
         model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
         seed=args.seed, device=device, verbose=False)
-    task.criterion = build_criterion(args) or task.criterion
+    if config is None:  # the task of a wrapped model takes it from its settings
+        task.criterion = build_criterion(args) or task.criterion
     messages = [task.signal_warning(mixed)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))

@@ -187,8 +187,10 @@ class Maps:
         weight = leaves[0].weight.flatten(1)  # type: ignore[operator]
         self.weight: Optional[Tensor] = weight.detach() if (
             len(leaves) == 1 and weight.shape[1] == self.ending.width) else None
-        with evaluating(plain):
-            name = last_attention(plain, probe(plain), self.ending)
+        name = None
+        if 'self' in kinds:
+            with evaluating(plain):
+                name = last_attention(plain, probe(plain), self.ending)
         self.layer = plain.get_submodule(name) if name else None
         self.kinds = [k for k in kinds if self._has(k)]
 
@@ -206,7 +208,7 @@ class Maps:
         device = device_of(self.model)
         images, target = images.to(device), target.to(device)
         check_target(target, self.model.num_classes)
-        with recorded(self.layer if 'self' in self.kinds else None) as seen:
+        with recorded(self.layer) as seen:
             features = self.model.forward_features(images)
         h, w = _grid(self.model, self.ending, features)
         z, _ = position_logits(self.model, self.ending, features)
