@@ -8,8 +8,6 @@
     neighbours   Each mixture is of one example, drawn at random, and of the seven whose mean logits are nearest.
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
-    keep-norm    The logits of a mixture are divided by ‖λ‖₂. The mean of unlike embeddings is shorter than they are; so
-                 it is about as long.
 """
 from __future__ import annotations
 
@@ -23,7 +21,6 @@ from torch import Tensor
 import timm_multimix.wrapper as wrapper
 import train
 from timm_multimix.mixing import LamSampler, mixed_cross_entropy
-from timm_multimix.mixing.reference import compare
 from timm_multimix.task import MultiMixTask
 
 NEIGHBOURS = 8
@@ -70,19 +67,6 @@ def with_mixtures(draw: Draw) -> None:
     wrapper.mixed_cross_entropy = loss  # type: ignore[attr-defined]
 
 
-def keep_norm(
-        logits: Tensor, target: Tensor, lam: LamSampler, attention: Optional[Tensor] = None, **kw: Any) -> Tensor:
-    """The loss of such mixtures, literally. logits (B, P, C), target (B, C), attention (B, P) → scalar."""
-    weight = lam.draw(lam.positions, lam.n)
-    if attention is not None:
-        weight = weight * attention.t().unsqueeze(1)
-    s = weight.sum(-1)
-    share = weight / s.clamp_min(torch.finfo(s.dtype).tiny).unsqueeze(-1)
-    length = share.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    mixed = (share / length) @ logits.transpose(0, 1).to(share.dtype)
-    return ((s * compare(mixed, share @ target)).sum(1) / s.sum(1)).mean()
-
-
 def with_schedule(begin: float, end: float) -> None:
     """Mix on the steps from `begin` to `end` only, shares of the training."""
     mixes, build = MultiMixTask.mixes, train.create_scheduler_v2
@@ -104,7 +88,6 @@ VARIANTS: dict[str, Callable[[], None]] = {
     'neighbours': lambda: with_mixtures(neighbours),
     'mix-late': lambda: with_schedule(0.25, 1),
     'mix-early': lambda: with_schedule(0, 0.75),
-    'keep-norm': lambda: setattr(wrapper, 'mixed_cross_entropy', keep_norm),
 }
 
 

@@ -6,9 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
 
 import pytest
 import timm
@@ -20,7 +18,7 @@ from benchmarks import accuracy, variants
 from timm_multimix import MultiMixTask, SettingError, wrap
 from timm_multimix.checks import check_args
 from timm_multimix.cli import multimix_config, parse_args
-from timm_multimix.mixing import LamSampler, effective_examples, mixed_cross_entropy
+from timm_multimix.mixing import LamSampler, effective_examples
 
 from .conftest import ROOT, write_images
 
@@ -191,20 +189,6 @@ def test_mixtures_of_the_variants(name: str) -> None:
         far = torch.cdist(mean, mean).argmax(1)
         first = lam.argmax(-1)
         assert (lam.gather(-1, far[first].unsqueeze(-1)) < 0.5).all()
-
-
-def test_mixtures_that_keep_their_length() -> None:
-    logits, attention = torch.randn(8, 3, 4, dtype=torch.float64), torch.rand(8, 3, dtype=torch.float64)
-    y = torch.eye(4, dtype=torch.float64)[torch.arange(8) % 4]
-
-    def loss(alpha: float, attention: Optional[torch.Tensor], of: Callable[..., torch.Tensor]) -> torch.Tensor:
-        sampler = LamSampler(50, 3, 8, alpha, torch.Generator().manual_seed(0), dtype=torch.float64)
-        return of(logits, y, sampler, attention)
-
-    # A mixture of one example is as long as it is: nothing changes. One of all eight alike is √8 times longer.
-    torch.testing.assert_close(loss(1e-9, attention, variants.keep_norm), loss(1e-9, attention, mixed_cross_entropy))
-    alike = -(y.mean(0) * (8 ** 0.5 * logits.mean(0)).log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(loss(1e9, None, variants.keep_norm), alike, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('begin, end', [(0.25, 1), (0, 0.75)])

@@ -19,7 +19,7 @@ from .hub import is_repo
 from .loggers import LOGGERS
 
 MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
-                  'attention_detach', 'normalize', 'layer', 'engine', 'gather')
+                  'attention_detach', 'normalize', 'layer', 'engine', 'gather', 'keep_norm')
 # What says something about the machine and the screen, and nothing about the model.
 OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persistent_workers', 'no_prefetcher',
                   'device', 'device_modules', 'pin_mem', 'log_interval', 'checkpoint_hist', 'recovery_interval',
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
       'by its number, or any module by its name; of several, one is drawn each step')
     g('--multimix-engine', choices=ENGINES, help='what computes the loss (default: triton on CUDA, else torch)')
     g('--multimix-gather', action=on_off, default=None, help='under torchrun: mix the batch of all ranks, not of each')
+    g('--multimix-keep-norm', action=on_off, default=None, help='divide a mixture by the norm of its weights')
 
     g = parser.add_argument_group('Dataset').add_argument
     g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, in it one per class')

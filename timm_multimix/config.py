@@ -114,6 +114,8 @@ class MultiMixConfig:
             of the same size. Alone it does nothing.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
             its own), so smoothing is never applied twice.
+        keep_norm: divide the logits of a mixture by ‖λ‖₂, so that the mean of unlike embeddings counts as if it were as
+            long as they are: less overconfident. Not in the paper.
         bce_loss: binary cross-entropy of every class for itself, in the mixed and the clean term; a mixture's target
             is then a probability for each class.
         bce_sum: with `bce_loss`, its sum over the classes instead of the mean.
@@ -142,6 +144,7 @@ class MultiMixConfig:
     engine: str = 'auto'
     gather: bool = False
     label_smoothing: float = 0.0
+    keep_norm: bool = False
     bce_loss: bool = False
     bce_sum: bool = False
     bce_target_thresh: Optional[float] = None
@@ -199,7 +202,7 @@ class MultiMixConfig:
 
     def _check_values(self) -> None:
         self._check_layer()
-        for name in ('gather', 'bce_loss', 'bce_sum'):
+        for name in ('gather', 'keep_norm', 'bce_loss', 'bce_sum'):
             if not isinstance(getattr(self, name), bool):
                 raise _bad(name, getattr(self, name), 'it is True or False.')
         if not self.bce_loss and (self.bce_sum or self.bce_target_thresh is not None):
@@ -209,6 +212,15 @@ class MultiMixConfig:
             raise _bad('bce_target_thresh', self.bce_target_thresh, 'it must be from 0 up to, not including, 1.')
         if self.gather and self.layers != ('embedding',):
             raise _bad('gather', self.gather, 'it gathers logits, so it goes with --multimix-layer embedding alone.')
+        if self.keep_norm and self.layers != ('embedding',):
+            raise _bad('keep_norm', self.keep_norm, 'it divides logits, so it goes with --multimix-layer embedding '
+                                                    'alone.')
+        if self.keep_norm and self.attention_detach is False:
+            raise _bad('keep_norm', self.keep_norm, 'it takes the attention as a constant: leave attention_detach '
+                                                    '(--multimix-attention-detach) on.')
+        if self.keep_norm and self.engine == 'triton':
+            raise _bad('engine', self.engine, "its kernels have no keep_norm (--multimix-keep-norm): 'auto' uses "
+                                              "'torch' here.")
         for name in ('n', 'm'):
             value = getattr(self, name)
             if value is None and name == 'm':

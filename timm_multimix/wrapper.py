@@ -197,7 +197,7 @@ class MultiMixModel(nn.Module):
             agree(mixtures.alpha)
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine,
-            over_ranks=ranks > 1, binary=config.bce_loss) * (C if config.bce_sum else 1)
+            over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm) * (C if config.bce_sum else 1)
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
         return self._output(loss_mixed, loss_clean, logits, report)
 

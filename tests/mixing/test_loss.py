@@ -60,11 +60,12 @@ def problem(draw: st.DrawFn) -> dict:
 
 
 @given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans(),
-       binary=st.booleans())
-@settings(max_examples=300, deadline=None)
+       binary=st.booleans(), keep_norm=st.booleans())
+@settings(max_examples=400, deadline=None)
 def test_dense_equals_the_equations(
-        p: dict, kind: tuple[str, str], normalize: str, detach: bool, binary: bool) -> None:
+        p: dict, kind: tuple[str, str], normalize: str, detach: bool, binary: bool, keep_norm: bool) -> None:
     what, norm = kind
+    detach = detach or keep_norm
     B, P, _ = p['Z'].shape
     hard = p['target'] if p['target'].ndim == 2 else torch.nn.functional.one_hot(
         p['target'], p['W'].shape[0]).to(p['dtype'])
@@ -77,28 +78,29 @@ def test_dense_equals_the_equations(
             scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard.to(Z.dtype), W)
             a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
         return reference.dense_multimix_loss(
-            Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize, binary)
+            Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize, binary, keep_norm)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
         return mixed_cross_entropy(Z @ W.t() + beta, p['target'], p['lam'], a, label_smoothing=p['smoothing'],
-                                   normalize=normalize, binary=binary)
+                                   normalize=normalize, binary=binary, keep_norm=keep_norm)
 
     # With a small α attention's gradient divides by weights next to nothing: a comparison for float64.
     assume(detach or not p['small_alpha'] or p['dtype'] == torch.float64)
     compare(fast, literal, p['Z'], p['W'], p['beta'], slack=4 if detach else 100)
 
 
-@given(p=problem(), binary=st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_multimix_equals_the_equations(p: dict, binary: bool) -> None:
+@given(p=problem(), binary=st.booleans(), keep_norm=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_multimix_equals_the_equations(p: dict, binary: bool, keep_norm: bool) -> None:
     Z, lam = p['Z'][:, 0], p['lam'][:, :1]
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'], binary=binary)
+        return mixed_cross_entropy(Z @ W.t() + beta, p['target'], lam, label_smoothing=p['smoothing'], binary=binary,
+                                   keep_norm=keep_norm)
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, binary)
+        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, binary, keep_norm)
 
     compare(fast, literal, Z, p['W'], p['beta'])
 
@@ -262,12 +264,27 @@ def test_binary_is_torchs_where_nothing_is_mixed_and_takes_any_targets() -> None
         mixed_cross_entropy(L, y, torch.eye(5).unsqueeze(1), binary=True, engine='triton')
 
 
-@pytest.mark.parametrize('binary', [False, True])
-def test_compiles(binary: bool) -> None:
+def test_mixtures_that_keep_their_length() -> None:
+    L, y = torch.randn(8, 3, 4), torch.arange(8) % 4
+    alone = torch.eye(8).unsqueeze(1).expand(8, 3, 8)  # a mixture of one is as long as it is
+    plain = [mixed_cross_entropy(L, y, alone, keep_norm=keep) for keep in (False, True)]
+    torch.testing.assert_close(plain[0], plain[1])
+    alike = torch.full((1, 3, 8), 1 / 8)  # the mean of eight orthogonal ones is √8 shorter
+    longer = -(8 ** 0.5 * L.mean(0)).log_softmax(-1).mean()  # of uniform targets
+    torch.testing.assert_close(mixed_cross_entropy(L, y, alike, keep_norm=True), longer)
+    with pytest.raises(SettingError, match='cannot keep the length'):
+        mixed_cross_entropy(L, y, alike, keep_norm=True, engine='triton')
+    with pytest.raises(SettingError, match='keep_norm takes the attention as a constant'):
+        mixed_cross_entropy(L, y, alike, torch.rand(8, 3, requires_grad=True), keep_norm=True)
+
+
+@pytest.mark.parametrize('binary, keep_norm', [(False, False), (True, False), (False, True)])
+def test_compiles(binary: bool, keep_norm: bool) -> None:
     L, y, lam = torch.randn(4, 2, 3, requires_grad=True), torch.tensor([0, 1, 2, 0]), sample_lam(5, 2, 4, 1.0)
     a = torch.rand(4, 2)
-    compiled = torch.compile(lambda L: mixed_cross_entropy(L * 2, y, lam, a, binary=binary), backend='aot_eager')
-    want, = torch.autograd.grad(mixed_cross_entropy(L * 2, y, lam, a, binary=binary), L)
+    how = {'binary': binary, 'keep_norm': keep_norm}
+    compiled = torch.compile(lambda L: mixed_cross_entropy(L * 2, y, lam, a, **how), backend='aot_eager')
+    want, = torch.autograd.grad(mixed_cross_entropy(L * 2, y, lam, a, **how), L)
     got, = torch.autograd.grad(compiled(L), L)
     torch.testing.assert_close(got, want)
 

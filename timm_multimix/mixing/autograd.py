@@ -25,14 +25,17 @@ class MixedCrossEntropy(torch.autograd.Function):
             engine: str,
             over_ranks: bool,
             binary: bool,
+            keep_norm: bool,
     ) -> Tensor:
         need_l, need_a = ctx.needs_input_grad[:2]
         if torch.compiler.is_compiling():
             loss, grad_l, grad_a = _compiled(
-                logits, attention, y, lam, over_all, engine, need_l, need_a, over_ranks, binary)
+                logits, attention, y, lam, over_all, engine, need_l, need_a, over_ranks, binary,
+                keep_norm)
         else:
-            found = choose(engine, logits.device, y.dtype, need_a, binary)
-            loss, grad_l, grad_a = run(found, logits, y, lam, attention, over_all, need_l, need_a, over_ranks, binary)
+            found = choose(engine, logits.device, y.dtype, need_a, binary, keep_norm)
+            loss, grad_l, grad_a = run(
+                found, logits, y, lam, attention, over_all, need_l, need_a, over_ranks, binary, keep_norm)
         ctx.save_for_backward(grad_l, grad_a)
         return loss
 
@@ -42,12 +45,13 @@ class MixedCrossEntropy(torch.autograd.Function):
             raise RuntimeError('mixed_cross_entropy takes its gradient in the forward pass and is differentiable once; '
                                'create_graph=True is not supported. mixing/reference.py is differentiable twice.')
         grads = [None if g is None else g * grad for g in ctx.saved_tensors]
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 def _compiled(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], over_all: bool,
         engine: str, need_l: bool, need_a: bool, over_ranks: bool, binary: bool,
+        keep_norm: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
     if isinstance(lam, LamSampler):
@@ -55,7 +59,8 @@ def _compiled(
     else:
         drawn, alpha, low, high, n, m = lam, None, 0.0, 0.0, 0, 0
     loss, grad_l, grad_a = _operator(
-        logits, attention, y, drawn, alpha, low, high, n, m, over_all, engine, need_l, need_a, over_ranks, binary)
+        logits, attention, y, drawn, alpha, low, high, n, m, over_all, engine, need_l, need_a, over_ranks, binary,
+        keep_norm)
     return loss, grad_l if need_l else None, grad_a if need_a else None
 
 
@@ -63,7 +68,7 @@ def _compiled(
 def _operator(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], alpha: Optional[Tensor],
         low: float, high: float, n: int, m: int, over_all: bool, engine: str, need_l: bool, need_a: bool,
-        over_ranks: bool, binary: bool,
+        over_ranks: bool, binary: bool, keep_norm: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, _ = logits.shape
     source: Union[Tensor, LamSampler]
@@ -72,8 +77,9 @@ def _operator(
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
-    found = choose(engine, logits.device, y.dtype, need_a, binary)
-    loss, grad_l, grad_a = run(found, logits, y, source, attention, over_all, need_l, need_a, over_ranks, binary)
+    found = choose(engine, logits.device, y.dtype, need_a, binary, keep_norm)
+    loss, grad_l, grad_a = run(
+        found, logits, y, source, attention, over_all, need_l, need_a, over_ranks, binary, keep_norm)
     return (loss, logits.new_empty(0) if grad_l is None else grad_l,
             y.new_empty(0) if grad_a is None else grad_a.contiguous())
 
@@ -82,7 +88,7 @@ def _operator(
 def _(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], alpha: Optional[Tensor],
         low: float, high: float, n: int, m: int, over_all: bool, engine: str, need_l: bool, need_a: bool,
-        over_ranks: bool, binary: bool,
+        over_ranks: bool, binary: bool, keep_norm: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, C = logits.shape
     return (y.new_empty(()), logits.new_empty((B, P, C) if need_l else 0),

@@ -23,6 +23,7 @@ def mixed_cross_entropy(
         engine: str = 'auto',
         over_ranks: bool = False,
         binary: bool = False,
+        keep_norm: bool = False,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -51,6 +52,10 @@ def mixed_cross_entropy(
         binary: binary cross-entropy: every class for itself, with mixed targets as its probability, and the mean over
             the classes, as `torch.nn.functional.binary_cross_entropy_with_logits` has it. Targets then need not sum
             to 1.
+        keep_norm: divide the logits of each mixture by ‖λ‖₂ (dense: of its factors, λ weighted by the attention and
+            normalised). Embeddings that are unlike have a short mean, and to classify it the network lengthens them
+            all, which makes it too sure of itself; divided, it is about as long as they are. Not in the paper. The
+            attention must not require grad; torch engine only.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
@@ -70,6 +75,8 @@ def mixed_cross_entropy(
         raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
     if attention is not None and attention.shape != (B, P):
         raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
+    if keep_norm and attention is not None and attention.requires_grad:
+        raise SettingError('keep_norm takes the attention as a constant, but it requires grad: detach it.')
     if normalize not in NORMALIZATIONS:
         raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -85,7 +92,7 @@ def mixed_cross_entropy(
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = MixedCrossEntropy.apply(
             logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine, over_ranks,
-            binary)
+            binary, keep_norm)
         return loss / C if binary else loss
 
 

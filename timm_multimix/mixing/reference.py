@@ -24,11 +24,18 @@ def compare(X: Tensor, Y: Tensor, binary: bool = False) -> Tensor:
     return -(Y * X.log_softmax(-1)).sum(-1)
 
 
-def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor, binary: bool = False) -> Tensor:
+def lengthen(X: Tensor, lam: Tensor) -> Tensor:
+    """`keep_norm`, not of the paper: logits X (N, C) over ‖λ‖₂ of their factors (N, B). (N, C)"""
+    return X / lam.norm(dim=-1, keepdim=True)
+
+
+def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor, binary: bool = False,
+                  keep_norm: bool = False) -> Tensor:
     """MultiMix. Z (B, D), Y (B, C), lam (N, B) → scalar: the mean over the N mixed examples."""
     Z_mix = lam @ Z  # Z̃ = ZΛ
     Y_mix = lam @ Y  # Ỹ = YΛ
-    return compare(Z_mix @ W.t() + beta, Y_mix, binary).mean()
+    X = Z_mix @ W.t() + beta
+    return compare(lengthen(X, lam) if keep_norm else X, Y_mix, binary).mean()
 
 
 def gap_scores(Z: Tensor) -> Tensor:
@@ -52,7 +59,7 @@ def l1_relu(scores: Tensor) -> Tensor:
 
 def dense_multimix_loss(
         Z: Tensor, Y: Tensor, lam: Tensor, a: Tensor, W: Tensor, beta: Tensor, normalize: str = 'position',
-        binary: bool = False) -> Tensor:
+        binary: bool = False, keep_norm: bool = False) -> Tensor:
     """Dense MultiMix. Z (B, P, D), Y (B, C), lam (N, P, B), a (B, P) → scalar."""
     P = Z.shape[1]
     sums, weights = [], []
@@ -68,6 +75,8 @@ def dense_multimix_loss(
         Z_mix = M_hat @ Z[:, j]  # Z̃^j = Z^j M̂^j
         Y_mix = M_hat @ Y  # Ỹ^j = Y M̂^j
         X = Z_mix @ W.t() + beta  # the dense classifier: a 1×1 convolution, no pooling
+        if keep_norm:
+            X = lengthen(X, M_hat)
         sums.append((s * compare(X, Y_mix, binary)).sum())
         weights.append(s.sum())
     if not sums:

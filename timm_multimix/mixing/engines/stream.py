@@ -7,7 +7,8 @@ mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed
     ∂/∂L = 1/S (wᵀ diag(sτ) softmax(X) − V Y)                  V = wᵀ diag(s) w, (B, B)
 
 and for binary cross-entropy, each class for itself, the same with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k) and
-the logistic function in place of τ softmax. So neither mixed embeddings nor mixed targets exist, and of X and w only a
+the logistic function in place of τ softmax. With X_k divided by h_k = ‖w_k‖ (`keep_norm`), s_k / h_k stands for s_k in
+V and in the gradient. So neither mixed embeddings nor mixed targets exist, and of X and w only a
 tile does. An engine adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
 """
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Batch:
         attention: (p, B), each position's largest entry 1; None is uniform.
         half: whether the logits came in half precision, and so are not worth float32's products.
         binary: whether every class is compared for itself; then the logits are as they came.
+        keep_norm: whether X_k is wL / ‖w_k‖ instead.
     """
     logits: Tensor
     y: Tensor
@@ -47,6 +49,7 @@ class Batch:
     attention: Optional[Tensor]
     half: bool
     binary: bool
+    keep_norm: bool = False
 
 
 @dataclass
@@ -99,11 +102,12 @@ def run(
         attention_grad: bool,
         over_ranks: bool = False,
         binary: bool = False,
+        keep_norm: bool = False,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
-    `over_ranks`, `binary`: see `mixed_cross_entropy`; a binary loss is the sum over the classes here.
+    `over_ranks`, `binary`, `keep_norm`: see `mixed_cross_entropy`; a binary loss is the sum over the classes here.
     """
     N, P, B = lam.shape
     C = y.shape[1]
@@ -125,7 +129,8 @@ def run(
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
-        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4, binary)
+        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4, binary,
+                     keep_norm)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),

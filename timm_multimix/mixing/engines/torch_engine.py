@@ -48,6 +48,10 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     else:
         w, s = (lam, None) if a is None else factors(lam, a)
         x = torch.bmm(w, L)
+    h: Optional[Tensor] = None
+    if batch.keep_norm:
+        h = w.norm(dim=-1, keepdim=True).clamp_min(TINY)
+        x = x / h
     tau = torch.ones_like(w[..., 0]) if batch.binary else w @ batch.rowsum
     weight = tau if s is None else s * tau
     sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
@@ -67,14 +71,17 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
             mixed *= s.unsqueeze(-1)
         sums.loss[p] -= (mixed * x).sum((1, 2))
         if sums.logits is not None:
-            sums.logits[p].baddbmm_(wt, prob.mul_(weight.unsqueeze(-1)).sub_(mixed))
+            back = prob.mul_(weight.unsqueeze(-1)).sub_(mixed)
+            sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
         return
-    sums.pair[p].baddbmm_(wt, w if s is None else w * s.unsqueeze(-1))
+    pairs = w if s is None else w * s.unsqueeze(-1)
+    sums.pair[p].baddbmm_(wt, pairs if h is None else pairs / h)
     if sums.attention is not None:
         assert s is not None and isinstance(lam, Tensor)
         _add_attention(sums, batch, p, lam, w, s, tau, lse, prob)
     if sums.logits is not None:
-        sums.logits[p].baddbmm_(wt, prob.mul_(weight.unsqueeze(-1)))
+        back = prob.mul_(weight.unsqueeze(-1))
+        sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
 
 
 def _mix_sticks(sticks: Sticks, rows: Tensor) -> Tensor:
