@@ -51,7 +51,8 @@ def test_replace_keeps_what_was_given_and_follows_a_new_preset_otherwise() -> No
 def test_round_trip_through_yaml() -> None:
     for c in (MultiMixConfig('dense', attention='cam', m=5, effective=2), MultiMixConfig('multimix', preset='paper'),
               MultiMixConfig('dense', attention='self'),
-              MultiMixConfig('dense', attention='uniform', preset='alternate', bce_loss=True, bce_target_thresh=0.2)):
+              MultiMixConfig('dense', attention='uniform', preset='alternate', keep_norm=True, bce_loss=True,
+                             bce_target_thresh=0.2)):
         assert MultiMixConfig.from_dict(yaml.safe_load(yaml.safe_dump(c.to_dict()))) == c
 
 
@@ -70,6 +71,10 @@ def test_round_trip_through_yaml() -> None:
     (dict(attention='self', attention_norm='softmax'), 'self attention has nothing to normalise'),
     (dict(mode='multimix', attention='gap'), 'only --multimix dense'),
     (dict(cutmix=-1), r'cutmix \(--cutmix\) is -1.*negative'), (dict(bce_loss=1), r'--bce-loss\) is 1.*True or False'),
+    (dict(keep_norm=1), r'--multimix-keep-norm\) is 1.*True or False'),
+    (dict(keep_norm=True, attention_detach=False), r'keep_norm .*leave attention_detach'),
+    (dict(keep_norm=True, engine='triton'), r'engine .*have no keep_norm'),
+    (dict(mode='multimix', keep_norm=True, layer='input'), r'keep_norm .*--multimix-layer embedding'),
     (dict(bce_target_thresh=0.2), 'which is off'), (dict(bce_loss=True, bce_target_thresh=1), r'--bce-target-thresh\)'),
 ])
 def test_bad_settings_name_the_setting_the_value_and_what_is_right(settings: dict, words: str) -> None:

@@ -275,6 +275,16 @@ def test_soft_targets_are_taken_as_they_are() -> None:
     assert torch.equal(soft.loss, wrapped(images, target, lam=lam).loss)
 
 
+def test_mixtures_keep_their_length_on_request() -> None:
+    model, images, target = build('resnet')
+    lam = sample_lam(6, 1, 6, 1.0)
+    out = quiet_wrap(model, 'multimix', keep_norm=True).eval()(images, target, lam=lam)
+    mixed = lam[:, 0] @ model(images) / lam[:, 0].norm(dim=1, keepdim=True)
+    y = nn.functional.one_hot(target, 5).float()
+    want = (nn.functional.cross_entropy(mixed, lam[:, 0] @ y) + nn.functional.cross_entropy(model(images), y)) / 2
+    torch.testing.assert_close(out.loss, want)
+
+
 @pytest.mark.parametrize('layer', ['embedding', 0])
 @pytest.mark.parametrize('thresh, total', [(None, False), (0.2, True)])
 def test_binary_cross_entropy(layer: Union[str, int], thresh: Optional[float], total: bool) -> None:
