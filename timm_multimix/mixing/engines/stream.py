@@ -8,8 +8,8 @@ mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed
 
 and for binary cross-entropy, each class for itself, the same with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k) and
 the logistic function in place of τ softmax. With X_k divided by h_k = ‖w_k‖ (`keep_norm`), s_k / h_k stands for s_k in
-V and in the gradient. So neither mixed embeddings nor mixed targets exist, and of X and w only a
-tile does. An engine adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
+V and in the gradient. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine
+adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
 """
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     h: Optional[Tensor] = None
     if batch.keep_norm:
         h = w.norm(dim=-1, keepdim=True).clamp_min(TINY)
-        x = x / h
+        x.div_(h)
     tau = torch.ones_like(w[..., 0]) if batch.binary else w @ batch.rowsum
     weight = tau if s is None else s * tau
     sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
