@@ -73,7 +73,6 @@ def test_round_trip_through_yaml() -> None:
     (dict(cutmix=-1), r'cutmix \(--cutmix\) is -1.*negative'), (dict(bce_loss=1), r'--bce-loss\) is 1.*True or False'),
     (dict(keep_norm=1), r'--multimix-keep-norm\) is 1.*True or False'),
     (dict(keep_norm=True, attention_detach=False), r'keep_norm .*leave attention_detach'),
-    (dict(keep_norm=True, engine='triton'), r'engine .*have no keep_norm'),
     (dict(mode='multimix', keep_norm=True, layer='input'), r'keep_norm .*--multimix-layer embedding'),
     (dict(bce_target_thresh=0.2), 'which is off'), (dict(bce_loss=True, bce_target_thresh=1), r'--bce-target-thresh\)'),
 ])

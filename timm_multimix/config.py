@@ -218,9 +218,6 @@ class MultiMixConfig:
         if self.keep_norm and self.attention_detach is False:
             raise _bad('keep_norm', self.keep_norm, 'it takes the attention as a constant: leave attention_detach '
                                                     '(--multimix-attention-detach) on.')
-        if self.keep_norm and self.engine == 'triton':
-            raise _bad('engine', self.engine, "its kernels have no keep_norm (--multimix-keep-norm): 'auto' uses "
-                                              "'torch' here.")
         for name in ('n', 'm'):
             value = getattr(self, name)
             if value is None and name == 'm':

@@ -24,9 +24,10 @@ pytestmark = pytest.mark.skipif(
     DEVICE == 'cpu' and not triton_engine.INTERPRETED, reason='no GPU, and TRITON_INTERPRET is not 1')
 
 
-def literal(Z: Tensor, W: Tensor, beta: Tensor, Y: Tensor, lam: Tensor, a: Optional[Tensor], normalize: str) -> Tensor:
+def literal(Z: Tensor, W: Tensor, beta: Tensor, Y: Tensor, lam: Tensor, a: Optional[Tensor], normalize: str,
+            keep_norm: bool = False) -> Tensor:
     a = torch.full(Z.shape[:2], 1 / Z.shape[1], dtype=Z.dtype, device=Z.device) if a is None else a
-    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize)
+    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize, keep_norm=keep_norm)
 
 
 def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +39,9 @@ def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     (1, 1, 2, 1), (5, 3, 7, 9), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 70, 131), (16, 40, 3, 33)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('kind', ['none', 'gap', 'zeros'])
-def test_equals_the_equations(shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str) -> None:
+@pytest.mark.parametrize('keep_norm', [False, True])
+def test_equals_the_equations(
+        shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str, keep_norm: bool) -> None:
     B, P, C, N = shape
     soft, normalize = kind == 'gap', 'all' if kind == 'zeros' else 'position'
     L = (3 * torch.randn(B, P, C, device=DEVICE)).to(dtype).requires_grad_()
@@ -56,11 +59,12 @@ def test_equals_the_equations(shape: tuple[int, int, int, int], dtype: torch.dty
     eye = torch.eye(C, dtype=torch.float64, device=DEVICE)
     exact = L.detach().double().requires_grad_()
     truth = value_and_grad(literal(
-        exact, eye, 0 * eye[0], Y, lam.double(), None if a is None else a.double(), normalize), exact)
-    found = value_and_grad(mixed_cross_entropy(L, target, lam, a, normalize=normalize, engine='triton'), L)
+        exact, eye, 0 * eye[0], Y, lam.double(), None if a is None else a.double(), normalize, keep_norm), exact)
+    found = value_and_grad(mixed_cross_entropy(
+        L, target, lam, a, normalize=normalize, engine='triton', keep_norm=keep_norm), L)
     plain = value_and_grad(literal(
         L, eye.to(dtype), 0 * eye[0].to(dtype), Y.to(dtype), lam.to(dtype), None if a is None else a.to(dtype),
-        normalize), L)
+        normalize, keep_norm), L)
     for got, low, want in zip(found, plain, truth):
         scale = max(float(want.abs().max()), 0.1 / N)
         error = float((got - want).abs().max()) / scale
@@ -71,16 +75,17 @@ def test_equals_the_equations(shape: tuple[int, int, int, int], dtype: torch.dty
 
 
 @given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
-       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), m=st.booleans())
+       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), m=st.booleans(), keep_norm=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_equals_the_torch_engine(
-        seed: int, B: int, P: int, C: int, N: int, smoothing: float, m: bool) -> None:
+        seed: int, B: int, P: int, C: int, N: int, smoothing: float, m: bool, keep_norm: bool) -> None:
     g = torch.Generator().manual_seed(seed)
     L = torch.randn(B, P, C, generator=g).to(DEVICE).requires_grad_()
     lam = sample_lam(N, P, B, 0.05, g, m=max(1, B // 2) if m else None).to(DEVICE)
     y, a = torch.randint(0, C, (B,), generator=g).to(DEVICE), attention(torch.randn(B, P, 5, generator=g)).to(DEVICE)
     for got, want in zip(*(value_and_grad(mixed_cross_entropy(
-            L, y, lam, a, label_smoothing=smoothing, engine=engine), L) for engine in ('triton', 'torch'))):
+            L, y, lam, a, label_smoothing=smoothing, engine=engine, keep_norm=keep_norm), L)
+            for engine in ('triton', 'torch'))):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
 
 
@@ -159,8 +164,8 @@ WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'SPLITS', 'ROWS', 'out_s
 for capability in (80, 90):
     for precision, block_n in engine.BLOCK_N.items():
         for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR)):
-            fixed = dict(TINY=engine.TINY, HAS_A=True, BLOCK_N=block_n, BLOCK_B=block_b, BLOCK_C=engine.BLOCK_C,
-                         STEP=engine.STEP, PRECISION=precision)
+            fixed = dict(TINY=engine.TINY, HAS_A=True, KEEP_NORM=True, BLOCK_N=block_n, BLOCK_B=block_b,
+                         BLOCK_C=engine.BLOCK_C, STEP=engine.STEP, PRECISION=precision)
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             signature = {name: 'constexpr' if name in fixed else 'i32' if name in WHOLE else '*fp32'
                          for name in kernel.arg_names if name not in fixed or NAMED}

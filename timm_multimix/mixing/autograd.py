@@ -33,7 +33,7 @@ class MixedCrossEntropy(torch.autograd.Function):
                 logits, attention, y, lam, over_all, engine, need_l, need_a, over_ranks, binary,
                 keep_norm)
         else:
-            found = choose(engine, logits.device, y.dtype, need_a, binary, keep_norm)
+            found = choose(engine, logits.device, y.dtype, need_a, binary)
             loss, grad_l, grad_a = run(
                 found, logits, y, lam, attention, over_all, need_l, need_a, over_ranks, binary, keep_norm)
         ctx.save_for_backward(grad_l, grad_a)
@@ -77,7 +77,7 @@ def _operator(
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
-    found = choose(engine, logits.device, y.dtype, need_a, binary, keep_norm)
+    found = choose(engine, logits.device, y.dtype, need_a, binary)
     loss, grad_l, grad_a = run(
         found, logits, y, source, attention, over_all, need_l, need_a, over_ranks, binary, keep_norm)
     return (loss, logits.new_empty(0) if grad_l is None else grad_l,

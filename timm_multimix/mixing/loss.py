@@ -55,7 +55,7 @@ def mixed_cross_entropy(
         keep_norm: divide the logits of each mixture by ‖λ‖₂ (dense: of its factors, λ weighted by the attention and
             normalised). Embeddings that are unlike have a short mean, and to classify it the network lengthens them
             all, which makes it too sure of itself; divided, it is about as long as they are. Not in the paper. The
-            attention must not require grad; torch engine only.
+            attention must not require grad.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.

@@ -16,9 +16,7 @@ __all__ = ['choose']
 _logger = logging.getLogger(__name__)
 
 
-def choose(
-        name: str, device: torch.device, dtype: torch.dtype, attention_grad: bool, binary: bool = False,
-        keep_norm: bool = False) -> Engine:
+def choose(name: str, device: torch.device, dtype: torch.dtype, attention_grad: bool, binary: bool = False) -> Engine:
     """The engine of this name; for 'auto' Triton on CUDA where it can, torch everywhere else.
 
     Raises:
@@ -29,7 +27,7 @@ def choose(
                            f'{nearest(name, ENGINES)}')
     if name == 'torch' or (name == 'auto' and device.type != 'cuda'):
         return torch_engine.ENGINE
-    problem = _triton_problem(device.type, dtype, attention_grad, binary, keep_norm)
+    problem = _triton_problem(device.type, dtype, attention_grad, binary)
     if problem is None:
         from .triton_engine import ENGINE
         return ENGINE
@@ -39,8 +37,7 @@ def choose(
     return torch_engine.ENGINE
 
 
-def _triton_problem(
-        device: str, dtype: torch.dtype, attention_grad: bool, binary: bool, keep_norm: bool) -> str | None:
+def _triton_problem(device: str, dtype: torch.dtype, attention_grad: bool, binary: bool) -> str | None:
     """Why Triton cannot do it, or None."""
     if dtype == torch.float64:
         return 'its kernels compute in float32, and the logits are float64.'
@@ -48,8 +45,6 @@ def _triton_problem(
         return 'its kernels do not differentiate the attention (attention_detach=False).'
     if binary:
         return 'its kernels have no binary cross-entropy.'
-    if keep_norm:
-        return 'its kernels cannot keep the length of embeddings (keep_norm).'
     try:
         from . import triton_engine
     except ImportError as error:

@@ -1,10 +1,11 @@
 """The tiles as Triton kernels, for CUDA: mixed logits exist in registers only.
 
-For position p, with g = λa (λ without attention), s = Σ_b g, w = g/s, ρ = Σ_c Y, L the logits, X = gL/s:
+For position p, with g = λa (λ without attention), s = Σ_b g, w = g/s, ρ = Σ_c Y, L the logits, X = gL/r, where r is s,
+or s‖w‖ to keep the length of embeddings:
 
-    _lse     per block of tuples: s, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks of classes
-    _grad    per block of classes and of examples: a ∘ λᵀ(v/s · softmax(X)), X computed again, over all tuples
-    _pair    per block of pairs of examples: gᵀ(g/s), over all tuples
+    _lse     per block of tuples: s, 1/r, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks of classes
+    _grad    per block of classes and of examples: a ∘ λᵀ(v/r · softmax(X)), X computed again, over all tuples
+    _pair    per block of pairs of examples: gᵀ(g/r), over all tuples
 
 Each block of a sum has one owner, so results do not depend on the order of execution. Where there are too few blocks
 to fill a GPU, tuples are split among several owners, whose sums are added after.
@@ -57,13 +58,6 @@ def _load_lam_t(lam, p, k, b, N, B, lam_p, lam_k):
 
 
 @triton.jit
-def _load_inverse(s, p, k, N):
-    """1/s of tuples k; 0 where s is."""
-    found = tl.load(s + p * N + k, mask=k < N, other=0.0)
-    return tl.where(found > 0, 1 / tl.where(found > 0, found, 1.0), 0.0)
-
-
-@triton.jit
 def _add(out, acc, a, p, i, j, B, J, HAS_A: tl.constexpr):
     """out += a ∘ acc, at examples i and columns j of J."""
     if HAS_A:
@@ -87,8 +81,8 @@ def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
 
 
 @triton.jit
-def _lse(lam, L, a, rowsum, s_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, TINY: tl.constexpr,
-         HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr,
+def _lse(lam, L, a, rowsum, s_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, TINY: tl.constexpr,
+         HAS_A: tl.constexpr, KEEP_NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr,
          PRECISION: tl.constexpr):
     p = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -107,6 +101,12 @@ def _lse(lam, L, a, rowsum, s_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L
     else:
         s = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
         inverse = s
+    if KEEP_NORM:  # of factors already normalised: the squares of small ones would be lost in float32
+        square = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        for b0 in range(0, B, STEP):
+            w = _load_g(lam, a, p, k, b0 + tl.arange(0, STEP), N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
+            square += tl.sum(w * w, 1)
+        inverse = tl.where(square > 0, inverse / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
     top = tl.full((BLOCK_N,), float('-inf'), dtype=tl.float32)
     total = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for c0 in range(0, C, BLOCK_C):
@@ -117,12 +117,13 @@ def _lse(lam, L, a, rowsum, s_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher[:, None]), 1)
         top = higher
     tl.store(s_out + p * N + k, s, mask=k < N)
+    tl.store(inverse_out + p * N + k, inverse, mask=k < N)
     tl.store(v_out + p * N + k, v, mask=k < N)
     tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
 
 
 @triton.jit
-def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, SPLITS, ROWS, out_split,
+def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, SPLITS, ROWS, out_split,
           HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
           STEP: tl.constexpr, PRECISION: tl.constexpr):
     p = (tl.program_id(2) // SPLITS).to(tl.int64)
@@ -132,7 +133,7 @@ def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, S
     acc = tl.zeros((BLOCK_B, BLOCK_C), dtype=tl.float32)
     for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
         k = k0 + tl.arange(0, BLOCK_N)
-        inverse = _load_inverse(s_in, p, k, N)
+        inverse = tl.load(inverse_in + p * N + k, mask=k < N, other=0.0)
         v = tl.load(v_in + p * N + k, mask=k < N, other=0.0)
         lse = tl.load(lse_in + p * N + k, mask=k < N, other=0.0)
         x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
@@ -143,7 +144,7 @@ def _grad(lam, L, a, s_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, S
 
 
 @triton.jit
-def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
+def _pair(lam, a, inverse_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
           HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr):
     p = (tl.program_id(2) // SPLITS).to(tl.int64)
     split = (tl.program_id(2) % SPLITS).to(tl.int64)
@@ -152,7 +153,7 @@ def _pair(lam, a, s_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
     acc = tl.zeros((BLOCK_B, BLOCK_B), dtype=tl.float32)
     for k0 in range(split * ROWS, tl.minimum(split * ROWS + ROWS, N), BLOCK_N):
         k = k0 + tl.arange(0, BLOCK_N)
-        inverse = _load_inverse(s_in, p, k, N)
+        inverse = tl.load(inverse_in + p * N + k, mask=k < N, other=0.0)
         left = _load_lam_t(lam, p, k, i, N, B, lam_p, lam_k)
         right = _load_g(lam, a, p, k, j, N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
@@ -168,7 +169,7 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     C = L.shape[-1]
     if lam.stride(-1) != 1:
         lam = lam.contiguous()
-    s, v, lse = (lam.new_empty(p, N) for _ in range(3))
+    s, inverse, v, lse = (lam.new_empty(p, N) for _ in range(4))
     # Products of half-precision logits need no more digits than they have; float32 ones get about all of theirs.
     precision = 'tf32' if batch.half else 'tf32x3'
     sizes = (N, B, C, lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
@@ -177,19 +178,20 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     any_a = lam if a is None else a.contiguous()
     with torch.cuda.device_of(lam):
         _lse[triton.cdiv(N, block_n), p](
-            lam, L, any_a, batch.rowsum, s, v, lse, *sizes, TINY=TINY, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+            lam, L, any_a, batch.rowsum, s, inverse, v, lse, *sizes, TINY=TINY, KEEP_NORM=batch.keep_norm,
+            BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
         sums.loss += (v * lse).sum(1)
         sums.weight += s.sum(1)
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
         with _Split(sums.pair, N, blocks) as to:
             _pair[blocks[0], blocks[1], p * to.splits](
-                lam, any_a, s, to.out, N, B, lam.stride(0), lam.stride(1), to.splits, to.rows, to.stride,
+                lam, any_a, inverse, to.out, N, B, lam.stride(0), lam.stride(1), to.splits, to.rows, to.stride,
                 BLOCK_B=PAIR, **fixed)
         if sums.logits is not None:
             blocks = triton.cdiv(C, BLOCK_C), triton.cdiv(B, block_b)
             with _Split(sums.logits, N, blocks) as to:
                 _grad[blocks[0], blocks[1], p * to.splits](
-                    lam, L, any_a, s, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
+                    lam, L, any_a, inverse, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
                     BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
 
 
