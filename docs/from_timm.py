@@ -70,8 +70,8 @@ DIFFERENT: dict[str, str] = {
     'opt': 'optimizers of second order are refused',
     'decay_epochs': 'default 90, for `wsd` and `rsqrt` 0.2 (the last fifth)',
     'aug_repeats': 'in one process an error that says so (timm: an assertion)',
-    'cutmix': 'default 0, with `--multimix-preset alternate` 1',
-    'mixup': 'default 0, with `--multimix-preset paper` 2, `alternate` 1; happens on the device, so '
+    'cutmix': 'default 0, with `--multimix` 1 (`--multimix-preset paper` and `alone` 0)',
+    'mixup': 'default 0, with `--multimix` 1 (`--multimix-preset paper` 2, `alone` 0); happens on the device, so '
              '`--mixup-off-epoch` always works',
     'smoothing': 'is applied once, before mixing',
     'sync_bn': 'of GPUs alone, as torch has it; elsewhere an error',

@@ -110,13 +110,13 @@ def test_input_mixup_of_the_paper_gives_way_to_flags() -> None:
 
 
 def test_who_asks_for_one_input_mixing_does_not_get_the_presets_other_one() -> None:
-    alternate = ('--multimix', 'dense', '--multimix-preset', 'alternate')
+    default = ('--multimix', 'dense')
     for flags, expected in (((), (1, 1)), (('--mixup', '0.2'), (0.2, 0)), (('--cutmix', '0.5'), (0, 0.5)),
                             (('--mixup', '0'), (0, 1)), (('--cutmix', '0'), (1, 0)),
                             (('--cutmix-minmax', '0.2', '0.8'), (0, 0)),
                             (('--mixup', '0.2', '--cutmix', '0.5'), (0.2, 0.5))):
-        c = config(*alternate, *flags)
-        assert (c.mixup, c.cutmix, c.prob) == (*expected, 0.5)  # type: ignore[attr-defined]
+        c = config(*default, *flags)
+        assert (c.mixup, c.cutmix, c.prob) == (*expected, 0.25)  # type: ignore[attr-defined]
 
 
 def test_binary_cross_entropy_is_of_the_mixed_loss_too() -> None:

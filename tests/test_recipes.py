@@ -71,8 +71,9 @@ def test_says_what_it_does(name: str, method: str) -> None:
         assert (args.mixup or 0) == (0.2 if mixup and args.model in ('resnet50', 'vit_small_patch16_224') else mixup)
     else:
         config.check_batch(args.batch_size)
-        assert config.preset == ('default' if short else 'paper') and config.mixup == (0 if short else 2)
-        assert (config.alpha is None) if short else (config.alpha == (0.5, 2) and config.prob == 0.5)
+        assert config.preset == ('default' if short else 'paper') and (config.mixup, config.cutmix) == (
+            (1, 1) if short else (2, 0))
+        assert (config.alpha, config.prob) == ((None, 0.25) if short else ((0.5, 2), 0.5))
 
 
 def learning_rates(name: str) -> tuple[list[float], torch.optim.Optimizer]:

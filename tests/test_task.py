@@ -18,7 +18,7 @@ from timm.utils import CheckpointSaver
 from timm_multimix import MultiMixTask, unwrap, wrap
 
 
-def make(preset: str = 'default', **kwargs: object) -> MultiMixTask:
+def make(preset: str = 'alone', **kwargs: object) -> MultiMixTask:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         names = ('n', 'prob', 'clean_weight', 'alpha', 'label_smoothing', 'bce_loss', 'bce_sum', 'bce_target_thresh')
@@ -57,8 +57,8 @@ def test_paper_alternates_with_input_mixup() -> None:
     assert all(('effective' in r) == r['mixed'] for r in results)
 
 
-def test_alternate_takes_turns_with_mixup_and_cutmix() -> None:
-    task = make('alternate', label_smoothing=0.1)
+def test_default_takes_turns_with_mixup_and_cutmix() -> None:
+    task = make('default', label_smoothing=0.1)
     assert isinstance(task.mixup_fn, Mixup)
     assert (task.mixup_fn.mixup_alpha, task.mixup_fn.cutmix_alpha, task.mixup_fn.label_smoothing) == (1, 1, 0.1)
     same = [torch.equal(task.mixup_fn(IMAGES.clone(), TARGET)[0][:, :, :2, :2], IMAGES[:, :, :2, :2])
@@ -70,7 +70,7 @@ def test_alternate_takes_turns_with_mixup_and_cutmix() -> None:
 
 
 def test_binary_cross_entropy_on_steps_of_either_kind() -> None:
-    task = make('alternate', bce_loss=True, bce_sum=True, label_smoothing=0.1, bce_target_thresh=0.3)
+    task = make('default', bce_loss=True, bce_sum=True, label_smoothing=0.1, bce_target_thresh=0.3)
     task.eval()  # no input mixing
     logits = task.get_eval_model()(IMAGES)
     smooth = torch.nn.functional.one_hot(TARGET, 5) * 0.9 + 0.02

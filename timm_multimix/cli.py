@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-alpha', type=float, nargs='+', metavar='A', help='Dirichlet concentration, one number or a range')
     g('--multimix-effective', type=float, nargs='+', metavar='E',
       help='the same as an effective number of examples, one number or a range (preset: 1.5 3)')
-    g('--multimix-prob', type=float, metavar='P', help='probability of mixing embeddings on a step (preset: 1)')
+    g('--multimix-prob', type=float, metavar='P', help='probability of mixing embeddings on a step (preset: 0.25)')
     g('--multimix-clean-weight', type=float, metavar='W', help='weight of the unmixed loss (preset: 1)')
     g('--multimix-attention', choices=ATTENTIONS, help='dense: where labels are believed (preset: gap)')
     g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')
@@ -206,8 +206,10 @@ def build_parser() -> argparse.ArgumentParser:
     g('--recount', type=int, default=1, metavar='N', help=' ')
     g('--resplit', action=on_off, default=False, help='no random erasing in the first half of a batch')
     g('--train-interpolation', choices=('', *INTERPOLATIONS, 'random'), default='random', help=' ')
-    g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; preset alternate: 1, paper: 2)')
-    g('--cutmix', type=float, default=None, metavar='A', help='input cutmix (timm: 0; preset alternate: 1)')
+    g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; with --multimix 1, for preset '
+      'paper 2, for alone 0)')
+    g('--cutmix', type=float, default=None, metavar='A', help='input cutmix (timm: 0; with --multimix 1, for preset '
+      'paper and alone 0)')
     g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
     g('--mixup-prob', type=float, default=1.0, metavar='P', help='of mixup or cutmix on a step that has them')
     g('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='of cutmix where both are on')

@@ -58,7 +58,7 @@ def test_warns_only_when_nothing_is_left_to_learn_from() -> None:
         return signal_warning(MultiMixConfig('multimix', **settings), 128, 10, alternates)  # type: ignore[arg-type]
 
     assert of() is None
-    everywhere = of(alpha=(0.5, 2.0), clean_weight=0.0)
+    everywhere = of(preset='alone', alpha=(0.5, 2.0), clean_weight=0.0)
     assert 'Nothing will be learned' in everywhere and '--multimix-effective 2' in everywhere  # type: ignore[operator]
     assert of(alpha=(0.5, 2.0), clean_weight=1.0) is None  # the clean term carries the signal
     assert 'On 50% of the steps' in of(preset='paper')  # type: ignore[operator]
