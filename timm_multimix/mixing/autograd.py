@@ -30,8 +30,7 @@ class MixedCrossEntropy(torch.autograd.Function):
         need_l, need_a = ctx.needs_input_grad[:2]
         if torch.compiler.is_compiling():
             loss, grad_l, grad_a = _compiled(
-                logits, attention, y, lam, over_all, engine, need_l, need_a, over_ranks, binary,
-                keep_norm)
+                logits, attention, y, lam, over_all, engine, need_l, need_a, over_ranks, binary, keep_norm)
         else:
             found = choose(engine, logits.device, y.dtype, need_a, binary)
             loss, grad_l, grad_a = run(
@@ -50,8 +49,7 @@ class MixedCrossEntropy(torch.autograd.Function):
 
 def _compiled(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], over_all: bool,
-        engine: str, need_l: bool, need_a: bool, over_ranks: bool, binary: bool,
-        keep_norm: bool,
+        engine: str, need_l: bool, need_a: bool, over_ranks: bool, binary: bool, keep_norm: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
     if isinstance(lam, LamSampler):
