@@ -268,6 +268,7 @@ def train_epoch(
     started = time.time()
     optimizer.zero_grad()
     for i, (input, target) in enumerate(loader.batches(epoch, first, stop.requested), first):
+        task.set_epoch(epoch + i / batches)
         seed_place(args.seed, epoch, i, rank())  # a run that goes on here draws what an unbroken one does
         input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
         if args.channels_last:
@@ -495,7 +496,7 @@ def run(args: argparse.Namespace) -> None:
         + (f', {ending.positions} positions of {ending.width} features' if ending else '')
         + f', on {device.type if world() > 1 else device}'
         + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
-    say(describe(config, mixed, args.num_classes))
+    say(describe(config, mixed, args.num_classes, epochs))
     if config is not None:
         messages.append(one_position_note(config, ending.positions if ending else 1))
     for message in filter(None, messages):
@@ -587,7 +588,7 @@ def run(args: argparse.Namespace) -> None:
     data_line = f'{len(train_set)} training and {len(val_set)} validation images of {args.num_classes} classes'
     try:
         final = save_model()
-        write_report(folder, saved, data_line, describe(config, mixed, args.num_classes), in_plain_timm(
+        write_report(folder, saved, data_line, describe(config, mixed, args.num_classes, epochs), in_plain_timm(
             folder, args.model, args.num_classes, model_args), device, seconds, epochs - start_epoch)
     except (OSError, SafetensorError) as e:
         drop_unfinished(folder)

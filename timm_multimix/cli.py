@@ -18,8 +18,8 @@ from .from_timm import NOT_TAKEN, add_not_taken, drop_not_taken, note_defaults
 from .hub import is_repo
 from .loggers import LOGGERS
 
-MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'clean_weight', 'attention', 'attention_norm',
-                  'attention_detach', 'normalize', 'layer', 'engine', 'gather', 'keep_norm')
+MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'ramp_epochs', 'clean_weight', 'attention',
+                  'attention_norm', 'attention_detach', 'normalize', 'layer', 'engine', 'gather', 'keep_norm')
 # What says something about the machine and the screen, and nothing about the model.
 OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persistent_workers', 'no_prefetcher',
                   'device', 'device_modules', 'pin_mem', 'log_interval', 'checkpoint_hist', 'recovery_interval',
@@ -71,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-effective', type=float, nargs='+', metavar='E',
       help='the same as an effective number of examples, one number or a range (preset: 1.5 3)')
     g('--multimix-prob', type=float, metavar='P', help='probability of mixing embeddings on a step (preset: 0.25)')
+    g('--multimix-ramp-epochs', type=float, metavar='E', help='embeddings and inputs are mixed on a share of the steps '
+      'that grows from none to all over this many epochs; 0: from the start (preset: 100, for alone and paper 0)')
     g('--multimix-clean-weight', type=float, metavar='W', help='weight of the unmixed loss (preset: 1)')
     g('--multimix-attention', choices=ATTENTIONS, help='dense: where labels are believed (preset: gap)')
     g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')

@@ -20,11 +20,12 @@ NORMALIZATIONS = ('position', 'all')
 
 # Settings that a preset decides. `paper` is the literal method. The other two train in a normal budget: a clean term,
 # and a mixed term that blends a handful of examples instead of the whole batch; `alone` on every step, and `default`
-# on one of four, with timm's mixup or CutMix on the others, which is what the evidence favours (docs/results.md).
+# on one of four, with timm's mixup or CutMix on the others, and the more the longer the training has gone on, which is
+# what the evidence favours (docs/results.md).
 PRESETS: dict[str, dict[str, Any]] = {
-    'default': dict(effective=(1.5, 3.0), prob=0.25, clean_weight=1.0, mixup=1.0, cutmix=1.0),
-    'alone': dict(effective=(1.5, 3.0), prob=1.0, clean_weight=1.0, mixup=0.0, cutmix=0.0),
-    'paper': dict(alpha=(0.5, 2.0), prob=0.5, clean_weight=0.0, mixup=2.0, cutmix=0.0),
+    'default': dict(effective=(1.5, 3.0), prob=0.25, ramp_epochs=100.0, clean_weight=1.0, mixup=1.0, cutmix=1.0),
+    'alone': dict(effective=(1.5, 3.0), prob=1.0, ramp_epochs=0.0, clean_weight=1.0, mixup=0.0, cutmix=0.0),
+    'paper': dict(alpha=(0.5, 2.0), prob=0.5, ramp_epochs=0.0, clean_weight=0.0, mixup=2.0, cutmix=0.0),
 }
 
 # Only dense has positions to attend to; with plain MultiMix these would be ignored, so giving them is an error.
@@ -78,8 +79,9 @@ class MultiMixConfig:
 
     Args:
         mode: 'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position.
-        preset: 'default' mixes embeddings on one step of four, and inputs, by mixup or CutMix, on the others; 'alone'
-            mixes embeddings on every step and no inputs; 'paper' is the published setting (arXiv 2311.05538).
+        preset: 'default' mixes embeddings on one step of four, and inputs, by mixup or CutMix, on the others, both on
+            a share of the steps that grows over 100 epochs; 'alone' mixes embeddings on every step and no inputs;
+            'paper' is the published setting (arXiv 2311.05538).
         n: mixed examples (tuples) per step; for dense, per step and position.
         m: examples mixed in each tuple, drawn at random from the batch; None means the whole batch.
         alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
@@ -89,6 +91,10 @@ class MultiMixConfig:
             reports is somewhat above.)
         prob: probability, per step, of mixing embeddings. On the other steps the batch trains plainly, or with input
             mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
+        ramp_epochs: the share of the steps that mix anything, embeddings or inputs, grows from none to all over this
+            many epochs; the others train plainly. An image that was seen a few times is not memorised yet, and mixing
+            then costs more than it gives. 0 mixes from the start. Used by `MultiMixTask` only, which must be told the
+            epoch (`set_epoch`; `train.py` does so).
         mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
             comes before embedding mixing on every step. Used by `MultiMixTask` only.
         cutmix: the same for CutMix; with both, each step that has one draws which.
@@ -133,6 +139,7 @@ class MultiMixConfig:
     alpha: Optional[Range] = None
     effective: Optional[Range] = None
     prob: float = None  # type: ignore[assignment]  # from the preset
+    ramp_epochs: float = None  # type: ignore[assignment]
     mixup: float = None  # type: ignore[assignment]
     cutmix: float = None  # type: ignore[assignment]
     clean_weight: float = None  # type: ignore[assignment]
@@ -238,6 +245,7 @@ class MultiMixConfig:
                 raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         for name, low, high, right in (
                 ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
+                ('ramp_epochs', 0, math.inf, 'a number of epochs cannot be negative (0 mixes from the start).'),
                 ('mixup', 0, math.inf, 'a Beta concentration cannot be negative (0 switches input mixup off).'),
                 ('cutmix', 0, math.inf, 'a Beta concentration cannot be negative (0 switches CutMix off).'),
                 ('clean_weight', 0, math.inf, 'a weight cannot be negative.'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import platform
 import shlex
@@ -23,8 +24,8 @@ from .mixing import expected_signal
 from .version import __version__
 
 
-def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:
-    """The resolved settings, and the signal they will give on batches of this size."""
+def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int, epochs: int) -> str:
+    """The resolved settings, the signal they will give on batches of this size, and the ramp in so many epochs."""
     if config is None:
         return 'MultiMix: none.'
     low, high = config.alpha_range(batch)
@@ -32,7 +33,10 @@ def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> 
     settings = ', '.join(f'{k}={v}' for k, v in config.to_dict().items() if k not in ('mode', 'preset'))
     return (f'MultiMix: {config.mode}, preset {config.preset}: {settings}.\n'
             f'  α is drawn from {low:.4g} to {high:.4g}: about {expected["effective"]:.1f} effective examples of '
-            f"{batch}; mixed targets have {expected['target_entropy']:.0%} of the entropy of the batch's.")
+            f"{batch}; mixed targets have {expected['target_entropy']:.0%} of the entropy of the batch's."
+            + (f'\n  Embeddings or inputs are mixed on a share of the steps that grows with the epochs, from none to '
+               f'{min(1, epochs / config.ramp_epochs):.0%} at the end of epoch '
+               f'{min(epochs, math.ceil(config.ramp_epochs))} (--multimix-ramp-epochs).' if config.ramp_epochs else ''))
 
 
 def epoch_line(epoch: int, epochs: int, start: int, found: Mapping[str, Any], evaluated: Mapping[str, Any],

@@ -25,8 +25,10 @@ class MultiMixTask(ClassificationTask):
     """Training with MultiMix as a `timm.task`: EMA, DDP, compile and checkpoint hooks are timm's.
 
     Every step, with probability `config.prob`, the embeddings of the batch are mixed; otherwise it trains with
-    `mixup_fn` or plainly. With prob = 1 `mixup_fn` comes first on every step and its soft targets flow through. The
-    choice depends on the seed and the step alone, so ranks agree and a resumed run goes on where it was.
+    `mixup_fn` or plainly. With prob = 1 `mixup_fn` comes first on every step and its soft targets flow through. During
+    the first `config.ramp_epochs`, a share of the steps trains plainly that shrinks from all to none: a loop of your
+    own calls `set_epoch` for that, at least once an epoch; one that never does mixes from the start. The choice depends
+    on the seed, the step and the epoch alone, so ranks agree and a resumed run goes on where it was.
 
     Checkpoints hold the plain timm model's state_dict, and the step in `task_state`.
 
@@ -69,15 +71,28 @@ class MultiMixTask(ClassificationTask):
         self.mixup_fn = mixup_fn
         self.seed = seed
         self.step = 0
+        self.epoch: Optional[float] = None
         if config is not None:
             wrapped.needs_first_check = False  # this task checks instead: it knows of the steps that do not mix
         self._checked = config is None
 
     def mixes(self, step: int) -> bool:
         """Whether embeddings are mixed on this step (counted in calls of the task in train mode)."""
-        if self.config is None:
-            return False
-        return self.config.prob >= 1 or random.Random(f'{self.seed}/{step}').random() < self.config.prob
+        return self.config is not None and self._draw(step) < self.config.prob * self.share
+
+    @property
+    def share(self) -> float:
+        """Of the steps, how many mix anything at this time of the training: 0 to 1."""
+        if self.config is None or not self.config.ramp_epochs or self.epoch is None:
+            return 1.0
+        return min(1.0, self.epoch / self.config.ramp_epochs)
+
+    def set_epoch(self, epoch: float) -> None:
+        """Say where the training is, in epochs since its start (fractions count), for `config.ramp_epochs`."""
+        self.epoch = epoch
+
+    def _draw(self, step: int) -> float:
+        return random.Random(f'{self.seed}/{step}').random()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
         """One step. images (B, 3, H, W), target class indices (B,) or soft targets (B, C).
@@ -89,11 +104,13 @@ class MultiMixTask(ClassificationTask):
         if not self._checked:
             self._check(len(input))
         mixed = self.mixes(self.step)
+        ramped = self._draw(self.step) < self.share
         if self.training:
             self.step += 1
         always = self.config is not None and self.config.prob >= 1
         pairs = not isinstance(self.mixup_fn, Mixup) or len(input) % 2 == 0  # timm's cannot mix an odd last batch
-        if self.mixup_fn is not None and self.training and (always or not mixed) and target.ndim == 1 and pairs:
+        if (self.mixup_fn is not None and self.training and ramped and (always or not mixed) and target.ndim == 1
+                and pairs):
             input, target = self.mixup_fn(input, target)
         if not mixed:
             return {**super().forward(input, target), 'mixed': False}
