@@ -70,6 +70,18 @@ def test_embedded_data_and_its_recipe_are_the_default() -> None:
     assert args.recipe == '' and args.opt == 'sgd' and args.dataset is None and args.epochs == 300
 
 
+def test_the_baseline_of_a_recipe_needs_one_flag(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, 'multimix: dense\nmultimix_n: 50\nmultimix_effective: [2, 3]\n')
+    assert multimix_config(parse_args(['-c', str(path)])).n == 50  # type: ignore[union-attr]
+    args = parse_args(['-c', str(path), '--multimix', 'none'])
+    assert multimix_config(args) is None and args.multimix_effective is None
+    with pytest.raises(SettingError, match='--multimix-m is 5, but --multimix is none'):
+        multimix_config(parse_args(['-c', str(path), '--multimix', 'none', '--multimix-m', '5']))
+    yaml_file(tmp_path, 'multimix_n: 50\n')  # that switches nothing on: a mistake
+    with pytest.raises(SettingError, match='--multimix-n is 50, but --multimix is none'):
+        multimix_config(parse_args(['-c', str(path)]))
+
+
 def test_a_folder_is_never_passed_over_for_the_embedded_data() -> None:
     assert parse_args(['-c', str(DIGITS), '--data-dir', 'x']).dataset is None
     with pytest.raises(SettingError, match="--data-dir is 'x' and --dataset is sklearn/digits"):

@@ -24,8 +24,8 @@ def test_default_preset_scales_alpha_with_the_batch() -> None:
 
 def test_default_takes_turns_with_input_mixing_and_alone_does_not() -> None:
     default, alone = MultiMixConfig('dense'), MultiMixConfig('dense', preset='alone')
-    assert (default.prob, default.mixup, default.cutmix) == (0.25, 1, 1)
-    assert (alone.prob, alone.mixup, alone.cutmix) == (1, 0, 0)
+    assert (default.prob, default.ramp_epochs, default.mixup, default.cutmix) == (0.25, 100, 1, 1)
+    assert (alone.prob, alone.ramp_epochs, alone.mixup, alone.cutmix) == (1, 0, 0, 0)
     assert default.replace(preset='alone') == alone and default.alpha_range(128) == alone.alpha_range(128)
 
 

@@ -21,7 +21,8 @@ from timm_multimix import MultiMixTask, unwrap, wrap
 def make(preset: str = 'alone', **kwargs: object) -> MultiMixTask:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        names = ('n', 'prob', 'clean_weight', 'alpha', 'label_smoothing', 'bce_loss', 'bce_sum', 'bce_target_thresh')
+        names = ('n', 'prob', 'ramp_epochs', 'clean_weight', 'alpha', 'label_smoothing', 'bce_loss', 'bce_sum',
+                 'bce_target_thresh')
         settings = {k: kwargs.pop(k) for k in names if k in kwargs}
         model = wrap(timm.create_model('test_resnet', num_classes=5), 'dense', preset=preset, **{'n': 10, **settings})
     return MultiMixTask(model, **kwargs)  # type: ignore[arg-type]
@@ -46,6 +47,36 @@ def test_alternates_with_the_given_probability_and_the_same_on_every_rank() -> N
     assert 430 < sum(choices) < 570
     assert choices == [b.mixes(step) for step in range(1000)]
     assert choices != [other.mixes(step) for step in range(1000)]
+
+
+def test_mixing_begins_slowly() -> None:
+    task = make('default', prob=0.5, ramp_epochs=8)
+    steps = range(2000)
+    whole = [task.mixes(step) for step in steps]  # no epoch said: as if the ramp were over
+    for epoch, share in ((0, 0.0), (2, 0.25), (7.5, 0.9375), (8, 1.0), (50, 1.0)):
+        task.set_epoch(epoch)
+        assert task.share == share
+        mixed = [task.mixes(step) for step in steps]
+        assert sum(mixed) == pytest.approx(share * 1000, abs=100)
+        assert all(w for w, m in zip(whole, mixed) if m)  # which steps is the same choice, so more are added
+    assert mixed == whole and make('default', ramp_epochs=0, prob=1.0).mixes(0)
+
+
+def test_inputs_begin_slowly_too() -> None:
+    calls = []
+
+    def mixup(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        return x, nn.functional.one_hot(y, 5).float()
+
+    for prob in (0.5, 1.0):  # with 1, inputs are mixed before embeddings
+        task = make('default', prob=prob, ramp_epochs=10, mixup_fn=mixup)
+        for epoch, low, high in ((0, 0, 0), (5, 5, 25), (10, 30, 30)):
+            calls.clear()
+            task.set_epoch(epoch)
+            mixed = sum(task(IMAGES, TARGET)['mixed'] for _ in range(30))
+            touched = len(calls) if prob == 1 else len(calls) + mixed
+            assert low <= touched <= high and (prob < 1 or mixed == touched)
 
 
 def test_paper_alternates_with_input_mixup() -> None:

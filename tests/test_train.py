@@ -92,6 +92,14 @@ def test_a_folder_of_images(tmp_path: Path, image_folder: Path) -> None:
     assert config['num_classes'] == 3 and config['label_names'] == ['class_0', 'class_1', 'class_2']
 
 
+def test_says_how_much_a_short_training_mixes(
+        tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '8', '--output',
+                       str(tmp_path), '--experiment', 'x', '--warmup-epochs', '0']) == 0
+    assert 'from none to 2% at the end of epoch 2 (--multimix-ramp-epochs)' in capsys.readouterr().out
+    assert 'from none to 2% at the end of epoch 2' in (tmp_path / 'x' / 'report.md').read_text()
+
+
 def test_class_token_vit_goes_home_with_its_documented_arguments(tmp_path: Path) -> None:
     code = train.main(['--model', 'test_vit', '--multimix', 'dense', '--epochs', '1', '--warmup-epochs', '0', '-j', '0',
                        '--output', str(tmp_path), '--experiment', 'x'])
@@ -129,8 +137,8 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 
 def test_resumed_and_unbroken_runs_draw_the_same(tmp_path: Path) -> None:
-    flags = [*SMALL, '--multimix', 'dense', '--sched', 'none', '--lr', '1e-3', '--warmup-epochs', '0', '--output',
-             str(tmp_path)]
+    flags = [*SMALL, '--multimix', 'dense', '--multimix-prob', '0.6', '--multimix-ramp-epochs', '2', '--sched', 'none',
+             '--lr', '1e-3', '--warmup-epochs', '0', '--output', str(tmp_path)]
     assert train.main([*flags, '--epochs', '4', '--experiment', 'whole']) == 0
     assert train.main([*flags, '--epochs', '2', '--experiment', 'parts']) == 0
     assert train.main(['--resume', str(tmp_path / 'parts'), '--epochs', '4']) == 0
@@ -144,7 +152,8 @@ def test_resumed_and_unbroken_runs_draw_the_same(tmp_path: Path) -> None:
 def test_summary_keeps_its_columns_when_settings_change(tmp_path: Path) -> None:
     flags = [*SMALL, '--output', str(tmp_path), '--experiment', 'x', '--epochs', '1', '--warmup-epochs', '0']
     assert train.main([*flags, '--multimix', 'none']) == 0
-    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2', '--model-ema', '--multimix', 'dense']) == 0
+    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2', '--model-ema', '--multimix', 'dense',
+                       '--multimix-ramp-epochs', '0']) == 0
     first, second = read_summary(tmp_path / 'x' / 'summary.csv')
     assert list(first) == list(second)
     assert first['train_effective'] == '' and 1 < float(second['train_effective']) < 5

@@ -271,7 +271,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path, None] = None) -> argparse.Namespace:
     """Parse flags over the YAML that applies: `--config`; or args.yaml of a resumed run; or, on the embedded data set,
-    its recipe. The namespace gets `recipe`, the path of the YAML that was used ('' for none).
+    its recipe. `--multimix none` leaves out the settings of MultiMix that the YAML has. The namespace gets `recipe`,
+    the path of the YAML that was used ('' for none).
 
     Raises:
         SettingError: a YAML that is missing, not a mapping, or holds an unknown key or an impossible value.
@@ -306,6 +307,10 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
             args = parser.parse_args(argv)
     if recipe is not None:
         note_defaults(settings, str(recipe))
+        if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
+            names = ['multimix_' + name for name in MULTIMIX_FLAGS]
+            on_line = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
+            vars(args).update({name: getattr(on_line, name) for name in names})
     drop_not_taken(args)
     args.resume, args.resume_auto = resume, auto
     args.data_dir = flags.data_dir or args.data_dir or args.data
