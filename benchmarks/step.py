@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.utils import ParseKwargs
 
 import timm_multimix
 
@@ -22,7 +23,8 @@ MODES = ('plain', 'multimix', 'dense')
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     device = args.device
-    base = timm_multimix.unwrap(timm_multimix.wrap(timm.create_model(name, num_classes=args.num_classes), 'dense'))
+    model = timm.create_model(name, num_classes=args.num_classes, **args.model_kwargs)
+    base = timm_multimix.unwrap(timm_multimix.wrap(model, 'dense'))
     size = base.pretrained_cfg['input_size'][1] if args.img_size is None else args.img_size
     images = torch.randn(args.batch_size, 3, size, size, device=device)
     target = torch.randint(0, args.num_classes, (args.batch_size,), device=device)
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', default=['resnet50', 'vit_small_patch16_224'] if cuda else ['resnet18'])
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--img-size', type=int, help='default: the model\'s own')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='as train.py takes them')
     parser.add_argument('--num-classes', type=int, default=1000)
     parser.add_argument('--repeat', type=int, default=20 if cuda else 5)
     parser.add_argument('--device', default='cuda' if cuda else 'cpu')

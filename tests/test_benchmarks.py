@@ -43,10 +43,11 @@ def test_distributed(tmp_path: Path) -> None:
         assert row['ratio'] == pytest.approx(two / one) and f'| {two / one:.2f}× |' in out
 
 
-@pytest.mark.parametrize('model', ['test_resnet', 'test_vit'])
-def test_step(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize('model, more', [
+    ('test_resnet', []), ('test_vit', ['--img-size', '32', '--model-kwargs', 'img_size=32', 'patch_size=8'])])
+def test_step(model: str, more: list[str], tmp_path: Path) -> None:
     out = run('benchmarks.step', '--models', model, '--batch-size', '4', '--num-classes', '5', '--repeat', '1',
-              '--device', 'cpu', '--json', str(tmp_path / 'step.json'), '--picture', str(tmp_path / 'step.png'))
+              '--device', 'cpu', '--json', str(tmp_path / 'step.json'), '--picture', str(tmp_path / 'step.png'), *more)
     assert (tmp_path / 'step.png').stat().st_size > 1000
     row, = json.loads((tmp_path / 'step.json').read_text())['rows']
     assert set(row['seconds']) == {'plain', 'multimix', 'dense'} and model in out
