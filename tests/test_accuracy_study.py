@@ -164,7 +164,7 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 @pytest.mark.parametrize('name', [
     'methods_resnet', 'long_resnet', 'methods_vit', 'long_vit', 'tune_vit', 'ablations_resnet', 'beyond_resnet',
-    'share_vit', 'share_resnet', 'all_resnet'])
+    'share_vit', 'share_resnet', 'all_resnet', 'all_resnet_40'])
 def test_the_results_page_shows_what_was_measured(name: str) -> None:
     table = accuracy.report(ROOT / 'benchmarks' / 'studies' / f'{name}.jsonl')
     assert table in (ROOT / 'docs' / 'results.md').read_text()
