@@ -12,20 +12,20 @@ the median of the last ten epochs is of; the last weights are always judged on a
 with `benchmarks/variants.py` instead.
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
-study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit.
-`--seeds` and `--subset` ask whether a result holds with other seeds and other images. Only last-epoch weights are
-judged, never the best on the images that judge.
+study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
+if it took as long as the longest so far. `run --seeds` and `--subset` ask whether a result holds with other seeds and
+other images. `report` shows what the study asks for now (with `--subset`, of those images) and leaves out rows of other
+settings; with `--against`, it compares with another run than the first. Only last-epoch weights are judged, never the
+best on the images that judge.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
-import os
-import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,13 +35,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 import timm
-import torch
 import torch.nn.functional as F
 import yaml
+from filelock import FileLock, Timeout
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 
+from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
+from timm_multimix.evaluate.calibration import confidence_and_right, ece
+from timm_multimix.evaluate.collect import collect
 from timm_multimix.report import read_summary
 
 from .measure import describe, make_room
@@ -52,8 +55,12 @@ MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
 
 
-def read_study(path: Path) -> dict[str, Any]:
+def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
     """The study, checked.
+
+    Args:
+        path: the YAML file.
+        subset: another choice of images than its own, which is 0.
 
     Raises:
         SettingError: keys that are missing or unknown, or values that cannot be.
@@ -70,6 +77,8 @@ def read_study(path: Path) -> dict[str, Any]:
     for name in study.get('rivals') or ():
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
+    if subset:
+        study['data']['subset'] = subset
     return study
 
 
@@ -94,19 +103,15 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
 
 
-def claim(path: Path) -> bool:
-    """Take a run for this process, unless another one that lives has it. Who took it is written in the file."""
-    try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        host, _, pid = path.read_text().rpartition(':')
-        if host != platform.node() or Path('/proc', pid).exists() or not Path('/proc').exists():
-            return False
-        path.unlink(missing_ok=True)  # it was killed
-        return claim(path)
-    os.write(file, f'{platform.node()}:{os.getpid()}'.encode())
-    os.close(file)
-    return True
+def settings_of(study: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
+    """Flags of train.py, and perhaps a variant, of one run."""
+    return {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
+
+
+def key_of(study: dict[str, Any], name: str, seed: int) -> str:
+    """What a finished run is known by: its settings, its images and who judges, whatever it is called."""
+    what = json.dumps([settings_of(study, name, seed), study['data'], study['judge']], sort_keys=True)
+    return hashlib.sha1(what.encode()).hexdigest()
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
@@ -125,62 +130,49 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return line
 
 
-@torch.no_grad()
 def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
     """Top-1 in percent, negative log-likelihood in nats, expected calibration error (15 bins), of the last weights."""
-    model = timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval()
+    model = timm.create_model(f'local-dir:{model_folder}', pretrained=True)
     transform = create_transform(**resolve_data_config(model=model), is_training=False)
-    logits, targets = [], []
-    for x, y in DataLoader(ImageDataset(str(images), transform=transform), batch_size=250):
-        logits.append(model(x))
-        targets.append(y)
-    z, y = torch.cat(logits), torch.cat(targets)
-    confidence, guess = z.softmax(1).max(1)
-    right = (guess == y).float()
-    bins = (confidence * 15).long().clamp(max=14)
-    gap = torch.zeros(15).index_add_(0, bins, confidence - right).abs().sum() / len(y)
-    return {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(z, y)), 'ece': float(gap), 'images': len(y)}
+    found = collect(model, DataLoader(ImageDataset(str(images), transform=transform), batch_size=250))
+    confidence, right = confidence_and_right(found.logits, found.target)
+    return {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(found.logits, found.target)),
+            'ece': ece(confidence, right, bins=15), 'images': len(found)}
 
 
 def run(study_path: Path, data_dir: Path, budget: Optional[float], results: Path, seeds: Optional[list[int]] = None,
         subset: int = 0, only: Optional[list[str]] = None) -> None:
-    study = read_study(study_path)
-    if subset:
-        study['data']['subset'] = subset
+    study = read_study(study_path, subset)
     for name in only or ():
         if name not in study['runs']:
             raise SettingError(f'--only {name!r} is not a run of {study_path}.{nearest(name, study["runs"])}')
-    claims = results.with_suffix('.claims')
-    started, longest = time.time(), 0.0
+    started = time.time()
     for seed in seeds or study['seeds']:  # seed by seed, so that a study cut short compares like with like
         for name in only or study['runs']:
-            settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
-            what = json.dumps([settings, study['data'], study['judge']], sort_keys=True)
-            key = hashlib.sha1(what.encode()).hexdigest()
-            if any(row['key'] == key for row in read_results(results)):
+            key = key_of(study, name, seed)
+            rows = read_results(results)
+            if any(row['key'] == key for row in rows):
                 continue
-            if budget and time.time() - started + longest > 60 * budget:
+            longest = max((row['minutes'] for row in rows), default=0.0)
+            if budget and (time.time() - started) / 60 + longest > budget:
                 print(f'Stopped: {name}, seed {seed} would not fit into {budget:g} minutes. The same command goes on.')
                 return
-            claims.mkdir(exist_ok=True)
-            if not claim(claims / key):
-                print(f'{name}, seed {seed}: another process is at it ({claims / key})', flush=True)
-                continue
+            # The system lets go of a lock whose process has died, however it did.
+            lock = FileLock(results.with_suffix('.claims') / key)
             try:
+                held = lock.acquire(blocking=False)
+            except Timeout:
+                print(f'{name}, seed {seed}: another process is at it', flush=True)
+                continue
+            with held:
                 if any(row['key'] == key for row in read_results(results)):  # finished since we looked
                     continue
-                begun = time.time()
                 row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
-                       **one(settings, study, data_dir)}
-                longest = max(longest, time.time() - begun)
+                       **one(settings_of(study, name, seed), study, data_dir)}
                 with results.open('a') as f:
                     f.write(json.dumps(row) + '\n')
                 print(f'{name}, seed {seed}: {row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {row["minutes"]:.1f} min',
                       flush=True)
-            finally:
-                (claims / key).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another process may still hold a claim in it
-        claims.rmdir()
 
 
 def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict[str, Any]:
@@ -200,7 +192,7 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
     return {**found, 'median of last ten': statistics.median(accuracies), 'epochs': len(epochs),
             'images per second': statistics.median(speeds), 'minutes': (time.time() - started) / 60,
-            'settings': settings, 'data': study['data'], **describe('cpu')}
+            'settings': settings, 'data': study['data'], **describe(start(settings.get('device', 'auto')).type)}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -218,11 +210,18 @@ MEASURES = {'top1': ('top-1 %', 2), 'median of last ten': ('median of last ten',
 
 
 def by_name(path: Path, study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Finished runs: name → seed → row, in the order of the study, without names that have none."""
+    """Finished runs of the study: name → seed → row, in its order, without names that have none.
+
+    Raises:
+        SettingError: there is none.
+    """
     rows = read_results(path)
-    if not rows:
-        raise SettingError(f'{path} holds no finished run.')
-    found = {name: {row['seed']: row for row in rows if row['name'] == name} for name in study['runs']}
+    by_key = {row['key']: row for row in rows}
+    seeds = sorted({row['seed'] for row in rows})
+    found = {name: {seed: by_key[key] for seed in seeds if (key := key_of(study, name, seed)) in by_key}
+             for name in study['runs']}
+    if not any(found.values()):
+        raise SettingError(f'{path} holds {len(rows)} finished runs, and none of them is of this study and its images.')
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
@@ -240,18 +239,29 @@ def difference(found: dict[int, Any], base: dict[int, Any], key: str) -> str:
     return f'{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]'
 
 
-def report(path: Path, study_path: Optional[Path] = None) -> str:
-    """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival."""
-    study = read_study(study_path or path.with_suffix('.yaml'))
+def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> str:
+    """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival.
+
+    Args:
+        path: the results.
+        study: what `read_study` gave.
+        against: the run to compare with, instead of those.
+
+    Raises:
+        SettingError: nothing to report; `against` has no finished run.
+    """
     found = by_name(path, study)
-    first = next(iter(study['runs']))
+    first = against or next(iter(study['runs']))
+    if against and against not in found:
+        raise SettingError(f'--against {against!r} has no finished run in {path}.{nearest(against, found)}')
     base = found.get(first, {})
-    rivals = [name for name in study.get('rivals') or () if name in found]
+    rivals = [name for name in study.get('rivals') or () if name in found and not against]
     best = max(rivals, key=lambda name: statistics.mean(r['top1'] for r in found[name].values()), default=None)
     row = next(iter(next(iter(found.values())).values()))
-    head = ['run', 'seeds', *(title for title, _ in MEASURES.values()), f'top-1 against {first}, 95 % interval',
-            *([f'top-1 against {best}'] if best else []), f'NLL against {first}',
-            *(['time of a step'] if study.get('times', True) else [])]
+    watched, times = study['data'].get('watch') or row['images'], study.get('times', True)
+    head = ['run', 'seeds', 'top-1 %', f'median of last ten, {watched} images', 'NLL', 'ECE',
+            f'top-1 against {first}, 95 % interval', *(f'{MEASURES[key][0]} against {first}' for key in ('nll', 'ece')),
+            *([f'top-1 against {best}'] if best else []), *(['time of a step'] if times else [])]
     held_out = study['judge'] == 'held_out'
     lines = [
         f'{study["data"]["train"]} training images, {row["epochs"]} epochs, {row["images"]} images '
@@ -262,24 +272,22 @@ def report(path: Path, study_path: Optional[Path] = None) -> str:
         for key, (_, digits) in MEASURES.items():
             mean, error = mean_error([r[key] for r in seeds.values()])
             cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}' if len(seeds) > 1 else f'{mean:.{digits}f}')
-        cells.append('' if name == first else difference(seeds, base, 'top1'))
+        cells += ['' if name == first else difference(seeds, base, key) for key in ('top1', 'nll', 'ece')]
         if best:
             cells.append('' if name == best else difference(seeds, found[best], 'top1'))
-        cells.append('' if name == first else difference(seeds, base, 'nll'))
-        ratios = [base[s]['images per second'] / r['images per second'] for s, r in seeds.items() if s in base]
-        if study.get('times', True):
+        if times:
+            ratios = [base[s]['images per second'] / r['images per second'] for s, r in seeds.items() if s in base]
             cells.append(f'{statistics.median(ratios):.2f}×' if ratios else '')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
-def plot(path: Path, image: Path, study_path: Optional[Path] = None) -> None:
+def plot(path: Path, image: Path, study: dict[str, Any]) -> None:
     """A picture of the table: every seed a dot, the mean with its standard error, and the first run as a line."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    study = read_study(study_path or path.with_suffix('.yaml'))
     found = by_name(path, study)
     names = list(found)[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.3 * len(names)), sharey=True, layout='constrained')
@@ -312,20 +320,24 @@ def main() -> None:
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
     show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside the results')
+    show.add_argument('--subset', type=int, default=0, help='of the runs with that --subset')
+    show.add_argument('--against', metavar='RUN', help='compare with it, instead of the first')
     show.add_argument('--out', help='write it to this file as well')
     show.add_argument('--plot', metavar='FILE.png', help='draw it')
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, on which subprocess.run ends train.py
     try:
         if args.command == 'run':
             results = args.results or args.study.with_suffix('.jsonl')
             run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only)
         else:
-            text = report(args.results, args.study)
+            study = read_study(args.study or args.results.with_suffix('.yaml'), args.subset)
+            text = report(args.results, study, args.against)
             print(text)
             if args.out:
                 make_room(args.out).write_text(text + '\n')
             if args.plot:
-                plot(args.results, make_room(args.plot), args.study)
+                plot(args.results, make_room(args.plot), study)
     except SettingError as error:
         raise SystemExit(f'error: {error}') from error
 

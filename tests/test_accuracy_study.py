@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
+from filelock import FileLock
 
 import train
 from benchmarks import accuracy, variants
@@ -50,42 +52,67 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     assert [(row['name'], row['seed']) for row in rows] == [('none', 1), ('dense', 1)]
     assert all(row['images'] == 6 and 0 <= row['ece'] <= 1 and row['judge'] == 'held_out' for row in rows)
     assert command('run', study, '--data-dir', data).stdout == ''
-    other = command('run', study, '--data-dir', data, '--only', 'none', '--seeds', 1, '--subset', 1,
-                    '--results', tmp_path / 'other.jsonl')
-    assert other.returncode == 0, other.stderr
-    assert [(row['name'], row['data']['subset']) for row in accuracy.read_results(tmp_path / 'other.jsonl')] == [
-        ('none', 1)]
+    stopped = command('run', study, '--data-dir', data, '--seeds', 2, '--budget', 0.0001)  # by what is known now
+    assert 'Stopped: none, seed 2' in stopped.stdout
     assert 'Did you mean dense' in command('run', study, '--data-dir', data, '--only', 'dens').stderr
     table = command('report', study.with_suffix('.jsonl'), '--out', tmp_path / 'new' / 'table.md')
     assert table.returncode == 0 and '| dense | 1 |' in table.stdout
     assert '12 training images, 1 epochs, 6 images held out of the training data' in table.stdout
     assert (tmp_path / 'new' / 'table.md').read_text() == table.stdout
-    assert not study.with_suffix('.claims').exists()
+    # other images go into the same file, and into a table of their own
+    other = command('run', study, '--data-dir', data, '--only', 'none', '--subset', 1)
+    assert other.returncode == 0, other.stderr
+    rows = accuracy.read_results(study.with_suffix('.jsonl'))
+    assert [(row['name'], row['data'].get('subset')) for row in rows] == [('none', None), ('dense', None), ('none', 1)]
+    assert command('report', study.with_suffix('.jsonl')).stdout == table.stdout
+    assert '| dense |' not in command('report', study.with_suffix('.jsonl'), '--subset', 1).stdout
+    assert 'none of them is of this study' in command('report', study.with_suffix('.jsonl'), '--subset', 2).stderr
+
+
+def write_results(study: Path, found: dict[str, tuple[float, ...]], **more: dict[str, float]) -> dict:
+    """Finished runs of a study: top-1 of seeds 1, 2, …; the study."""
+    read = accuracy.read_study(study)
+    with study.with_suffix('.jsonl').open('w') as f:
+        for name, tops in found.items():
+            for seed, top1 in enumerate(tops, 1):
+                f.write(json.dumps({
+                    'name': name, 'seed': seed, 'key': accuracy.key_of(read, name, seed), 'top1': top1,
+                    'median of last ten': top1, 'nll': 1.0, 'ece': 0.1, 'images': 6, 'epochs': 1, 'minutes': 1.0,
+                    'images per second': 100, **more.get(name, {})}) + '\n')
+    return read
 
 
 def test_statistics_of_the_report(study: Path) -> None:
-    with study.with_suffix('.jsonl').open('w') as f:
-        for name, tops in (('none', (70.0, 72.0)), ('dense', (71.0, 75.0))):
-            for seed, top1 in zip((1, 2), tops):
-                f.write(json.dumps({'name': name, 'seed': seed, 'key': name + str(seed), 'judge': 'held_out',
-                                    'top1': top1, 'median of last ten': top1, 'nll': 1.0, 'ece': 0.1,
-                                    'images': 6, 'epochs': 1,
-                                    'images per second': 100 if name == 'none' else 80}) + '\n')
-    lines = accuracy.report(study.with_suffix('.jsonl')).splitlines()
+    read = write_results(study, {'none': (70.0, 72.0), 'dense': (71.0, 75.0)},
+                         dense={'images per second': 80, 'ece': 0.3})
+    lines = accuracy.report(study.with_suffix('.jsonl'), read).splitlines()
+    assert '| median of last ten, 6 images |' in lines[2]
     line = next(line for line in lines if line.startswith('| dense'))
     # differences 1 and 3: mean 2, standard error 1, t(0.975, 1) = 12.71
     assert '| 73.00 ± 2.00 |' in line and '| +2.00 [-10.71, +14.71] |' in line and '| 1.25× |' in line
+    assert '| +0.200 [+0.200, +0.200] |' in line
+    lines = accuracy.report(study.with_suffix('.jsonl'), read, against='dense').splitlines()
+    assert '| top-1 against dense, 95 % interval |' in lines[2] and '| -2.00 [-14.71, +10.71] |' in lines[4]
+    with pytest.raises(SettingError, match='Did you mean dense'):
+        accuracy.report(study.with_suffix('.jsonl'), read, against='dens')
+
+
+def test_rows_of_other_settings_are_not_shown(study: Path) -> None:
+    write_results(study, {'none': (70.0, 72.0), 'dense': (71.0, 75.0)})
+    settings = yaml.safe_load(study.read_text())
+    settings['runs']['dense']['multimix_effective'] = 4
+    settings['runs']['never mixed'] = settings['runs'].pop('none')  # a run may be called otherwise later
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
+    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study))
+    assert '| never mixed | 2 |' in table and '| dense |' not in table
 
 
 def test_differences_to_the_best_rival_and_the_picture(study: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(study.read_text())
-    settings['runs'] = {'none': {}, 'mixup': {}, 'cutmix': {}, 'dense': {}, 'not run yet': {}}
+    settings['runs'] = {'none': {}, 'mixup': {'mixup': 1.0}, 'cutmix': {'cutmix': 1.0}, 'dense': {'multimix': 'dense'},
+                        'not run yet': {'smoothing': 0.2}}
     study.write_text(yaml.safe_dump({**settings, 'rivals': ['mixup', 'cutmix']}, sort_keys=False))
-    with study.with_suffix('.jsonl').open('w') as f:
-        for name, tops in (('none', (70, 72)), ('mixup', (71, 73)), ('cutmix', (73, 72)), ('dense', (75, 75))):
-            for seed, top1 in zip((1, 2), tops):
-                f.write(json.dumps({'name': name, 'seed': seed, 'top1': top1, 'median of last ten': top1, 'nll': 1.0,
-                                    'ece': 0.1, 'images': 6, 'epochs': 1, 'images per second': 100}) + '\n')
+    write_results(study, {'none': (70, 72), 'mixup': (71, 73), 'cutmix': (73, 72), 'dense': (75, 75)})
     done = command('report', study.with_suffix('.jsonl'), '--plot', tmp_path / 'new' / 'figure.png')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -94,16 +121,25 @@ def test_differences_to_the_best_rival_and_the_picture(study: Path, tmp_path: Pa
     assert (tmp_path / 'new' / 'figure.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_claims_of_the_dead_are_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / 'claim'
-    assert accuracy.claim(path) and path.read_text() == f'{platform.node()}:{os.getpid()}'
-    assert not accuracy.claim(path)
-    dead = subprocess.Popen([sys.executable, '-c', ''])
-    dead.wait()
-    path.write_text(f'{platform.node()}:{dead.pid}')
-    assert accuracy.claim(path)
-    path.write_text(f'another-{platform.node()}:{dead.pid}')
-    assert not accuracy.claim(path)
+def test_one_process_trains_a_run_and_its_death_frees_it(study: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=3, per_class=6)
+    arguments = [sys.executable, '-m', 'benchmarks.accuracy', 'run', str(study), '--data-dir', str(data)]
+    locks = [study.with_suffix('.claims') / accuracy.key_of(accuracy.read_study(study), name, 1)
+             for name in ('none', 'dense')]
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    with FileLock(locks[1]):  # as if another process were at it
+        first = subprocess.Popen([*arguments, '--only', 'none'], cwd=ROOT, env={**os.environ, 'TMPDIR': str(temporary)})
+        while not locks[0].exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        both = command('run', study, '--data-dir', data)
+        assert both.stdout.splitlines() == [f'{name}, seed 1: another process is at it' for name in ('none', 'dense')]
+        assert any(temporary.glob('*/data'))
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 143 and not any(temporary.glob('*/data'))  # it ended its train.py, and tidied up
+    done = command('run', study, '--data-dir', data, '--only', 'none')
+    assert done.returncode == 0 and done.stdout.startswith('none, seed 1: '), done.stdout + done.stderr
 
 
 def test_watched_images_and_other_subsets(tmp_path: Path) -> None:
@@ -164,9 +200,10 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 @pytest.mark.parametrize('name', [
     'methods_resnet', 'long_resnet', 'methods_vit', 'long_vit', 'tune_vit', 'ablations_resnet', 'beyond_resnet',
-    'share_vit', 'share_resnet', 'all_resnet', 'all_resnet_40'])
+    'share_vit', 'all_resnet', 'all_resnet_40'])
 def test_the_results_page_shows_what_was_measured(name: str) -> None:
-    table = accuracy.report(ROOT / 'benchmarks' / 'studies' / f'{name}.jsonl')
+    study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
+    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study))
     assert table in (ROOT / 'docs' / 'results.md').read_text()
 
 
