@@ -259,8 +259,10 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> 
     best = max(rivals, key=lambda name: statistics.mean(r['top1'] for r in found[name].values()), default=None)
     row = next(iter(next(iter(found.values())).values()))
     watched, times = study['data'].get('watch') or row['images'], study.get('times', True)
-    head = ['run', 'seeds', 'top-1 %', f'median of last ten, {watched} images', 'NLL', 'ECE',
-            f'top-1 against {first}, 95 % interval', *(f'{MEASURES[key][0]} against {first}' for key in ('nll', 'ece')),
+    titles = [f'{title}, {watched} images' if key == 'median of last ten' else title
+              for key, (title, _) in MEASURES.items()]
+    head = ['run', 'seeds', *titles,
+            f'top-1 against {first}, 95 % interval', f'NLL against {first}', f'ECE against {first}',
             *([f'top-1 against {best}'] if best else []), *(['time of a step'] if times else [])]
     held_out = study['judge'] == 'held_out'
     lines = [

@@ -122,6 +122,9 @@ def test_differences_to_the_best_rival_and_the_picture(study: Path, tmp_path: Pa
 
 
 def test_one_process_trains_a_run_and_its_death_frees_it(study: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(study.read_text())
+    settings['base']['epochs'] = 20  # the first process is still at it when the second one asks
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
     data = write_images(tmp_path / 'images', classes=3, per_class=6)
     arguments = [sys.executable, '-m', 'benchmarks.accuracy', 'run', str(study), '--data-dir', str(data)]
     locks = [study.with_suffix('.claims') / accuracy.key_of(accuracy.read_study(study), name, 1)
