@@ -202,8 +202,8 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 
 @pytest.mark.parametrize('name', [
-    'methods_resnet', 'long_resnet', 'methods_vit', 'long_vit', 'tune_vit', 'ablations_resnet', 'beyond_resnet',
-    'share_vit', 'all_resnet', 'all_resnet_40'])
+    'methods_resnet', 'long_resnet', 'tune_resnet', 'tuned_resnet', 'tuned_long_resnet', 'methods_vit', 'long_vit',
+    'tune_vit', 'ablations_resnet', 'beyond_resnet', 'share_vit', 'all_resnet', 'all_resnet_40'])
 def test_the_results_page_shows_what_was_measured(name: str) -> None:
     study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
     table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study))
