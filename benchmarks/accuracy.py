@@ -264,9 +264,10 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> 
     head = ['run', 'seeds', *titles,
             f'top-1 against {first}, 95 % interval', f'NLL against {first}', f'ECE against {first}',
             *([f'top-1 against {best}'] if best else []), *(['time of a step'] if times else [])]
-    held_out = study['judge'] == 'held_out'
+    held_out, subset = study['judge'] == 'held_out', study['data'].get('subset')
     lines = [
-        f'{study["data"]["train"]} training images, {row["epochs"]} epochs, {row["images"]} images '
+        f'{study["data"]["train"]} {f"other training images (--subset {subset})" if subset else "training images"}, '
+        f'{row["epochs"]} epochs, {row["images"]} images '
         f'{"held out of the training data" if held_out else "of the test data"}, last epoch.', '',
         '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, seeds in found.items():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     rows = accuracy.read_results(study.with_suffix('.jsonl'))
     assert [(row['name'], row['data'].get('subset')) for row in rows] == [('none', None), ('dense', None), ('none', 1)]
     assert command('report', study.with_suffix('.jsonl')).stdout == table.stdout
-    assert '| dense |' not in command('report', study.with_suffix('.jsonl'), '--subset', 1).stdout
+    others = command('report', study.with_suffix('.jsonl'), '--subset', 1).stdout
+    assert '| dense |' not in others and '12 other training images (--subset 1), 1 epochs' in others
     assert 'none of them is of this study' in command('report', study.with_suffix('.jsonl'), '--subset', 2).stderr
 
 
@@ -201,13 +203,19 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
             config.check_batch(args.batch_size)
 
 
-@pytest.mark.parametrize('name', [
-    'methods_resnet', 'long_resnet', 'tune_resnet', 'tuned_resnet', 'tuned_long_resnet', 'methods_vit', 'long_vit',
-    'tune_vit', 'ablations_resnet', 'beyond_resnet', 'share_vit', 'all_resnet', 'all_resnet_40'])
-def test_the_results_page_shows_what_was_measured(name: str) -> None:
+REPORTS = re.findall(r'accuracy report benchmarks/studies/(\w+)\.jsonl(?: --subset (\d+))?',
+                     (ROOT / 'docs' / 'results.md').read_text())
+
+
+@pytest.mark.parametrize('name, subset', REPORTS)
+def test_the_results_page_shows_what_was_measured(name: str, subset: str) -> None:
     study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
-    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study))
+    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study, int(subset or 0)))
     assert table in (ROOT / 'docs' / 'results.md').read_text()
+
+
+def test_the_results_page_leaves_out_no_study() -> None:
+    assert {name for name, _ in REPORTS} == {path.stem for path in (ROOT / 'benchmarks' / 'studies').glob('*.jsonl')}
 
 
 @pytest.mark.parametrize('name', ['dominant', 'same-class', 'neighbours'])
