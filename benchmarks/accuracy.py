@@ -3,13 +3,13 @@
     python -m benchmarks.accuracy run benchmarks/studies/methods_resnet.yaml --data-dir cifar10 --budget 60
     python -m benchmarks.accuracy report benchmarks/studies/methods_resnet.jsonl --plot methods.png
 
-A study is a YAML file: `data` (how many images train, are held out of the training data, and test), `base` (flags of
-train.py for all), `seeds`, `judge` ('held_out' to choose settings, 'test' for the final figures), `runs`, a name and
-its flags each, the first being what the others are compared with, and, if wanted, `rivals`, names of runs the best of
-which is compared with too. `times: false` leaves out the column of times, where the machine had other work
-beside. `data: {watch: N}` lets train.py validate on the first N judging images only, which is what
-the median of the last ten epochs is of; the last weights are always judged on all. A run with `variant: NAME` trains
-with `benchmarks/variants.py` instead.
+Without --data-dir it trains on the embedded digits. A study is a YAML file: `data` (how many images train, are held out
+of the training data, and test), `base` (flags of train.py for all), `seeds`, `judge` ('held_out' to choose settings,
+'test' for the final figures), `runs`, a name and its flags each, the first being what the others are compared with,
+and, if wanted, `rivals`, names of runs the best of which is compared with too. `times: false` leaves out the column of
+times, where the machine had other work beside. `data: {watch: N}` lets train.py validate on the first N judging images
+only, which is what the median of the last ten epochs is of; the last weights are always judged on all. A run with
+`variant: NAME` trains with `benchmarks/variants.py` instead.
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
 study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
@@ -41,6 +41,7 @@ from filelock import FileLock, Timeout
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 
+from timm_multimix.data import DigitsReader
 from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
 from timm_multimix.evaluate.calibration import confidence_and_right, ece
@@ -82,6 +83,15 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
     return study
 
 
+def write_digits(folder: Path) -> None:
+    """The embedded digits as an image folder with `train` and `validation`."""
+    for part in ('train', 'validation'):
+        reader = DigitsReader(part)
+        for index in range(len(reader)):
+            image = make_room(folder / part / reader.filename(index))
+            image.write_bytes(reader[index][0].read())
+
+
 def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> None:
     """An image folder of links: `train`, balanced, `judge`, held out of the training data or the test data, and
     `validation`, its first images. Which images is fixed by sizes['subset'], whatever the seed of the training."""
@@ -97,7 +107,8 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             random.Random(f'{split}/{source.name}/{sizes.get("subset") or ""}').shuffle(images)
             chosen = images[first:first + each]
             if len(chosen) < each:
-                raise SettingError(f'{source} has {len(images)} images, but {first + each} are needed.')
+                raise SettingError(f'{source} has {len(images)} images, but the study needs {first + each}: '
+                                   'give a larger --data-dir.')
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
@@ -140,8 +151,8 @@ def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
             'ece': ece(confidence, right, bins=15), 'images': len(found)}
 
 
-def run(study_path: Path, data_dir: Path, budget: Optional[float], results: Path, seeds: Optional[list[int]] = None,
-        subset: int = 0, only: Optional[list[str]] = None) -> None:
+def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], results: Path,
+        seeds: Optional[list[int]] = None, subset: int = 0, only: Optional[list[str]] = None) -> None:
     study = read_study(study_path, subset)
     for name in only or ():
         if name not in study['runs']:
@@ -175,10 +186,13 @@ def run(study_path: Path, data_dir: Path, budget: Optional[float], results: Path
                       flush=True)
 
 
-def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Path) -> dict[str, Any]:
+def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path]) -> dict[str, Any]:
     started = time.time()
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(tmp) / 'data', Path(tmp) / 'out'
+        if data_dir is None:
+            data_dir = Path(tmp) / 'digits'
+            write_digits(data_dir)
         make_folder(data_dir, study['data'], study['judge'], folder)
         given = dict(settings)
         program = ['-m', 'benchmarks.variants', given.pop('variant')] if 'variant' in given else [str(TRAIN)]
@@ -314,7 +328,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     train = commands.add_parser('run', help='train what is not in the results yet')
     train.add_argument('study', type=Path, metavar='STUDY.yaml')
-    train.add_argument('--data-dir', type=Path, required=True, help='image folder with train/ and validation/')
+    train.add_argument('--data-dir', type=Path, help='image folder with train/ and validation/ (default: the digits)')
     train.add_argument('--budget', type=float, metavar='MINUTES', help='start no run that would end later')
     train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
