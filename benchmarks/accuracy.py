@@ -3,13 +3,13 @@
     python -m benchmarks.accuracy run benchmarks/studies/methods_resnet.yaml --data-dir cifar10 --budget 60
     python -m benchmarks.accuracy report benchmarks/studies/methods_resnet.jsonl --plot methods.png
 
-Without --data-dir it trains on the embedded digits. A study is a YAML file: `data` (how many images train, are held out
-of the training data, and test), `base` (flags of train.py for all), `seeds`, `judge` ('held_out' to choose settings,
-'test' for the final figures), `runs`, a name and its flags each, the first being what the others are compared with,
-and, if wanted, `rivals`, names of runs the best of which is compared with too. `times: false` leaves out the column of
-times, where the machine had other work beside. `data: {watch: N}` lets train.py validate on the first N judging images
-only, which is what the median of the last ten epochs is of; the last weights are always judged on all. A run with
-`variant: NAME` trains with `benchmarks/variants.py` instead.
+A study is a YAML file: `data` (how many images train, are held out of the training data, and test; with `images:
+digits`, of the embedded digits and without --data-dir), `base` (flags of train.py for all), `seeds`, `judge`
+('held_out' to choose settings, 'test' for the final figures), `runs`, a name and its flags each, the first being what
+the others are compared with, and, if wanted, `rivals`, names of runs the best of which is compared with too. `times:
+false` leaves out the column of times, where the machine had other work beside. `data: {watch: N}` lets train.py
+validate on the first N judging images only, which is what the median of the last ten epochs is of; the last weights
+are always judged on all. A run with `variant: NAME` trains with `benchmarks/variants.py` instead.
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
 study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
@@ -75,6 +75,9 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
             raise SettingError(f'{path}: {key!r} is missing.')
     if study['judge'] not in PARTS:
         raise SettingError(f'{path}: judge is {study["judge"]!r}, but it must be one of {", ".join(PARTS)}.')
+    images = study['data'].get('images')
+    if images not in (None, 'digits'):
+        raise SettingError(f"{path}: images of data is {images!r}, but it must be 'digits', or left out for --data-dir.")
     for name in study.get('rivals') or ():
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
@@ -107,8 +110,7 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             random.Random(f'{split}/{source.name}/{sizes.get("subset") or ""}').shuffle(images)
             chosen = images[first:first + each]
             if len(chosen) < each:
-                raise SettingError(f'{source} has {len(images)} images, but the study needs {first + each}: '
-                                   'give a larger --data-dir.')
+                raise SettingError(f'{source} has {len(images)} images, but the study needs {first + each}.')
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
@@ -154,6 +156,9 @@ def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
 def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], results: Path,
         seeds: Optional[list[int]] = None, subset: int = 0, only: Optional[list[str]] = None) -> None:
     study = read_study(study_path, subset)
+    if (study['data'].get('images') is None) == (data_dir is None):
+        raise SettingError(f'{study_path} is of the embedded digits, so --data-dir {data_dir} must go.' if data_dir else
+                           f'{study_path} needs --data-dir, an image folder with train/ and validation/.')
     for name in only or ():
         if name not in study['runs']:
             raise SettingError(f'--only {name!r} is not a run of {study_path}.{nearest(name, study["runs"])}')
@@ -328,7 +333,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     train = commands.add_parser('run', help='train what is not in the results yet')
     train.add_argument('study', type=Path, metavar='STUDY.yaml')
-    train.add_argument('--data-dir', type=Path, help='image folder with train/ and validation/ (default: the digits)')
+    train.add_argument('--data-dir', type=Path, help='image folder with train/ and validation/, for all but digits')
     train.add_argument('--budget', type=float, metavar='MINUTES', help='start no run that would end later')
     train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')

@@ -71,18 +71,19 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
     assert 'none of them is of this study' in command('report', study.with_suffix('.jsonl'), '--subset', 2).stderr
 
 
-def test_trains_on_the_digits_that_come_along(study: Path) -> None:
+def test_trains_on_the_digits_that_come_along(study: Path, tmp_path: Path) -> None:
+    assert 'needs --data-dir' in command('run', study).stderr
     settings = yaml.safe_load(study.read_text())
-    settings['data'] = {'train': 100, 'held_out': 50, 'test': 340}
+    settings['data'] = {'images': 'digits', 'train': 100, 'held_out': 50, 'test': 340}
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
     done = command('run', study, '--only', 'none')
     assert done.returncode == 0, done.stderr
     row, = accuracy.read_results(study.with_suffix('.jsonl'))
-    assert row['images'] == 50
+    assert row['images'] == 50 and row['data']['images'] == 'digits'
+    assert f'so --data-dir {tmp_path} must go' in command('run', study, '--data-dir', tmp_path).stderr
     settings['data']['train'] = 5000
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
-    done = command('run', study, '--only', 'none')
-    assert '0 has 143 images, but the study needs 500: give a larger --data-dir' in done.stderr
+    assert '0 has 143 images, but the study needs 500' in command('run', study, '--only', 'none').stderr
 
 
 def write_results(study: Path, found: dict[str, tuple[float, ...]], **more: dict[str, float]) -> dict:
