@@ -77,7 +77,7 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
         raise SettingError(f'{path}: judge is {study["judge"]!r}, but it must be one of {", ".join(PARTS)}.')
     images = study['data'].get('images')
     if images not in (None, 'digits'):
-        raise SettingError(f"{path}: images of data is {images!r}, but it must be 'digits', or left out for --data-dir.")
+        raise SettingError(f"{path}: data's images is {images!r}, but it must be 'digits', or left out for --data-dir.")
     for name in study.get('rivals') or ():
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
