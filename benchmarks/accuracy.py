@@ -110,7 +110,7 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             random.Random(f'{split}/{source.name}/{sizes.get("subset") or ""}').shuffle(images)
             chosen = images[first:first + each]
             if len(chosen) < each:
-                raise SettingError(f'{source} has {len(images)} images, but the study needs {first + each}.')
+                raise SettingError(f'{source} has {len(images)} images, but {first + each} are needed.')
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())

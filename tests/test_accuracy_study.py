@@ -83,7 +83,7 @@ def test_trains_on_the_digits_that_come_along(study: Path, tmp_path: Path) -> No
     assert f'so --data-dir {tmp_path} must go' in command('run', study, '--data-dir', tmp_path).stderr
     settings['data']['train'] = 5000
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
-    assert '0 has 143 images, but the study needs 500' in command('run', study, '--only', 'none').stderr
+    assert '0 has 143 images, but 500 are needed' in command('run', study, '--only', 'none').stderr
 
 
 def write_results(study: Path, found: dict[str, tuple[float, ...]], **more: dict[str, float]) -> dict:
