@@ -28,7 +28,7 @@ import torch
 import torchvision
 import yaml
 from safetensors import SafetensorError
-from timm.data import Mixup, create_loader, resolve_data_config
+from timm.data import create_loader, resolve_data_config
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy
 from timm.models import load_checkpoint, model_parameters
@@ -49,9 +49,17 @@ from tqdm import tqdm
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.backbones import classifier_leaves
 from timm_multimix.checkpoint import AtomicCheckpointSaver, candidates, drop_unfinished, load_own_state
-from timm_multimix.checks import check_args, ema_note, mismatch, rehearse
-from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint
-from timm_multimix.data import DIGITS, ConvertMode, PlacedLoader, class_names, create_train_val, drop_unreadable
+from timm_multimix.checks import check_args, ema_note, find_task, mismatch, rehearse
+from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint, smoothing
+from timm_multimix.data import (
+    DIGITS,
+    ConvertMode,
+    PlacedLoader,
+    class_names,
+    class_weights,
+    create_train_val,
+    drop_unreadable,
+)
 from timm_multimix.data.augment import as_published
 from timm_multimix.distributed import finish, from_first, local_rank, mean_of_ranks, one_by_one, start
 from timm_multimix.finite import Statistics, finite_gradient
@@ -59,11 +67,15 @@ from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_poin
 from timm_multimix.interrupt import Interrupt, Stopped
 from timm_multimix.loggers import open_loggers
 from timm_multimix.mixing.ranks import rank, world
+from timm_multimix.policy import InputMixing, told
 from timm_multimix.progress import Averages, Progress
 from timm_multimix.report import (
     append_summary,
     describe,
     epoch_line,
+    expected_line,
+    few_warning,
+    headline,
     in_plain_timm,
     plot_curves,
     trim_summary,
@@ -76,6 +88,7 @@ from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')
+OF_WHICH_IMAGES = ('top1_unmixed', 'top1_mixed')
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -209,11 +222,11 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.o
     return optimizer
 
 
-def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[Mixup]:
+def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[InputMixing]:
     mixup, cutmix = (config or args).mixup or 0.0, (config or args).cutmix or 0.0
     if not (mixup or cutmix or args.cutmix_minmax):
         return None
-    return Mixup(
+    return InputMixing(
         mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=args.num_classes)
@@ -254,13 +267,13 @@ def open_output(args: argparse.Namespace, size: int) -> Path:
 def train_epoch(
         progress: Progress, args: argparse.Namespace, task: MultiMixTask, loader: PlacedLoader,
         optimizer: torch.optim.Optimizer, scheduler: Any, autocast: Any, scaler: Optional[NativeScaler],
-        device: torch.device, bar: tqdm, statistics: Statistics, stop: Interrupt, save: Any,
+        device: torch.device, bar: tqdm, statistics: Statistics, stop: Interrupt, save: Any, epochs: int,
 ) -> OrderedDict[str, Any]:
     """The rest of an epoch, from where `progress` says it is."""
     task.train()
-    epoch, first, mixup = progress.epoch, progress.batch, task.mixup_fn
-    if isinstance(mixup, Mixup) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        mixup.mixup_enabled = False
+    epoch, first = progress.epoch, progress.batch
+    if isinstance(task.mixup_fn, InputMixing) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        task.mixup_fn.mixup_enabled = False
     dtype = getattr(torch, args.model_dtype or 'float32')
     batches, accum = len(loader), args.grad_accum_steps
     updates = (batches + accum - 1) // accum
@@ -268,7 +281,7 @@ def train_epoch(
     started = time.time()
     optimizer.zero_grad()
     for i, (input, target) in enumerate(loader.batches(epoch, first, stop.requested), first):
-        task.set_epoch(epoch + i / batches)
+        task.set_progress(epoch + i / batches, epochs)
         seed_place(args.seed, epoch, i, rank())  # a run that goes on here draws what an unbroken one does
         input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
         if args.channels_last:
@@ -304,16 +317,21 @@ def train_epoch(
                 scheduler.step_update(num_updates=step)
 
         with torch.no_grad():
-            correct = result['output'].argmax(1) == target
-            found = {'loss': result['loss'].detach(), 'top1': 100 * correct.float().mean()}
-            found.update({k: result[k] for k in SIGNAL if k in result})
+            top1 = 100 * (result['output'].argmax(1) == target).float().mean()
+            found = {'loss': result['loss'].detach(), 'top1': top1, **{k: result[k] for k in SIGNAL if k in result}}
+            # Embeddings are mixed behind the logits, so these are of the images as they are; but for --multimix-layer
+            # without a clean term, whose logits are of mixtures.
+            unmixed = result['mixed'] == 'nothing' or (result['mixed'] == 'embeddings' and 'loss_clean' in result)
+            found['top1_unmixed' if unmixed else 'top1_mixed'] = top1
             progress.averages.add(found)
         images += len(input)
         if i % args.log_interval == 0 or i + 1 == batches:
             average = {name: float('nan') if v is None else v for name, v in progress.averages.means().items()}
-            bar.set_postfix(OrderedDict(epoch=f'{epoch + 1}', loss=f'{average["loss"]:.3f}',
-                                        top1=f'{average["top1"]:.1f}', lr=f'{optimizer.param_groups[0]["lr"]:.1e}'),
-                            refresh=False)
+            shown = OF_WHICH_IMAGES if task.policy.mixes_anything else ('top1',)
+            bar.set_postfix(OrderedDict(
+                epoch=f'{epoch + 1}', train_loss=f'{average["loss"]:.3f}',
+                **{f'train_{name}': f'{average[name]:.1f}' for name in shown if average[name] == average[name]},
+                lr=f'{optimizer.param_groups[0]["lr"]:.1e}'), refresh=False)
             if args.save_images and rank() == 0:
                 torchvision.utils.save_image(input.float(), save.folder / f'train-batch-{i}.jpg', padding=0,
                                              normalize=True)
@@ -331,6 +349,13 @@ def train_epoch(
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     metrics: OrderedDict[str, Any] = OrderedDict(progress.averages.means(of_all_ranks=True))
+    if task.policy.mixes_anything:
+        done = task.policy.counts - progress.counted
+        metrics.update(steps=done['steps'], mixed_embeddings=done['embeddings'], mixed_inputs=done['inputs'],
+                       unmixed=done['nothing'])
+    else:
+        for name in OF_WHICH_IMAGES:
+            del metrics[name]
     metrics['skipped'] = progress.skipped
     metrics['images_per_second'] = world() * images / (time.time() - started)
     return metrics
@@ -367,6 +392,7 @@ def run(args: argparse.Namespace) -> None:
     asked = dict(vars(args))  # args.yaml keeps this: what follows resolves some of it for this data and batch size
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
+    args.smoothing = smoothing(args)
     if args.input_size is not None:
         args.in_chans, *size = args.input_size
         args.img_size = size[0] if size[0] == size[1] else tuple(size)
@@ -390,6 +416,9 @@ def run(args: argparse.Namespace) -> None:
     if args.fast_norm:
         set_fast_norm()
     train_set, val_set = build_data(args)
+    weights = class_weights(args.class_weight, train_set, args.num_classes)
+    if config is not None and weights is not None:
+        config = config.replace(class_weight=weights)
     model, model_args = build_model(args)
     for name in ('model', 'pretrained', 'initial_checkpoint'):  # a repository was looked into for these
         asked[name] = getattr(args, name)
@@ -415,11 +444,12 @@ def run(args: argparse.Namespace) -> None:
     except Exception as e:  # timm asserts its augmentation settings in many places
         raise SettingError(f'--aa {args.aa} or another flag of augmentation cannot be used: '
                            f'{e or type(e).__name__}') from e
-    task = MultiMixTask(
-        model if config is None else wrapped, build_mixup(args, config), label_smoothing=args.smoothing,
+    criterion = build_criterion(args) if config is None else None
+    task = find_task(args.multimix_task)(
+        model if config is None else wrapped, criterion, mixup_fn=build_mixup(args, config),
+        label_smoothing=None if criterion else args.smoothing, class_weight=None if criterion else weights,
         seed=args.seed, device=device, verbose=False)
-    if config is None:  # the task of a wrapped model takes it from its settings
-        task.criterion = build_criterion(args) or task.criterion
+    policy = task.policy
     messages = [task.signal_warning(mixed)] if config is not None else []
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
@@ -449,7 +479,7 @@ def run(args: argparse.Namespace) -> None:
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
     train_loader, val_loader = PlacedLoader(train_loader, args.seed), PlacedLoader(val_loader, args.seed)
     shape = {'ranks': world(), 'batch_size': args.batch_size, 'batches': len(train_loader)}
-    measured = ('loss', 'top1', *(SIGNAL if config is not None else ()))
+    measured = ('loss', 'top1', *OF_WHICH_IMAGES, *(SIGNAL if config is not None else ()))
     progress = Progress(0, Averages(measured, device))
     found = resume(args, task, optimizer, scaler, saver) if args.resume else {}
     if found:
@@ -458,6 +488,8 @@ def run(args: argparse.Namespace) -> None:
         say('--resume auto: there is no run to go on with; this one starts afresh.')
     if args.start_epoch is not None:
         progress = Progress(args.start_epoch, Averages(measured, device))
+    if not progress.batch:
+        progress.counted = policy.counts.copy()
     start_epoch = progress.epoch
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -474,14 +506,16 @@ def run(args: argparse.Namespace) -> None:
         if start_epoch:
             scheduler.step(start_epoch, found.get('metric'))
     save = Save(saver, task, scheduler, shape)
-    statistics = Statistics(task, unwrap(task.trainable_module))
+    statistics = Statistics(unwrap(task.trainable_module))
     statistics.keep()
 
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
     saved = {k: v for k, v in asked.items() if k not in ('config', 'resume', 'resume_auto', 'wandb_resume_id',
                                                          'start_epoch')}
-    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output'):  # to mean the same anywhere
-        saved[name] = os.path.abspath(saved[name]) if saved[name] and not is_repo(saved[name]) else saved[name]
+    # To mean the same anywhere.
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight'):
+        if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
+            saved[name] = os.path.abspath(saved[name])
     if rank() == 0:
         trim_summary(summary, start_epoch)
     if start_epoch < epochs and rank() == 0:  # a finished run keeps the settings that made it
@@ -496,7 +530,13 @@ def run(args: argparse.Namespace) -> None:
         + (f', {ending.positions} positions of {ending.width} features' if ending else '')
         + f', on {device.type if world() > 1 else device}'
         + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
-    say(describe(config, mixed, args.num_classes, epochs))
+    say(describe(config, mixed, args.num_classes))
+    plan = policy, epochs * len(train_loader), epochs, args.mixup_off_epoch or None
+    if expected := expected_line(*plan):
+        say(expected)
+    messages.append(few_warning(*plan))
+    if asked['smoothing'] is None and config is not None:
+        say('Labels are not smoothed, since --smoothing is not given: beside mixing it costs calibration (timm: 0.1).')
     if config is not None:
         messages.append(one_position_note(config, ending.positions if ending else 1))
     for message in filter(None, messages):
@@ -512,6 +552,7 @@ def run(args: argparse.Namespace) -> None:
             task.get_eval_model(ema=task.has_ema()), folder / 'model',  # type: ignore[arg-type]
             {k: data[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
             model_args, names if names and len(names) == args.num_classes else None, config=config,
+            counts=policy.counts,
             raw=task.get_eval_model() if task.has_ema() else None)
 
     loggers = [] if rank() else open_loggers(
@@ -532,7 +573,7 @@ def run(args: argparse.Namespace) -> None:
             if not progress.batch:
                 progress.rate = optimizer.param_groups[0]['lr']
             train_metrics = train_epoch(progress, args, task, train_loader, optimizer, scheduler, autocast, scaler,
-                                        device, bar, statistics, stop, save)
+                                        device, bar, statistics, stop, save, epochs)
             if world() > 1 and args.dist_bn and not progress.statistics_agreed:
                 average = None if args.model_ema_force_cpu else task.get_eval_model(ema=True)
                 for module in filter(None, (task.get_eval_model(), average)):
@@ -577,24 +618,27 @@ def run(args: argparse.Namespace) -> None:
                     say(f'Warning: nothing is pushed after epoch {epoch + 1}: {e}. Training goes on.')
             elif pusher:
                 pusher.poll()
-            progress = Progress(epoch + 1, Averages(measured, device), in_a_row=progress.in_a_row)
+            progress = Progress(epoch + 1, Averages(measured, device), in_a_row=progress.in_a_row,
+                                counted=policy.counts.copy())
     if rank():
         return
-    title = f'{args.model}, {args.multimix}' + (f' ({config.preset})' if config else '')
-    draw(summary, curves, title)
+    draw(summary, curves, headline(args.model, args.multimix, config.preset if config else '', policy.counts))
     for logger in loggers:
         logger.finish()
     seconds = time.time() - started
     data_line = f'{len(train_set)} training and {len(val_set)} validation images of {args.num_classes} classes'
     try:
         final = save_model()
-        write_report(folder, saved, data_line, describe(config, mixed, args.num_classes, epochs), in_plain_timm(
-            folder, args.model, args.num_classes, model_args), device, seconds, epochs - start_epoch)
+        write_report(folder, saved, data_line, describe(config, mixed, args.num_classes), in_plain_timm(
+            folder, args.model, args.num_classes, model_args), device, seconds, epochs - start_epoch,
+            counts=policy.counts if policy.mixes_anything else None)
     except (OSError, SafetensorError) as e:
         drop_unfinished(folder)
         good = next(iter(candidates(folder)), None)
         raise SettingError(f'{folder}/model could not be written: {e}. Make room and go on: --resume {folder} '
                            + (f'({good} is whole).' if good else '')) from e
+    if policy.mixes_anything:
+        say('\n' + told(policy.counts))
     report(args, folder, final, best, metric, seconds, model_args)
     if pusher:
         pusher.finish()

@@ -9,7 +9,8 @@ digits`, of the embedded digits and without --data-dir), `base` (flags of train.
 the others are compared with, and, if wanted, `rivals`, names of runs the best of which is compared with too. `times:
 false` leaves out the column of times, where the machine had other work beside. `data: {watch: N}` lets train.py
 validate on the first N judging images only, which is what the median of the last ten epochs is of; the last weights
-are always judged on all. A run with `variant: NAME` trains with `benchmarks/variants.py` instead.
+are always judged on all. A run with `variant: NAME` trains with that task of `benchmarks/variants.py`.
+`like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top.
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
 study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
@@ -49,6 +50,8 @@ from timm_multimix.evaluate.collect import collect
 from timm_multimix.report import read_summary
 
 from .measure import describe, make_room
+from .variants import VARIANTS
+from .variants import __name__ as VARIANTS_MODULE
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
@@ -67,6 +70,9 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
         SettingError: keys that are missing or unknown, or values that cannot be.
     """
     study = yaml.safe_load(path.read_text())
+    if 'like' in study:
+        other = read_study(path.with_name(study.pop('like')))
+        study.update({key: {**other[key], **(study.get(key) or {})} for key in ('data', 'base')})
     for key in study:
         if key not in KEYS + MORE_KEYS:
             raise SettingError(f'{path}: {key!r} is not a part of a study.{nearest(key, KEYS + MORE_KEYS)}')
@@ -200,18 +206,27 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
             write_digits(data_dir)
         make_folder(data_dir, study['data'], study['judge'], folder)
         given = dict(settings)
-        program = ['-m', 'benchmarks.variants', given.pop('variant')] if 'variant' in given else [str(TRAIN)]
-        command = [*flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
-        done = subprocess.run([sys.executable, *program, *command], capture_output=True, text=True, cwd=TRAIN.parent)
+        if 'variant' in given:
+            given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
+        command = [str(TRAIN), *flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=TRAIN.parent)
         if done.returncode:
-            raise SettingError(f'{" ".join(program + command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+            raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
         epochs = read_summary(out / 'run' / 'summary.csv')
         found = evaluate(out / 'run' / 'model', folder / 'judge')
     accuracies = [float(row['eval_top1']) for row in epochs[-10:]]
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
-    return {**found, 'median of last ten': statistics.median(accuracies), 'epochs': len(epochs),
+    return {**found, 'median of last ten': statistics.median(accuracies), 'epochs': len(epochs), **shares(epochs),
             'images per second': statistics.median(speeds), 'minutes': (time.time() - started) / 60,
             'settings': settings, 'data': study['data'], **describe(start(settings.get('device', 'auto')).type)}
+
+
+def shares(epochs: list[dict[str, Any]]) -> dict[str, float]:
+    """Of all training steps, the shares that mixed embeddings and inputs; nothing of a run that mixes nothing."""
+    steps = sum(int(row.get('train_steps') or 0) for row in epochs)
+    return {} if not steps else {
+        f'steps that mix {what}': sum(int(row[f'train_mixed_{what}']) for row in epochs) / steps
+        for what in ('embeddings', 'inputs')}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

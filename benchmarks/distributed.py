@@ -30,7 +30,7 @@ MODES = ('plain', 'multimix', 'multimix, gather', 'dense', 'dense, gather')
 def stepper(base: torch.nn.Module, mode: str, images: torch.Tensor, target: torch.Tensor, together: bool) -> Any:
     model = copy.deepcopy(base)
     if mode != 'plain':
-        model = timm_multimix.wrap(model, mode.split(',')[0], gather=together and 'gather' in mode,
+        model = timm_multimix.wrap(model, mode.split(',')[0], preset='embeddings', gather=together and 'gather' in mode,
                                    input_size=tuple(images.shape[1:]))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     device = [images.device] if images.is_cuda else None

@@ -34,7 +34,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     def step(mode: str) -> Run:
         model = copy.deepcopy(base).to(device).train()
         if mode != 'plain':
-            model = timm_multimix.wrap(model, mode, input_size=tuple(images.shape[1:]))
+            model = timm_multimix.wrap(model, mode, preset='embeddings', input_size=tuple(images.shape[1:]))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
         def run() -> None:

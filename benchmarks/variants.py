@@ -1,6 +1,6 @@
-"""train.py with a variant of the method that was tried and is not in the product, for a study's runs with `variant:`.
+"""Variants of the method that were tried and are not in the product: tasks for a study's runs with `variant:`.
 
-    python -m benchmarks.variants dominant --multimix dense --data-dir cifar10 …     # the rest are train.py's flags
+    python train.py --multimix-task benchmarks.variants:Dominant --multimix dense --data-dir cifar10 …
 
     dominant     An anisotropic Dirichlet: one example, drawn at random, has half or more of each mixture and the
                  symmetric Dirichlet of the settings divides the rest.
@@ -8,22 +8,22 @@
     neighbours   Each mixture is of one example, drawn at random, and of the seven whose mean logits are nearest.
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
+    memorised    The share of the steps that mix follows memorisation: it is the fraction by which the running loss of
+                 unmixed training batches has fallen since the start. It needs no length of the training.
 """
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-import timm_multimix.wrapper as wrapper
-import train
-from timm_multimix.mixing import LamSampler, mixed_cross_entropy
-from timm_multimix.task import MultiMixTask
+from timm_multimix import MultiMixTask
+from timm_multimix.mixing import LamSampler
 
 NEIGHBOURS = 8
+MOMENTUM = 0.98  # of the running loss: about an epoch of the studies' 39 batches
 Draw = Callable[[LamSampler, Tensor, Tensor], Tensor]
 
 
@@ -41,62 +41,81 @@ def anchors(sampler: LamSampler) -> Tensor:
     return torch.randint(sampler.batch, (sampler.positions, sampler.n))
 
 
-def dominant(sampler: LamSampler, logits: Tensor, y: Tensor) -> Tensor:
+def dominant(sampler: LamSampler, y: Tensor, logits: Tensor) -> Tensor:
     lam = sampler.draw(sampler.positions, sampler.n)
     share = torch.empty(lam.shape[:2] + (1,)).uniform_(0.5, 1)
     return (lam * (1 - share)).scatter_add_(-1, anchors(sampler).unsqueeze(-1), share)
 
 
-def same_class(sampler: LamSampler, logits: Tensor, y: Tensor) -> Tensor:
+def same_class(sampler: LamSampler, y: Tensor, logits: Tensor) -> Tensor:
     alike = y.argmax(1).unsqueeze(0) == y.argmax(1).unsqueeze(1)
     return among(sampler, alike[anchors(sampler)])
 
 
-def neighbours(sampler: LamSampler, logits: Tensor, y: Tensor) -> Tensor:
-    mean = logits.detach().float().flatten(1, -2).mean(1) if logits.ndim == 3 else logits.detach().float()
+def neighbours(sampler: LamSampler, y: Tensor, logits: Tensor) -> Tensor:
+    mean = logits.float().mean(1)
     nearest = torch.cdist(mean, mean).topk(min(NEIGHBOURS, sampler.batch), largest=False).indices
     allowed = torch.zeros(sampler.batch, sampler.batch, dtype=torch.bool).scatter_(1, nearest, True)
     return among(sampler, allowed[anchors(sampler)])
 
 
-def with_mixtures(draw: Draw) -> None:
-    """Let `draw` choose the mixtures of every step."""
-    def loss(logits: Tensor, target: Tensor, lam: LamSampler, attention: Optional[Tensor] = None, **kw: Any) -> Tensor:
-        return mixed_cross_entropy(logits, target, draw(lam, logits, target).transpose(0, 1), attention, **kw)
+class Drawn(MultiMixTask):
+    """`draw` chooses the mixtures of every step, (P, N, B)."""
+    draw: Draw
 
-    wrapper.mixed_cross_entropy = loss  # type: ignore[attr-defined]
-
-
-def with_schedule(begin: float, end: float) -> None:
-    """Mix on the steps from `begin` to `end` only, shares of the training."""
-    mixes, build = MultiMixTask.mixes, train.create_scheduler_v2
-    total: list[int] = []
-
-    def create(*args: Any, **kwargs: Any) -> Any:
-        scheduler, epochs = build(*args, **kwargs)
-        total.append(epochs * kwargs['updates_per_epoch'])
-        return scheduler, epochs
-
-    train.create_scheduler_v2 = create  # type: ignore[attr-defined]
-    MultiMixTask.mixes = lambda self, step: (  # type: ignore[method-assign]
-        not total or begin <= step / total[0] < end) and mixes(self, step)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        draw = type(self).draw
+        self.wrapped.sampler = lambda sampler, y, logits: draw(sampler, y, logits).transpose(0, 1)
 
 
-VARIANTS: dict[str, Callable[[], None]] = {
-    'dominant': lambda: with_mixtures(dominant),
-    'same-class': lambda: with_mixtures(same_class),
-    'neighbours': lambda: with_mixtures(neighbours),
-    'mix-late': lambda: with_schedule(0.25, 1),
-    'mix-early': lambda: with_schedule(0, 0.75),
+class Dominant(Drawn):
+    draw = staticmethod(dominant)
+
+
+class SameClass(Drawn):
+    draw = staticmethod(same_class)
+
+
+class Neighbours(Drawn):
+    draw = staticmethod(neighbours)
+
+
+class MixLate(MultiMixTask):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.policy.schedule = lambda progress: float(progress >= 0.25)
+
+
+class MixEarly(MultiMixTask):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.policy.schedule = lambda progress: float(progress < 0.75)
+
+
+class Memorised(MultiMixTask):
+    """Attributes: start and running, the loss of unmixed training batches at the start and lately."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start: Optional[float] = None
+        self.running = 0.0
+        self.policy.schedule = self.fallen
+
+    def fallen(self, progress: float) -> float:
+        return 0.0 if self.start is None else min(1.0, max(0.0, 1 - self.running / self.start))
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
+        result = super().forward(input, target)
+        if self.training and 'loss_clean' in result and result['mixed'] in ('nothing', 'embeddings'):
+            loss = float(result['loss_clean'])
+            if self.start is None:
+                self.start = self.running = loss
+            self.running += (1 - MOMENTUM) * (loss - self.running)
+        return result
+
+
+VARIANTS = {
+    'dominant': Dominant, 'same-class': SameClass, 'neighbours': Neighbours, 'mix-late': MixLate,
+    'mix-early': MixEarly, 'memorised': Memorised,
 }
-
-
-def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] not in VARIANTS:
-        sys.exit(__doc__)
-    VARIANTS[sys.argv[1]]()
-    return train.main(sys.argv[2:])
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -70,10 +70,10 @@ DIFFERENT: dict[str, str] = {
     'opt': 'optimizers of second order are refused',
     'decay_epochs': 'default 90, for `wsd` and `rsqrt` 0.2 (the last fifth)',
     'aug_repeats': 'in one process an error that says so (timm: an assertion)',
-    'cutmix': 'default 0, with `--multimix` 1 (`--multimix-preset paper` and `alone` 0)',
-    'mixup': 'default 0, with `--multimix` 1 (`--multimix-preset paper` 2, `alone` 0); happens on the device, so '
+    'cutmix': 'default 0, with `--multimix` 1 (0 with every `--multimix-preset` but `default`)',
+    'mixup': 'default 0, with `--multimix` 1 (`--multimix-preset paper` 2, the others 0); happens on the device, so '
              '`--mixup-off-epoch` always works',
-    'smoothing': 'is applied once, before mixing',
+    'smoothing': 'default 0.1, with `--multimix` 0, and the screen says so; is applied once, before mixing',
     'sync_bn': 'of GPUs alone, as torch has it; elsewhere an error',
     'recovery_interval': 'the run goes on within the epoch, to the same end as if it had not been stopped',
     'bn_momentum': 'of every batch norm (timm: of models that take it as an argument)',

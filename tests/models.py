@@ -35,4 +35,4 @@ def build(name: str, **kwargs: Any) -> tuple[nn.Module, torch.Tensor, torch.Tens
 def quiet_wrap(model: nn.Module, *args: Any, **kwargs: Any) -> MultiMixModel:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return wrap(model, *args, **{'n': 20, **kwargs})
+        return wrap(model, *args, **{'n': 20, 'preset': 'embeddings', **kwargs})

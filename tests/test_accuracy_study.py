@@ -16,9 +16,8 @@ import torch
 import yaml
 from filelock import FileLock
 
-import train
 from benchmarks import accuracy, variants
-from timm_multimix import MultiMixTask, SettingError, wrap
+from timm_multimix import SettingError, wrap
 from timm_multimix.checks import check_args
 from timm_multimix.cli import multimix_config, parse_args
 from timm_multimix.mixing import LamSampler, effective_examples
@@ -239,7 +238,7 @@ def test_mixtures_of_the_variants(name: str) -> None:
     sampler = LamSampler(200, 3, 32, 0.05)
     y = torch.eye(4)[torch.arange(32) % 4]
     logits = torch.randn(32, 3, 4)
-    lam = draw(sampler, logits, y)
+    lam = draw(sampler, y, logits)
     assert lam.shape == (3, 200, 32) and (lam >= 0).all()
     torch.testing.assert_close(lam.sum(-1), torch.ones(3, 200))
     if name == 'dominant':
@@ -255,12 +254,27 @@ def test_mixtures_of_the_variants(name: str) -> None:
         assert (lam.gather(-1, far[first].unsqueeze(-1)) < 0.5).all()
 
 
-@pytest.mark.parametrize('begin, end', [(0.25, 1), (0, 0.75)])
-def test_schedules_of_the_variants(begin: float, end: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, 'create_scheduler_v2', lambda *_, **__: (None, 4))
-    monkeypatch.setattr(MultiMixTask, 'mixes', MultiMixTask.mixes)  # put back afterwards
-    variants.with_schedule(begin, end)
-    train.create_scheduler_v2(updates_per_epoch=10)
-    model = wrap(timm.create_model('test_resnet', num_classes=3), 'multimix', preset='alone', input_size=(3, 64, 64))
-    mixed = [MultiMixTask(model).mixes(step) for step in range(40)]
+@pytest.mark.parametrize('name, begin, end', [('mix-late', 0.25, 1), ('mix-early', 0, 0.75)])
+def test_schedules_of_the_variants(name: str, begin: float, end: float) -> None:
+    model = wrap(timm.create_model('test_resnet', num_classes=3), 'multimix', preset='embeddings')
+    task = variants.VARIANTS[name](model)
+    mixed = []
+    for step in range(40):
+        task.set_progress(step, 40)
+        mixed.append(task(torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))['mixed'] == 'embeddings')
     assert mixed == [40 * begin <= step < 40 * end for step in range(40)]
+
+
+def test_the_variant_that_follows_memorisation() -> None:
+    task = variants.Memorised(wrap(timm.create_model('test_resnet', num_classes=3), 'multimix', n=10))
+    images, target = torch.rand(6, 3, 64, 64), torch.arange(6) % 3
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.05)
+    shares = []
+    for step in range(60):
+        task.set_progress(step, 60)
+        shares.append(task.policy.share)
+        task(images, target)['loss'].backward()
+        optimizer.step(), optimizer.zero_grad()
+    assert shares[0] == shares[1] == 0 and shares[-1] > 0.2 and task.policy.counts['embeddings'] > 0
+    task.running = 0.1 * task.start
+    assert task.policy.share == pytest.approx(0.9)

@@ -21,6 +21,22 @@ def yaml_file(tmp_path: Path, text: str) -> str:
     return str(tmp_path / 'x.yaml')
 
 
+def test_args_yaml_of_an_older_version_keeps_its_ramp(tmp_path: Path) -> None:
+    """Its default preset had a ramp of 100 epochs, and its args.yaml holds every flag that it knew."""
+    path = tmp_path / 'args.yaml'
+    for text, ramp, ramp_epochs in (
+            ('recipe: x\nmultimix: dense\nmultimix_preset: null\nmultimix_ramp_epochs: null\n', None, 100),
+            ('recipe: x\nmultimix: dense\nmultimix_preset: alone\nmultimix_ramp_epochs: null\n', 0, None),
+            ('recipe: x\nmultimix: dense\nmultimix_ramp_epochs: 7.0\n', None, 7),
+            ('recipe: x\nmultimix: dense\nmultimix_ramp: null\nmultimix_ramp_epochs: null\n', 0.5, None),
+            ('multimix: dense\n', 0.5, None)):  # a recipe
+        path.write_text(text)
+        config = multimix_config(parse_args(['-c', str(path)]))
+        assert config is not None and (config.ramp, config.ramp_epochs) == (ramp, ramp_epochs), text
+    path.write_text('recipe: x\nmultimix: none\nmultimix_preset: null\nmultimix_ramp_epochs: null\n')
+    assert multimix_config(parse_args(['-c', str(path)])) is None
+
+
 def test_yaml_sets_defaults_and_flags_win(tmp_path: Path) -> None:
     path = yaml_file(tmp_path, 'model: resnet18\nlr: 1e-3\nepochs: 7\nscale: [0.5, 1]\nweight-decay: 0.1\namp: true')
     args = parse_args(['-c', path, '--epochs', '3', '--no-amp'])

@@ -24,8 +24,8 @@ def test_default_preset_scales_alpha_with_the_batch() -> None:
 
 def test_default_takes_turns_with_input_mixing_and_alone_does_not() -> None:
     default, alone = MultiMixConfig('dense'), MultiMixConfig('dense', preset='alone')
-    assert (default.prob, default.ramp_epochs, default.mixup, default.cutmix) == (0.25, 100, 1, 1)
-    assert (alone.prob, alone.ramp_epochs, alone.mixup, alone.cutmix) == (1, 0, 0, 0)
+    assert (default.prob, default.ramp, default.mixup, default.cutmix) == (0.25, 0.5, 1, 1)
+    assert (alone.prob, alone.ramp, alone.mixup, alone.cutmix) == (1, 0, 0, 0)
     assert default.replace(preset='alone') == alone and default.alpha_range(128) == alone.alpha_range(128)
 
 
@@ -100,7 +100,7 @@ def test_checked_against_the_batch() -> None:
         MultiMixConfig('dense', effective=2).check_batch(2)
     MultiMixConfig('dense', m=2).check_batch(2)  # the preset's own range gives way
     MultiMixConfig('dense', preset='alone').check_batch(9)
-    with pytest.raises(SettingError, match="--mixup.* is 1.0.*even batch size, not 9.*'alone' mixes no inputs"):
+    with pytest.raises(SettingError, match="--mixup.* is 1.0.*even batch size, not 9.*'embeddings' mixes no inputs"):
         MultiMixConfig('dense').check_batch(9)
     with pytest.raises(SettingError, match='even batch'):
         MultiMixConfig('dense', preset='paper').check_batch(9)

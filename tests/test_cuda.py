@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a C
 
 @pytest.mark.parametrize('mode', ['multimix', 'dense'])
 @pytest.mark.parametrize('engine', ['torch', 'triton'])
-@pytest.mark.parametrize('preset', ['default', 'paper'])
+@pytest.mark.parametrize('preset', ['default', 'embeddings', 'paper'])
 def test_a_training_step_does_not_wait_for_the_gpu(mode: str, engine: str, preset: str) -> None:
     model = timm.create_model('test_resnet', num_classes=10).cuda()
     task = MultiMixTask(timm_multimix.wrap(model, mode, engine=engine, preset=preset), verbose=False)

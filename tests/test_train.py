@@ -18,6 +18,7 @@ from PIL import Image
 
 import train
 from timm_multimix.checkpoint import AtomicCheckpointSaver
+from timm_multimix.policy import told
 from timm_multimix.report import read_summary
 
 from .conftest import ROOT, run_train
@@ -96,8 +97,54 @@ def test_says_how_much_a_short_training_mixes(
         tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '8', '--output',
                        str(tmp_path), '--experiment', 'x', '--warmup-epochs', '0']) == 0
-    assert 'from none to 2% at the end of epoch 2 (--multimix-ramp-epochs)' in capsys.readouterr().out
-    assert 'from none to 2% at the end of epoch 2' in (tmp_path / 'x' / 'report.md').read_text()
+    out, report = capsys.readouterr().out, (tmp_path / 'x' / 'report.md').read_text()
+    assert 'steps about 1 will mix embeddings, 2 inputs, and 1 nothing. The share that mixes grows over' in out
+    assert 'the first half of the training (--multimix-ramp 0.5).' in out
+    saved = yaml.safe_load((tmp_path / 'x' / 'model' / 'multimix.yaml').read_text())
+    assert told(saved['mixed_steps']) in out and told(saved['mixed_steps']) in report
+
+
+def test_a_short_fine_tuning_mixes(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Embeddings on a tenth of the steps or more, or a warning before training; as the CSV counts it."""
+    more = [*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '6', '--epochs', '6', '--output',
+            str(tmp_path), '--warmup-epochs', '0']
+    assert train.main([*more, '--experiment', 'x']) == 0
+    out = capsys.readouterr().out
+    rows = read_summary(tmp_path / 'x' / 'summary.csv')
+    counts = yaml.safe_load((tmp_path / 'x' / 'model' / 'multimix.yaml').read_text())['mixed_steps']
+    assert counts['steps'] == 18 and counts['embeddings'] >= 2
+    for column, name in (('train_steps', 'steps'), ('train_mixed_embeddings', 'embeddings'),
+                         ('train_mixed_inputs', 'inputs'), ('train_unmixed', 'nothing')):
+        assert sum(int(row[column]) for row in rows) == counts.get(name, 0)
+    assert 'Labels are not smoothed' in out and out.count('Warning') == 1  # of its one position
+    assert train.main([*more, '--experiment', 'y', '--multimix-ramp-epochs', '100', '--smoothing', '0.1']) == 0
+    out = capsys.readouterr().out
+    assert 'fewer than 1 of 18 steps will mix embeddings' in out and 'ramp_epochs' in out
+    assert 'Labels are not smoothed' not in out
+
+
+def test_class_weights_from_a_file_and_from_the_data(
+        tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted((image_folder / 'train' / 'class_0').glob('*'))[3:]:
+        path.unlink()
+    weights = tmp_path / 'weights.yaml'
+    weights.write_text('class_2: 1\nclass_0: 4\nclass_1: 0.5\n')
+    more = [*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path), '--warmup-epochs', '0']
+    for i, (given, want) in enumerate((('auto', [5 / 3, 5 / 6, 5 / 6]), (str(weights), [4.0, 0.5, 1.0]))):
+        assert train.main([*more, '--multimix', 'multimix', '--class-weight', given, '--experiment', str(i)]) == 0
+        saved = yaml.safe_load((tmp_path / str(i) / 'model' / 'multimix.yaml').read_text())
+        assert saved['class_weight'] == pytest.approx(want)
+        assert train.main([*more, '--class-weight', given, '--experiment', f'none{i}']) == 0
+    for text, words in (('1 2', '2 numbers, but there are 3 classes'), ('class_0: 1\n', "lacks 'class_1'"),
+                        ('a b c', 'does not hold a number for each class')):
+        weights.write_text(text)
+        capsys.readouterr()
+        assert train.main([*more, '--class-weight', str(weights), '--experiment', 'bad']) == 2
+        assert words in capsys.readouterr().err
+    assert train.main([*more, '--class-weight', 'auto', '--bce-loss', '--experiment', 'bad']) == 2
+    assert '--class-weight' in capsys.readouterr().err
+
+
 
 
 def test_class_token_vit_goes_home_with_its_documented_arguments(tmp_path: Path) -> None:

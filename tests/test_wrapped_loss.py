@@ -136,7 +136,7 @@ def test_soft_targets_are_taken_as_they_are() -> None:
     wrapped = quiet_wrap(model, 'dense', label_smoothing=0.1).eval()
     lam = sample_lam(20, 4, 6, 1.0)
     soft = wrapped(images, reference.smooth(hard, 0.1), lam=lam)
-    assert torch.equal(soft.loss, wrapped(images, target, lam=lam).loss)
+    torch.testing.assert_close(soft.loss, wrapped(images, target, lam=lam).loss)
 
 
 def test_mixtures_keep_their_length_on_request() -> None:
@@ -209,7 +209,7 @@ def test_targets_outside_the_classes() -> None:
 
 def test_own_loop_is_told_when_there_is_no_signal() -> None:
     model, images, target = build('resnet')
-    wrapped = wrap(model, 'multimix', preset='paper')
+    wrapped = wrap(model, 'multimix', preset='paper', prob=1.0)
     with pytest.warns(UserWarning, match='Nothing will be learned'):
         wrapped(images.repeat(8, 1, 1, 1), target.repeat(8))
     with warnings.catch_warnings():
@@ -217,10 +217,18 @@ def test_own_loop_is_told_when_there_is_no_signal() -> None:
         wrapped(images, target)  # once is enough
 
 
+@pytest.mark.parametrize('clean_weight, told', [(1.0, '50% of the loss'), (3.0, '25% of the loss')])
+def test_own_loop_is_told_of_a_term_without_signal_beside_a_clean_one(clean_weight: float, told: str) -> None:
+    model, images, target = build('resnet')
+    wrapped = wrap(model, 'multimix', preset='embeddings', alpha=1.0, clean_weight=clean_weight)
+    with pytest.warns(UserWarning, match=f'{told} of the steps that mix embeddings teaches nothing.*effective 2'):
+        wrapped(images.repeat(8, 1, 1, 1), target.repeat(8))
+
+
 def test_own_loop_is_told_of_a_single_position() -> None:
     model = timm.create_model('test_resnet', num_classes=5)
     with pytest.warns(UserWarning, match='one position'):
-        wrap(model, 'dense')(torch.randn(4, 3, 32, 32), torch.arange(4))
+        wrap(model, 'dense', preset='embeddings')(torch.randn(4, 3, 32, 32), torch.arange(4))
 
 
 def test_attention_gradient_flows_only_when_asked() -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import inspect
 import os
+import sys
 import warnings
-from typing import Any
+from typing import Any, Optional
 
 import timm
 import timm.optim
@@ -17,6 +19,34 @@ from .cli import resume_checkpoint
 from .errors import SettingError, nearest
 from .loggers import check_loggers
 from .task import MultiMixTask
+
+_LOOKED_AT = 1000  # steps, for one of every kind
+
+
+def find_task(name: Optional[str]) -> type[MultiMixTask]:
+    """The class of `--multimix-task module:Class`; `MultiMixTask` where it is not given.
+
+    Raises:
+        SettingError: no such module or class, or it is no `MultiMixTask`. What fails while the module is imported
+            keeps its own error.
+    """
+    if not name:
+        return MultiMixTask
+    module, _, cls = name.partition(':')
+    sys.path.insert(0, os.getcwd())  # as `python -m` has it
+    try:
+        found = getattr(importlib.import_module(module), cls, None)
+    except ModuleNotFoundError as e:
+        if e.name is None or not (module == e.name or module.startswith(e.name + '.')):
+            raise
+        raise SettingError(f'--multimix-task is {name!r}, but there is no module {e.name!r}: it is module:Class, '
+                           f'importable from here.') from e
+    finally:
+        sys.path.remove(os.getcwd())
+    if not (isinstance(found, type) and issubclass(found, MultiMixTask)):
+        raise SettingError(f'--multimix-task is {name!r}, but that is no subclass of timm_multimix.MultiMixTask: it '
+                           f'is module:Class.')
+    return found
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -166,6 +196,9 @@ def _check_optimizer(args: argparse.Namespace) -> None:
 
 
 def _check_bce(args: argparse.Namespace) -> None:
+    if args.bce_loss and args.class_weight:
+        raise SettingError(f'--class-weight is {args.class_weight!r} and --bce-loss is on, which compares every class '
+                           f'for itself and has no weighted mean: give one of the two.')
     if args.bce_loss and args.bce_pos_weight is not None and args.multimix != 'none':
         raise SettingError(
             f'--bce-pos-weight is {args.bce_pos_weight} and --multimix is {args.multimix}, whose loss has no such '
@@ -184,6 +217,8 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
     count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
+    copied.set_progress(1.0, 1.0)  # when all that will be mixed is
+    kinds = {copied.policy.choose(step).mixed: step for step in range(_LOOKED_AT)}
     dtype = getattr(torch, args.model_dtype or 'float32')
     try:
         for dataset, loader, training in zip(data_sets, loaders, (True, False)):
@@ -193,10 +228,11 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
             images, target = collate([dataset[i % len(dataset)] for i in range(count)])
             images, target = images.to(device, dtype), target.to(device)
             copied.train(training)
-            with autocast():
-                loss = copied(images, target)['loss']
-            if training:
-                loss.backward()
+            for copied.policy.step in kinds.values() if training else [0]:  # a step of every kind
+                with autocast():
+                    loss = copied(images, target)['loss']
+                if training:
+                    loss.backward()
     except Exception as e:  # any library below may refuse: the user needs to know which of the settings it was about
         raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
                            f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
@@ -11,14 +11,24 @@ import yaml
 from timm.utils import ParseKwargs
 
 from .checkpoint import candidates
-from .config import ATTENTION_NORMS, ATTENTIONS, ENGINES, MODES, NORMALIZATIONS, PRESETS, MultiMixConfig
+from .config import (
+    ALIASES,
+    ATTENTION_NORMS,
+    ATTENTIONS,
+    ENGINES,
+    MODES,
+    NORMALIZATIONS,
+    PRESET_WORDS,
+    PRESETS,
+    MultiMixConfig,
+)
 from .data import DIGITS
 from .errors import SettingError, nearest
 from .from_timm import NOT_TAKEN, add_not_taken, drop_not_taken, note_defaults
 from .hub import is_repo
 from .loggers import LOGGERS
 
-MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'ramp_epochs', 'clean_weight', 'attention',
+MULTIMIX_FLAGS = ('preset', 'n', 'm', 'alpha', 'effective', 'prob', 'ramp', 'ramp_epochs', 'clean_weight', 'attention',
                   'attention_norm', 'attention_detach', 'normalize', 'layer', 'engine', 'gather', 'keep_norm')
 # What says something about the machine and the screen, and nothing about the model.
 OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persistent_workers', 'no_prefetcher',
@@ -43,6 +53,14 @@ class _KeyValues(ParseKwargs):
         super().__call__(parser, namespace, values, option_string)
 
 
+def _number_or(word: str) -> Callable[[str], Union[int, str]]:
+    """The type of a flag that takes a whole number or one word."""
+    def read(value: str) -> Union[int, str]:
+        return word if value == word else int(value)
+    read.__name__, read.whole = f'whole number or {word!r}', True  # type: ignore[attr-defined]
+    return read
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith('unrecognized arguments: '):
@@ -64,15 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('MultiMix').add_argument
     g('--multimix', choices=('none', *MODES), default='none', help='mix pooled embeddings, or all positions')
-    g('--multimix-preset', choices=tuple(PRESETS), help='where settings not given come from (default: default)')
-    g('--multimix-n', type=int, metavar='N', help='mixed examples per step, for dense per position (preset: 1000)')
+    g('--multimix-preset', choices=(*PRESETS, *ALIASES), metavar='NAME', help='where settings not given come from: '
+      + '; '.join(f'{name}: {words}' for name, words in PRESET_WORDS.items()) + ' (default: default)')
+    g('--multimix-n', type=_number_or('batch'), metavar='N', help='mixed examples per step, for dense per position; '
+      "'batch' for as many as the batch has (preset: 1000)")
     g('--multimix-m', type=int, metavar='N', help='examples mixed in each (preset: the batch)')
     g('--multimix-alpha', type=float, nargs='+', metavar='A', help='Dirichlet concentration, one number or a range')
     g('--multimix-effective', type=float, nargs='+', metavar='E',
       help='the same as an effective number of examples, one number or a range (preset: 1.5 3)')
     g('--multimix-prob', type=float, metavar='P', help='probability of mixing embeddings on a step (preset: 0.25)')
-    g('--multimix-ramp-epochs', type=float, metavar='E', help='embeddings and inputs are mixed on a share of the steps '
-      'that grows from none to all over this many epochs; 0: from the start (preset: 100, for alone and paper 0)')
+    g('--multimix-ramp', type=float, metavar='R', help='embeddings and inputs are mixed on a share of the steps that '
+      'grows from none to all over this fraction of the training; 0: from the start (preset: 0.5, all others 0)')
+    g('--multimix-ramp-epochs', type=float, metavar='E', help='the same in epochs')
     g('--multimix-clean-weight', type=float, metavar='W', help='weight of the unmixed loss (preset: 1)')
     g('--multimix-attention', choices=ATTENTIONS, help='dense: where labels are believed (preset: gap)')
     g('--multimix-attention-norm', choices=ATTENTION_NORMS, help='dense: (preset: l1_relu)')
@@ -82,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
       'by its number, or any module by its name; of several, one is drawn each step')
     g('--multimix-engine', choices=ENGINES, help='what computes the loss (default: triton on CUDA, else torch)')
     g('--multimix-gather', action=on_off, default=None, help='under torchrun: mix the batch of all ranks, not of each')
+    g('--multimix-task', metavar='MODULE:CLASS', help='a subclass of timm_multimix.MultiMixTask to train with')
     g('--multimix-keep-norm', action=on_off, default=None, help='divide a mixture by the norm of its weights')
 
     g = parser.add_argument_group('Dataset').add_argument
@@ -217,7 +239,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='of cutmix where both are on')
     g('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch', help=' ')
     g('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup or cutmix from this epoch on; 0 is never')
-    g('--smoothing', type=float, default=0.1, metavar='X', help='label smoothing')
+    g('--smoothing', type=float, default=None, metavar='X', help='label smoothing (default: 0.1, with --multimix 0)')
+    g('--class-weight', default=None, metavar='FILE', help='weights of the classes in the loss, of mixtures too: a '
+      "file of numbers, or of names and numbers; 'auto': by inverse frequency")
     g('--bce-loss', action=on_off, default=False, help='binary cross-entropy')
     g('--bce-sum', action=on_off, default=False, help='its sum over the classes, not the mean')
     g('--bce-target-thresh', type=float, default=None, metavar='X', help='targets above become 1, others 0')
@@ -326,7 +350,8 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         args.dataset = DIGITS
     if args.log_wandb:
         args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
-    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint', 'pretrained_path'):  # YAML has no shell to do it
+    # YAML has no shell to do it
+    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint', 'pretrained_path', 'class_weight'):
         if getattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')
@@ -353,9 +378,9 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if k not in FREE_ON_RESUME}
     if 'data' in given:
         given.setdefault('data_dir', given.pop('data'))
-    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path'):  # as args.yaml has them
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_weight'):  # as args.yaml has them
         if given.get(name):
-            given[name] = os.path.abspath(os.path.expanduser(given[name]))
+            given[name] = given[name] if given[name] == 'auto' else os.path.abspath(os.path.expanduser(given[name]))
     for _, run in newest:
         try:
             saved = yaml.safe_load((run / 'args.yaml').read_text())
@@ -390,6 +415,9 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
         if name not in actions:
             raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
         settings[name] = value if name in NOT_TAKEN else _yaml_value(actions[name], value, f'{path}: {key}')
+    if 'recipe' in loaded and 'multimix_ramp' not in loaded and settings.get('multimix', 'none') != 'none' and (
+            settings.get('multimix_preset') in (None, 'default') and settings.get('multimix_ramp_epochs') is None):
+        settings['multimix_ramp_epochs'] = 100.0  # args.yaml of a version whose default preset said so
     return {name: value for name, value in settings.items() if value is not _AS_DEFAULT}
 
 
@@ -430,12 +458,13 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
         count = f'{action.nargs} values' if many else 'one value'
         raise SettingError(f'{where} is {value!r}, but it is {count}.')
     kind: Any = action.type or str
-    if kind is int:
+    whole = kind is int or hasattr(kind, 'whole')
+    if whole:
         values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     try:
         values = [kind(str(v)) for v in values]
     except ValueError as e:
-        what = 'whole number' if kind is int else 'number'
+        what = 'whole number' if whole else 'number'
         raise SettingError(f'{where} is {value!r}, but it is {what + "s" if many else "a " + what}.') from e
     for v in values:
         if action.choices is not None and v not in action.choices:
@@ -474,4 +503,11 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
             given[name] = value or 0.0
     if args.bce_loss:
         given.update({name: getattr(args, name) for name in ('bce_loss', 'bce_sum', 'bce_target_thresh')})
-    return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': args.smoothing, **given})
+    return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': smoothing(args), **given})
+
+
+def smoothing(args: argparse.Namespace) -> float:
+    """Label smoothing: as it was given, else timm's 0.1, and none beside mixing, which it makes worse calibrated."""
+    if args.smoothing is not None:
+        return float(args.smoothing)
+    return 0.1 if args.multimix == 'none' else 0.0

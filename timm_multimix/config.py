@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
@@ -18,15 +19,26 @@ ATTENTION_NORMS = ('l1_relu', 'softmax')
 ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
 
-# Settings that a preset decides. `paper` is the literal method. The other two train in a normal budget: a clean term,
-# and a mixed term that blends a handful of examples instead of the whole batch; `alone` on every step, and `default`
-# on one of four, with timm's mixup or CutMix on the others, and the more the longer the training has gone on, which is
-# what the evidence favours (docs/results.md).
+# Settings that a preset decides. `paper` is the literal method. `default` and `embeddings` train in a normal budget: a
+# clean term, and a mixed term that blends a handful of examples instead of the whole batch. `default` takes turns with
+# timm's mixup and CutMix, and mixes the more the longer the training has gone on, which is what the evidence favours
+# (docs/results.md). `manifold` and `regmixup` are other methods, as settings of this one.
 PRESETS: dict[str, dict[str, Any]] = {
-    'default': dict(effective=(1.5, 3.0), prob=0.25, ramp_epochs=100.0, clean_weight=1.0, mixup=1.0, cutmix=1.0),
-    'alone': dict(effective=(1.5, 3.0), prob=1.0, ramp_epochs=0.0, clean_weight=1.0, mixup=0.0, cutmix=0.0),
-    'paper': dict(alpha=(0.5, 2.0), prob=0.5, ramp_epochs=0.0, clean_weight=0.0, mixup=2.0, cutmix=0.0),
+    'default': dict(n=1000, effective=(1.5, 3.0), prob=0.25, ramp=0.5, clean_weight=1.0, mixup=1.0, cutmix=1.0),
+    'embeddings': dict(n=1000, effective=(1.5, 3.0), prob=1.0, ramp=0.0, clean_weight=1.0, mixup=0.0, cutmix=0.0),
+    'paper': dict(n=1000, alpha=(0.5, 2.0), prob=0.5, ramp=0.0, clean_weight=0.0, mixup=2.0, cutmix=0.0),
+    'manifold': dict(n='batch', m=2, alpha=(1.0, 1.0), prob=1.0, ramp=0.0, clean_weight=0.0, mixup=0.0, cutmix=0.0),
+    'regmixup': dict(layer='input', n='batch', m=2, alpha=(10.0, 10.0), prob=1.0, ramp=0.0, clean_weight=1.0,
+                     mixup=0.0, cutmix=0.0),
 }
+PRESET_WORDS = {
+    'default': 'embeddings on one step of four, and inputs, by mixup or CutMix, on the others; it begins slowly',
+    'embeddings': 'embeddings on every step, and no inputs',
+    'paper': 'the published setting: whole batches, on half of the steps, and input mixup on the others',
+    'manifold': 'pairs of embeddings on every step, as manifold mixup at the last layer',
+    'regmixup': 'pairs of images on every step, beside the clean images, as RegMixup',
+}
+ALIASES = {'alone': 'embeddings'}  # what `embeddings` was called
 
 # Only dense has positions to attend to; with plain MultiMix these would be ignored, so giving them is an error.
 _DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=True, normalize='position')
@@ -38,7 +50,7 @@ TIMMS = ('mixup', 'cutmix', 'bce_loss', 'bce_sum', 'bce_target_thresh')
 
 def flag(name: str) -> str:
     """The command-line flag of a setting, for error messages."""
-    named = {'label_smoothing': '--smoothing', 'mode': '--multimix'}
+    named = {'label_smoothing': '--smoothing', 'mode': '--multimix', 'class_weight': '--class-weight'}
     return named.get(name, ('--' if name in TIMMS else '--multimix-') + name.replace('_', '-'))
 
 
@@ -80,23 +92,26 @@ class MultiMixConfig:
     Args:
         mode: 'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position.
         preset: 'default' mixes embeddings on one step of four, and inputs, by mixup or CutMix, on the others, both on
-            a share of the steps that grows over 100 epochs; 'alone' mixes embeddings on every step and no inputs;
-            'paper' is the published setting (arXiv 2311.05538).
-        n: mixed examples (tuples) per step; for dense, per step and position.
+            a share of the steps that grows over the first half of the training; 'embeddings' mixes embeddings on every
+            step and no inputs; 'paper' is the published setting (arXiv 2311.05538). Two are other methods: 'manifold'
+            mixes pairs of embeddings (arXiv 1806.05236, at the last layer), 'regmixup' pairs of images beside the
+            clean ones (arXiv 2206.14502). 'alone' is an older name of 'embeddings'.
+        n: mixed examples (tuples) per step; for dense, per step and position. 'batch' is as many as the batch has.
         m: examples mixed in each tuple, drawn at random from the batch; None means the whole batch.
         alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
             range from which one is drawn each step.
         effective: the same said as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair.
             A number or a range. Give this or `alpha`, not both. (1 / mean Σλ² is meant; the mean of 1/Σλ² that a run
             reports is somewhat above.)
-        prob: probability, per step, of mixing embeddings. On the other steps the batch trains plainly, or with input
-            mixup / cutmix if `MultiMixTask` has one. Used by `MultiMixTask` only.
-        ramp_epochs: the share of the steps that mix anything, embeddings or inputs, grows from none to all over this
-            many epochs; the others train plainly. An image that was seen a few times is not memorised yet, and mixing
-            then costs more than it gives. 0 mixes from the start. Used by `MultiMixTask` only, which must be told the
-            epoch (`set_epoch`; `train.py` does so).
+        prob: probability, per step, of mixing embeddings. The other steps mix inputs if `mixup` or `cutmix` is above 0,
+            and train plainly if not.
+        ramp: the share of the steps that mix anything, embeddings or inputs, grows from none to all over this fraction
+            of the training, 0 to 1; the others train plainly. An image that was seen a few times is not memorised yet,
+            and mixing then costs more than it gives. 0 mixes from the start. A loop of your own says how far it is
+            (`MultiMixModel.set_progress`); `train.py` does so.
+        ramp_epochs: the same in epochs, whatever the length of the training. Give this or `ramp`, not both.
         mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
-            comes before embedding mixing on every step. Used by `MultiMixTask` only.
+            comes before embedding mixing on every step.
         cutmix: the same for CutMix; with both, each step that has one draws which.
         clean_weight: weight of the ordinary cross-entropy of the unmixed batch beside the mixed term, whose weight is
             1. The loss is their weighted mean, so gradients stay as large as those of ordinary training.
@@ -120,6 +135,8 @@ class MultiMixConfig:
             of the same size. Alone it does nothing.
         label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
             its own), so smoothing is never applied twice.
+        class_weight: a weight for each class, as in `torch.nn.functional.cross_entropy`: the loss of clean, mixed and
+            plain steps alike is the mean weighted by the class, for mixtures by the mixed target. None is 1 for all.
         keep_norm: divide the logits of a mixture by ‖λ‖₂, so that the mean of unlike embeddings counts as if it were as
             long as they are: less overconfident. Not in the paper.
         bce_loss: binary cross-entropy of every class for itself, in the mixed and the clean term; a mixture's target
@@ -134,12 +151,13 @@ class MultiMixConfig:
 
     mode: str = 'dense'
     preset: str = 'default'
-    n: int = 1000
+    n: Union[int, str] = None  # type: ignore[assignment]  # from the preset
     m: Optional[int] = None
     alpha: Optional[Range] = None
     effective: Optional[Range] = None
-    prob: float = None  # type: ignore[assignment]  # from the preset
-    ramp_epochs: float = None  # type: ignore[assignment]
+    prob: float = None  # type: ignore[assignment]
+    ramp: Optional[float] = None
+    ramp_epochs: Optional[float] = None
     mixup: float = None  # type: ignore[assignment]
     cutmix: float = None  # type: ignore[assignment]
     clean_weight: float = None  # type: ignore[assignment]
@@ -147,10 +165,11 @@ class MultiMixConfig:
     attention_norm: str = None  # type: ignore[assignment]
     attention_detach: bool = None  # type: ignore[assignment]
     normalize: str = None  # type: ignore[assignment]
-    layer: Union[Layer, Sequence[Layer]] = 'embedding'
+    layer: Union[Layer, Sequence[Layer]] = None  # type: ignore[assignment]
     engine: str = 'auto'
     gather: bool = False
     label_smoothing: float = 0.0
+    class_weight: Optional[Sequence[float]] = None
     keep_norm: bool = False
     bce_loss: bool = False
     bce_sum: bool = False
@@ -158,6 +177,7 @@ class MultiMixConfig:
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, 'preset', ALIASES.get(self.preset, self.preset))
         for name, value, choices in (
                 ('mode', self.mode, MODES), ('preset', self.preset, tuple(PRESETS)), ('engine', self.engine, ENGINES)):
             if value not in choices:
@@ -169,7 +189,13 @@ class MultiMixConfig:
             raise SettingError(
                 f'alpha (--multimix-alpha) is {self.alpha!r} and effective (--multimix-effective) is '
                 f'{self.effective!r}, but they are two ways of saying one thing: give only one.')
-        preset = dict(PRESETS[self.preset])
+        if self.ramp is not None and self.ramp_epochs is not None:
+            raise SettingError(
+                f'ramp (--multimix-ramp) is {self.ramp!r} and ramp_epochs (--multimix-ramp-epochs) is '
+                f'{self.ramp_epochs!r}, but they are two ways of saying one thing: give only one.')
+        preset = {'layer': 'embedding', **PRESETS[self.preset]}
+        if self.ramp_epochs is not None:
+            preset.pop('ramp')
         if self.alpha is not None or self.effective is not None:  # either one replaces what the preset says
             preset.pop('alpha', None), preset.pop('effective', None)
         if self.mode == 'dense':
@@ -182,6 +208,9 @@ class MultiMixConfig:
         self._check_values()
 
     def _check_given(self) -> None:
+        if self.preset == 'regmixup' and self.mode == 'dense':
+            raise _bad('preset', self.preset, 'it mixes images, which have no positions of features: choose --multimix '
+                                              'multimix.')
         if self.mode != 'dense':
             for name in _DENSE_ONLY:
                 if getattr(self, name) is not None:
@@ -207,6 +236,32 @@ class MultiMixConfig:
                                             'mixes what the classifier sees at every position.')
         object.__setattr__(self, 'layer', layers[0] if len(layers) == 1 else layers)
 
+    def _check_sizes(self) -> None:
+        for name, word in (('n', 'batch'), ('m', None)):
+            value = getattr(self, name)
+            if value != word and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise _bad(name, value, 'it must be a whole number of at least 1'
+                                        + (", or 'batch' for as many as the batch has." if word else '.'))
+        if 'embedding' not in self.layers and self.n != 'batch':
+            if 'n' in self._given:
+                warnings.warn(f'n ({flag("n")}) is {self.n}, but it has no effect: with layer {self.layer!r} there are '
+                              f'as many mixtures as the batch has images.', stacklevel=4)
+            object.__setattr__(self, 'n', 'batch')
+
+    def _check_class_weight(self) -> None:
+        if self.class_weight is None:
+            return
+        given = self.class_weight.tolist() if hasattr(self.class_weight, 'tolist') else self.class_weight
+        if isinstance(given, (str, int, float)) or len(given) < 1:
+            raise _bad('class_weight', given, 'it must be a number for each class.')
+        weights = tuple(_as_number('class_weight', w) for w in given)
+        if min(weights) < 0 or max(weights) == 0:
+            raise _bad('class_weight', weights, 'no weight may be negative, and one must be above 0.')
+        if self.bce_loss:
+            raise _bad('class_weight', weights, 'bce_loss (--bce-loss) compares every class for itself and has no '
+                                                'weighted mean: give one of the two.')
+        object.__setattr__(self, 'class_weight', weights)
+
     def _check_values(self) -> None:
         self._check_layer()
         for name in ('gather', 'keep_norm', 'bce_loss', 'bce_sum'):
@@ -225,12 +280,7 @@ class MultiMixConfig:
         if self.keep_norm and self.attention_detach is False:
             raise _bad('keep_norm', self.keep_norm, 'it takes the attention as a constant: leave attention_detach '
                                                     '(--multimix-attention-detach) on.')
-        for name in ('n', 'm'):
-            value = getattr(self, name)
-            if value is None and name == 'm':
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise _bad(name, value, 'it must be a whole number of at least 1.')
+        self._check_sizes()
         for name in ('alpha', 'effective'):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_range(name, getattr(self, name)))
@@ -245,15 +295,19 @@ class MultiMixConfig:
                 raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         for name, low, high, right in (
                 ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
+                ('ramp', 0, 1, 'it is a fraction of the training: from 0 (mixes from the start) to 1.'),
                 ('ramp_epochs', 0, math.inf, 'a number of epochs cannot be negative (0 mixes from the start).'),
                 ('mixup', 0, math.inf, 'a Beta concentration cannot be negative (0 switches input mixup off).'),
                 ('cutmix', 0, math.inf, 'a Beta concentration cannot be negative (0 switches CutMix off).'),
                 ('clean_weight', 0, math.inf, 'a weight cannot be negative.'),
                 ('label_smoothing', 0, 1, 'it must be from 0 up to, not including, 1.')):
+            if getattr(self, name) is None:  # ramp or ramp_epochs
+                continue
             value = _as_number(name, getattr(self, name))
             if not low <= value <= high or (name == 'label_smoothing' and value == 1):
                 raise _bad(name, value, right)
             object.__setattr__(self, name, value)
+        self._check_class_weight()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -265,13 +319,13 @@ class MultiMixConfig:
         """Whether features are mixed at every position."""
         return self.mode == 'dense'
 
-    def alpha_range(self, batch: int) -> tuple[float, float]:
-        """The range α is drawn from for a batch of this size; resolves `effective`.
+    def alpha_range(self, batch: int, m: Optional[int] = None) -> tuple[float, float]:
+        """The range α is drawn from for a batch of this size; resolves `effective`. m: in place of `tuple_size`.
 
         Raises:
             SettingError: when `m` exceeds the batch.
         """
-        m = self.tuple_size(batch)
+        m = self.tuple_size(batch) if m is None else m
         if self.alpha is not None:
             return self.alpha  # type: ignore[return-value]
         low, high = self.effective  # type: ignore[misc]
@@ -280,6 +334,10 @@ class MultiMixConfig:
         if m == 1:
             return 1.0, 1.0
         return alpha_for_effective(low, m), alpha_for_effective(high, m)
+
+    def mixtures(self, batch: int) -> int:
+        """n: how many mixtures a step makes, at each position, of a batch of this size."""
+        return batch if isinstance(self.n, str) else self.n
 
     def tuple_size(self, batch: int) -> int:
         """m: how many examples each tuple mixes, in a batch of this size."""
@@ -298,7 +356,7 @@ class MultiMixConfig:
         """Raise `SettingError` unless every setting works with training batches of this size on so many ranks."""
         whole = self.mixed_batch(batch, ranks)
         self.tuple_size(whole)
-        if self.gather and self.n < ranks:
+        if self.gather and self.mixtures(whole) < ranks:
             raise _bad('n', self.n, f'{ranks} ranks share them out, so it must be at least {ranks}.')
         if 'effective' in self._given and self.effective[1] >= whole:  # type: ignore[index]
             raise _bad('effective', self.effective, f'a batch of {whole} cannot mix that many: it must be below '
@@ -307,13 +365,23 @@ class MultiMixConfig:
             if getattr(self, name) and batch % 2:
                 raise _bad(name, getattr(self, name), f"timm's Mixup pairs the batch with its reverse and needs an "
                                                       f'even batch size, not {batch} (--batch-size). The preset '
-                                                      f"'alone' mixes no inputs.")
+                                                      f"'embeddings' mixes no inputs.")
+
+    def given(self, *names: str) -> bool:
+        """Whether any of these settings was given, rather than filled in by the preset."""
+        return not self._given.isdisjoint(names)
+
+    def differences(self) -> dict[str, Any]:
+        """The settings that are not what the preset and the defaults say."""
+        usual = type(self)(self.mode, preset=self.preset).to_dict()
+        return {name: value for name, value in self.to_dict().items() if usual.get(name) != value}
 
     def replace(self, **changes: Any) -> MultiMixConfig:
         """A copy with some settings changed; everything given before stays given, the rest follows the preset anew."""
         given = {name: getattr(self, name) for name in self._given}
-        if 'alpha' in changes or 'effective' in changes:
-            given.pop('alpha', None), given.pop('effective', None)
+        for pair in (('alpha', 'effective'), ('ramp', 'ramp_epochs')):
+            if changes.keys() & pair:
+                given = {name: value for name, value in given.items() if name not in pair}
         return type(self).from_dict({**given, **changes})
 
     def to_dict(self) -> dict[str, Any]:

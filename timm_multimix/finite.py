@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,30 +21,25 @@ def finite_weights(module: nn.Module) -> bool:
 
 
 class Statistics:
-    """What a forward pass changes beside the gradient: BatchNorm's running statistics, and the task's count of steps.
+    """What a forward pass changes beside the gradient: BatchNorm's running statistics.
 
     Kept after an update, put back when the next one is not made.
     """
 
-    def __init__(self, task: Any, model: nn.Module) -> None:
-        self.task = task
+    def __init__(self, model: nn.Module) -> None:
         self.buffers = [b for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
                         for b in (m.running_mean, m.running_var, m.num_batches_tracked) if b is not None]
         self.kept = [b.clone() for b in self.buffers]
-        self.step = 0
 
     def keep(self) -> None:
-        self.step = self.task.step
-        for kept, buffer in zip(self._by_dtype(self.kept), self._by_dtype(self.buffers)):
-            torch._foreach_copy_(kept, buffer)
+        self._copy(self.buffers, self.kept)
 
-    def put_back(self, steps: bool = False) -> None:
-        for kept, buffer in zip(self._by_dtype(self.kept), self._by_dtype(self.buffers)):
-            torch._foreach_copy_(buffer, kept)
-        if steps:
-            self.task.step = self.step
+    def put_back(self) -> None:
+        self._copy(self.kept, self.buffers)
 
     @staticmethod
-    def _by_dtype(tensors: list[Tensor]) -> list[list[Tensor]]:
-        parts = ([t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()])
-        return [part for part in parts if part]
+    def _copy(source: list[Tensor], to: list[Tensor]) -> None:
+        for floating in (True, False):  # torch copies lists of one kind at a time
+            pairs = [(a, b) for a, b in zip(source, to) if a.is_floating_point() == floating]
+            if pairs:
+                torch._foreach_copy_([b for _, b in pairs], [a for a, _ in pairs])

@@ -1,6 +1,7 @@
 """Where within an epoch a run is, and what it has measured there: all of it goes into a checkpoint."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -45,6 +46,7 @@ class Progress:
         skipped: updates left out because their gradient was no number.
         in_a_row: how many of the last updates were, of earlier epochs too.
         statistics_agreed: BatchNorm's are the same on all ranks already (`--dist-bn`).
+        counted: what the policy had counted before its first step.
     """
 
     epoch: int
@@ -54,15 +56,17 @@ class Progress:
     skipped: int = 0
     in_a_row: int = 0
     statistics_agreed: bool = False
+    counted: Counter[str] = field(default_factory=Counter)
     _plain: tuple[str, ...] = field(
         default=('epoch', 'batch', 'rate', 'skipped', 'in_a_row', 'statistics_agreed'), init=False, repr=False)
 
     def state_dict(self) -> dict[str, Any]:
         sums = {name: self.averages.sums[:, i].tolist() for i, name in enumerate(self.averages.names)}
-        return {**{name: getattr(self, name) for name in self._plain}, 'averages': sums}
+        return {**{name: getattr(self, name) for name in self._plain}, 'averages': sums, 'counted': dict(self.counted)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._plain:
             setattr(self, name, state[name])
+        self.counted = Counter(state.get('counted', {}))  # older versions did not count
         for i, name in enumerate(self.averages.names):  # settings may have changed, and what is measured with them
             self.averages.sums[:, i] = torch.tensor(state['averages'].get(name, [0.0, 0.0]))

@@ -6,6 +6,8 @@ for every process that draws.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,3 +24,17 @@ def seed_place(*place: int, cpu_only: bool = False) -> None:
     random.seed(a)
     np.random.seed(b)
     (torch.default_generator.manual_seed if cpu_only else torch.manual_seed)(c)
+
+
+@contextmanager
+def seeded_place(*place: int) -> Iterator[None]:
+    """While inside, Python's, NumPy's and torch's CPU generators draw by the place; then they go on as if nothing was.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        seed_place(*place, cpu_only=True)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

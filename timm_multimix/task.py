@@ -1,134 +1,148 @@
-"""`MultiMixTask`: when to mix and what else to add to the loss, for timm's training loop."""
+"""`MultiMixTask`: a wrapped model's training step, in timm's training loop."""
 from __future__ import annotations
 
-import random
-import warnings
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import BinaryCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor
 
+from .config import MultiMixConfig
+from .errors import SettingError
 from .mixing.signal import signal_warning
+from .mixing.targets import cross_entropy
+from .policy import MixingPolicy, MixupFn
 from .wrapper import MultiMixModel, unwrap
 
-MixupFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Criterion = Union[nn.Module, Callable[[Tensor, Tensor], Tensor]]
 
 
 class MultiMixTask(ClassificationTask):
     """Training with MultiMix as a `timm.task`: EMA, DDP, compile and checkpoint hooks are timm's.
 
-    Every step, with probability `config.prob`, the embeddings of the batch are mixed; otherwise it trains with
-    `mixup_fn` or plainly. With prob = 1 `mixup_fn` comes first on every step and its soft targets flow through. During
-    the first `config.ramp_epochs`, a share of the steps trains plainly that shrinks from all to none: a loop of your
-    own calls `set_epoch` for that, at least once an epoch; one that never does mixes from the start. The choice depends
-    on the seed, the step and the epoch alone, so ranks agree and a resumed run goes on where it was.
-
-    Checkpoints hold the plain timm model's state_dict, and the step in `task_state`.
+    What a step mixes is the choice of the wrapped model's policy, as in a loop of your own: `set_progress` says how far
+    the training is. Checkpoints hold the plain timm model's state_dict, and in `task_state` the step and the counts.
 
     Args:
         model: a wrapped model; a plain timm model is trained plainly, with `mixup_fn` if given.
-        mixup_fn: input mixup, such as `timm.data.Mixup`: (images, class indices) → (images, soft targets). None uses
-            `config.mixup` and `config.cutmix`.
-        label_smoothing: of class-index targets on steps without mixing; None is the wrapped model's.
-        seed: of the choice between mixing and not.
+        criterion: as in timm, and in the place that it has there. Of a wrapped model it must be one whose meaning
+            mixing can keep, which then is that of its settings: torch's CrossEntropyLoss (with `weight` and
+            `label_smoothing`), BCEWithLogitsLoss, and timm's LabelSmoothingCrossEntropy, SoftTargetCrossEntropy and
+            BinaryCrossEntropy.
+        mixup_fn: input mixing, such as `timm.data.Mixup`: (images, class indices) → (images, soft targets). None is the
+            wrapped model's.
+        label_smoothing: of class-index targets; None is the wrapped model's.
+        class_weight: a weight for each class; None is the wrapped model's.
+        seed: of what is mixed and by how much; None is the wrapped model's.
         device, dtype, verbose: as in timm.
+
+    Raises:
+        SettingError: a criterion that mixing cannot keep; settings that contradict those of the wrapped model.
     """
 
     def __init__(
             self,
             model: nn.Module,
+            criterion: Optional[Criterion] = None,
+            *,
             mixup_fn: Optional[MixupFn] = None,
             label_smoothing: Optional[float] = None,
-            seed: int = 42,
+            class_weight: Optional[Sequence[float]] = None,
+            seed: Optional[int] = None,
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
     ) -> None:
-        wrapped = unwrap_model(model)  # it may have been compiled already
-        config = wrapped.config if isinstance(wrapped, MultiMixModel) else None
-        self_smoothing = label_smoothing if label_smoothing is not None else (config.label_smoothing if config else 0.0)
+        if isinstance(criterion, Mixup):
+            raise SettingError('criterion is a Mixup, but the second argument is the criterion, as in timm: '
+                               'mixup_fn=… takes it.')
+        found = unwrap_model(model)  # it may have been compiled already
+        wrapped = found if isinstance(found, MultiMixModel) else None
+        loss = {'label_smoothing': label_smoothing, 'class_weight': class_weight}
+        if wrapped is None:
+            config = None if label_smoothing is None and class_weight is None else MultiMixConfig(
+                **{k: v for k, v in loss.items() if v is not None})  # type: ignore[arg-type]
+            if criterion is not None and config is not None:
+                raise SettingError('criterion has its own label_smoothing and class_weight: give only one.')
+            policy = MixingPolicy(None, int(found.num_classes), seed=42 if seed is None else seed, mixup_fn=mixup_fn)  # type: ignore[arg-type]
+            criterion = criterion or _Plain(config)
+        else:
+            wrapped.reconfigure(**{k: v for k, v in loss.items() if v is not None})
+            policy = wrapped.policy
+            if seed is not None or mixup_fn is not None:
+                policy = wrapped.policy = type(policy)(
+                    wrapped.config, policy.num_classes, seed=policy.seed if seed is None else seed,
+                    mixup_fn=mixup_fn or policy.given_mixup_fn, schedule=policy.schedule)
+        super().__init__(model, criterion or F.cross_entropy, device=device, dtype=dtype, verbose=verbose)
+        self.policy = policy
+        self.is_wrapped = wrapped is not None
+        if criterion is not None:
+            self.criterion = criterion  # now that there are settings it can become
 
-        def criterion(logits: Tensor, target: Tensor) -> Tensor:
-            # Soft targets come smoothed from Mixup; smoothing is applied once.
-            smoothing = self_smoothing if target.ndim == 1 else 0.0
-            return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
-
-        if config is not None and config.bce_loss:  # smooths class indices only
-            criterion = BinaryCrossEntropy(  # type: ignore[assignment]
-                self_smoothing, target_threshold=config.bce_target_thresh, sum_classes=config.bce_sum)
-        super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
-        self.config = config
-        if mixup_fn is None and config is not None and (config.mixup or config.cutmix):
-            mixup_fn = Mixup(config.mixup, config.cutmix, label_smoothing=self_smoothing,
-                             num_classes=wrapped.num_classes)
-        self.mixup_fn = mixup_fn
-        self.seed = seed
-        self.step = 0
-        self.epoch: Optional[float] = None
-        if config is not None:
-            wrapped.needs_first_check = False  # this task checks instead: it knows of the steps that do not mix
-        self._checked = config is None
-
-    def mixes(self, step: int) -> bool:
-        """Whether embeddings are mixed on this step (counted in calls of the task in train mode)."""
-        return self.config is not None and self._draw(step) < self.config.prob * self.share
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'criterion' and getattr(self, 'is_wrapped', False):
+            self.wrapped.reconfigure(**settings_of(value, self.wrapped.config))
+        super().__setattr__(name, value)
 
     @property
-    def share(self) -> float:
-        """Of the steps, how many mix anything at this time of the training: 0 to 1."""
-        if self.config is None or not self.config.ramp_epochs or self.epoch is None:
-            return 1.0
-        return min(1.0, self.epoch / self.config.ramp_epochs)
+    def wrapped(self) -> MultiMixModel:
+        """The wrapped model, from under DDP and torch.compile."""
+        return unwrap_model(self.trainable_module)  # type: ignore[return-value]
 
-    def set_epoch(self, epoch: float) -> None:
-        """Say where the training is, in epochs since its start (fractions count), for `config.ramp_epochs`."""
-        self.epoch = epoch
+    @property
+    def config(self) -> Optional[MultiMixConfig]:
+        """The settings; None of a plain model."""
+        return self.wrapped.config if self.is_wrapped else None
 
-    def _draw(self, step: int) -> float:
-        return random.Random(f'{self.seed}/{step}').random()
+    @property
+    def mixup_fn(self) -> Optional[MixupFn]:
+        """What mixes inputs."""
+        return self.policy.mixup_fn
+
+    def set_progress(self, done: float, of: Optional[float] = None) -> None:
+        """Say how far the training is, at least once an epoch: a fraction, or epochs `of` so many."""
+        self.policy.set_progress(done, of)
+
+    def set_epoch(self, epoch: float, epochs: Optional[float] = None) -> None:
+        """`set_progress` in epochs. Where `ramp_epochs` is set, `epochs` need not be said."""
+        config = self.config
+        if epochs is None and config is not None and config.ramp_epochs:
+            epochs = max(epoch, config.ramp_epochs)
+        if epochs is None and config is not None and config.ramp:
+            raise SettingError(f'set_epoch({epoch:g}) does not say of how many epochs, and ramp is a fraction of them: '
+                               f'set_progress({epoch:g}, epochs).')
+        self.policy.set_progress(epoch, max(epoch, 1.0) if epochs is None else epochs)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
-        """One step. images (B, 3, H, W), target class indices (B,) or soft targets (B, C).
+        """One step. images (B, 3, H, W), not written to; target class indices (B,) or soft targets (B, C).
 
         Returns:
-            'loss', 'output' (B, C) logits of the images as the model saw them, 'mixed' (bool), and on mixed steps the
-            diagnostics of `MultiMixOutput.signal`.
+            'loss', 'output' (B, C) logits of the images as the model saw them, 'mixed' (what was, see
+            `MultiMixOutput.mixed`), and the diagnostics of `MultiMixOutput.signal`.
         """
-        if not self._checked:
-            self._check(len(input))
-        mixed = self.mixes(self.step)
-        ramped = self._draw(self.step) < self.share
+        if self.is_wrapped:
+            if self.training:
+                self.wrapped.first_check(len(input))
+            out = self.trainable_module(input, target)
+            return {'loss': out.loss, 'output': out.logits, 'mixed': out.mixed, **out.signal}
+        mixed = 'nothing'
         if self.training:
-            self.step += 1
-        always = self.config is not None and self.config.prob >= 1
-        pairs = not isinstance(self.mixup_fn, Mixup) or len(input) % 2 == 0  # timm's cannot mix an odd last batch
-        if (self.mixup_fn is not None and self.training and ramped and (always or not mixed) and target.ndim == 1
-                and pairs):
-            input, target = self.mixup_fn(input, target)
-        if not mixed:
-            return {**super().forward(input, target), 'mixed': False}
-        out = self.trainable_module(input, target)
-        return {'loss': out.loss, 'output': out.logits, 'mixed': True, **out.signal}
-
-    def _check(self, batch: int) -> None:
-        self._checked = True
-        message = self.signal_warning(batch)
-        if message:
-            warnings.warn(message, stacklevel=3)
+            input, target, plan = self.policy.begin(input, target)
+            mixed = plan.mixed
+        return {**super().forward(input, target), 'mixed': mixed}
 
     def signal_warning(self, batch: int) -> Optional[str]:
-        """What to tell the user before training with this batch size, if the loss will carry no class signal."""
-        self._checked = True
-        if self.config is None:
+        """What to tell the user before training with this batch size, if a loss term will carry no class signal."""
+        if not self.is_wrapped:
             return None
-        return signal_warning(self.config, batch, int(unwrap_model(self.trainable_module).num_classes))  # type: ignore[arg-type]
+        self.wrapped.needs_first_check = self.wrapped.needs_position_check = False
+        return signal_warning(self.wrapped.config, batch, self.policy.num_classes)
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         """The plain timm model (or its compiled form), for validation and for the checkpoint's state_dict."""
@@ -137,7 +151,7 @@ class MultiMixTask(ClassificationTask):
         return found if found is None or compiled else unwrap(found)
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> dict[str, Any]:
-        return {'step': self.step}
+        return self.policy.state_dict()
 
     def load_task_state(
             self,
@@ -147,4 +161,61 @@ class MultiMixTask(ClassificationTask):
             ema: bool = False,
     ) -> None:
         if state and not ema:
-            self.step = int(state.get('step', 0))
+            self.policy.load_state_dict(state)
+
+
+class _Plain(nn.Module):
+    """Cross-entropy of a plain model. Soft targets come smoothed from Mixup; smoothing is applied once."""
+
+    def __init__(self, config: Optional[MultiMixConfig]) -> None:
+        super().__init__()
+        self.smoothing = config.label_smoothing if config else 0.0
+        weight = config.class_weight if config else None
+        self.register_buffer('weight', None if weight is None else torch.tensor(weight), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target, label_smoothing=self.smoothing if target.ndim == 1 else 0.0,
+                             class_weight=self.weight)  # type: ignore[arg-type]
+
+
+def settings_of(criterion: Any, config: MultiMixConfig) -> dict[str, Any]:
+    """The settings of the method that mean what the criterion does.
+
+    Raises:
+        SettingError: there are none, or the criterion and the settings contradict each other.
+    """
+    name = getattr(criterion, '__name__', type(criterion).__name__)
+    weight = getattr(criterion, 'weight', None)
+    sums = getattr(criterion, 'sum_classes', False)  # of timm's, which then takes the mean over images itself
+    lost = [k for k, usual in (('reduction', 'none' if sums else 'mean'), ('ignore_index', -100), ('pos_weight', None))
+            if getattr(criterion, k, usual) != usual]
+    if lost or (weight is not None and not isinstance(criterion, nn.CrossEntropyLoss)):
+        what = lost[0] if lost else 'weight'
+        raise SettingError(f'criterion is {name} with {what}={getattr(criterion, what)!r}, which mixing has not: it '
+                           f'would hold on unmixed steps only. class_weight weighs classes on every step.')
+    if criterion is F.cross_entropy:
+        found: dict[str, Any] = {}
+    elif isinstance(criterion, nn.CrossEntropyLoss):
+        found = {'label_smoothing': criterion.label_smoothing}
+        if weight is not None:
+            found['class_weight'] = tuple(weight.tolist())
+    elif isinstance(criterion, LabelSmoothingCrossEntropy):
+        found = {'label_smoothing': criterion.smoothing}
+    elif isinstance(criterion, SoftTargetCrossEntropy):
+        found = {}
+    elif isinstance(criterion, BinaryCrossEntropy):
+        found = {'label_smoothing': criterion.smoothing, 'bce_loss': True, 'bce_sum': criterion.sum_classes,
+                 'bce_target_thresh': criterion.target_threshold}
+    elif isinstance(criterion, nn.BCEWithLogitsLoss):
+        found = {'bce_loss': True}
+    else:
+        raise SettingError(f'criterion is {name}, but embeddings are mixed with cross-entropy or binary cross-entropy: '
+                           f'it would hold on unmixed steps only. Leave it out, or give CrossEntropyLoss or '
+                           f'BinaryCrossEntropy.')
+    usual = MultiMixConfig(config.mode)
+    for key, value in found.items():
+        own = getattr(config, key)
+        if own not in (getattr(usual, key), value):
+            raise SettingError(f'criterion {name} has {key} {value!r}, but the model was wrapped with {own!r}: give '
+                               f'only one.')
+    return found

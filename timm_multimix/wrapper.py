@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -26,23 +26,35 @@ from .backbones.split import evaluating, probe
 from .config import MultiMixConfig
 from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
-from .mixing.loss import soft_target
 from .mixing.ranks import agree, gather, rank, share_of, world
 from .mixing.signal import signal_warning
+from .mixing.targets import cross_entropy, soft_target
+from .policy import MixingPolicy, MixupFn, Plan, Schedule
+
+Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
+
+# So many training steps in a row without targets are a habit, not a look at the logits.
+HABIT = 20
 
 
 class MultiMixOutput(NamedTuple):
     """What a wrapped model returns when it is given targets.
 
     Attributes:
-        loss: scalar to call `backward()` on: (mixed loss + clean_weight · clean loss) / (1 + clean_weight). float32.
-        logits: (B, C), of the clean images; of the mixed ones when `layer` is not the embedding and `clean_weight` 0.
-        signal: scalars on the device, detached: 'effective' and 'target_entropy' (see `mixing.signal`), 'loss_mixed',
-            'loss_clean'.
+        loss: scalar to call `backward()` on. Where embeddings are mixed (mixed loss + clean_weight · clean loss) /
+            (1 + clean_weight), elsewhere the loss of the images as the network saw them. float32. In eval mode the
+            plain loss: no mixing, no smoothing, no class weights.
+        logits: (B, C), of the images as the network saw them: mixed ones where inputs were mixed; and of mixtures when
+            `layer` is not the embedding and `clean_weight` 0.
+        signal: scalars on the device, detached. Where embeddings were mixed 'effective' and 'target_entropy' (see
+            `mixing.signal`), 'loss_mixed', 'loss_clean'; where nothing was, 'loss_clean'.
+        mixed: what was done: 'nothing', 'embeddings', 'mixup', 'cutmix', or 'mixup and embeddings'; 'inputs' in place
+            of 'mixup' for a `mixup_fn` that does not say which way it goes.
     """
     loss: Tensor
     logits: Tensor
     signal: dict[str, Tensor]
+    mixed: str = 'nothing'
 
 
 class MultiMixModel(nn.Module):
@@ -50,6 +62,11 @@ class MultiMixModel(nn.Module):
 
     Without targets it *is* the timm model: the same logits to the bit, in train and eval mode. Its parameters,
     state_dict keys and attributes are the timm model's own.
+
+    Attributes:
+        config: the settings.
+        policy: chooses what each training step mixes, and counts.
+        sampler: draws Λ in the settings' place, or None.
     """
 
     def __init__(
@@ -66,12 +83,48 @@ class MultiMixModel(nn.Module):
         self.timm_args: dict[str, Any] = {}
         self.ending: Optional[Ending] = None
         self.attending: Optional[str] = None  # the layer whose attention is 'self'
-        self.needs_first_check = True
+        self.needs_first_check = self.needs_position_check = True
         self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
         self.multimix_layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
+        self.policy = MixingPolicy(config, int(self.in_timms_words.num_classes))
+        self.sampler: Optional[Sampler] = None
+        self._without_target = 0
+        self._class_weights: dict[Any, Tensor] = {}
+        self._check_class_weight()
         if config.dense:
             self._make_dense()
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Change settings that say how the loss is computed, such as `label_smoothing` and `class_weight`.
+
+        Raises:
+            SettingError: a setting is off, or decides how the model was wrapped.
+        """
+        for name in ('mode', 'layer', 'attention'):
+            if name in settings:
+                raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
+        config = self.config.replace(**settings)
+        self._check_class_weight(config)
+        self.config = config
+        self._class_weights.clear()
+        self.policy.configure(config)
+
+    def _check_class_weight(self, config: Optional[MultiMixConfig] = None) -> None:
+        weights, classes = (config or self.config).class_weight, self.policy.num_classes
+        if weights is not None and len(weights) != classes:
+            raise SettingError(f'class_weight (--class-weight) has {len(weights)} weights, but the model has '
+                               f'{classes} classes.')
+
+    def set_progress(self, done: float, of: Optional[float] = None) -> None:
+        """Say how far the training is, at least once an epoch: a fraction, or epochs `of` so many.
+
+            model.set_progress(epoch, epochs)
+
+        Raises:
+            SettingError: see `MixingPolicy.set_progress`.
+        """
+        self.policy.set_progress(done, of)
 
     @property
     def in_timms_words(self) -> Any:
@@ -127,6 +180,7 @@ class MultiMixModel(nn.Module):
             raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
                                f'model first.')
         self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
+        self.policy.configure(self.config, num_classes)
         if self.config.dense:
             self._make_dense()
 
@@ -138,27 +192,52 @@ class MultiMixModel(nn.Module):
             lam: Optional[Tensor] = None,
             generator: Optional[torch.Generator] = None,
     ) -> Union[Tensor, MultiMixOutput]:
-        """Logits of the images; with targets, the training loss too (in train and in eval mode).
+        """Logits of the images; with targets, the loss too.
+
+        In train mode with targets this is a training step: the policy chooses what it mixes. In eval mode the loss is
+        the plain one.
 
         Args:
-            input: images (B, 3, H, W).
-            target: class indices (B,) or soft targets (B, C).
-            lam: interpolation vectors (N, P, B) to use instead of drawing them; with `gather` those of the whole batch,
-                the same on every rank.
-            generator: draws them, on its own device; default the global generator of the images' device.
+            input: images (B, 3, H, W). They are not written to.
+            target: class indices (B,) of any integer dtype, or soft targets (B, C).
+            lam: interpolation vectors (N, P, B) to mix embeddings with on this call, whatever the policy says and in
+                eval mode too; with `gather` those of the whole batch, the same on every rank.
+            generator: the same, with vectors that it draws, on its own device.
 
         Returns:
             Logits (B, C) without targets, a `MultiMixOutput` with.
 
         Raises:
-            SettingError: m larger than the batch; shapes that do not fit; targets outside the classes (on the CPU).
+            SettingError: m larger than the batch; shapes that do not fit; targets that are none, with the reason
+                (values are looked at on the CPU only).
         """
         if target is None:
+            self._note_without_target()
             return self.model(input)  # type: ignore[no-any-return]
-        layers = self.config.layers
-        layer = layers[0] if len(layers) == 1 else layers[int(torch.randint(len(layers), ()))]
-        if layer != 'embedding':
-            return self._mix_inside(self.multimix_layers[layer], input, target, lam, generator)
+        asked = True if lam is not None or generator is not None else None
+        if self.training:
+            self._without_target = 0
+            self.first_check(len(input))
+            input, target, plan = self.policy.begin(input, target, asked)
+        else:
+            plan = Plan(self.policy.step, bool(asked), '', self.config.layers[0], self.policy.seed)
+        if not plan.embeddings:
+            return self._unmixed(input, target, plan)
+        if generator is None and lam is None and not torch.compiler.is_compiling():
+            generator = plan.generator(input.device)
+        if plan.layer != 'embedding':
+            return self._mix_inside(plan, input, target, lam, generator)
+        return self._mix_embeddings(plan, input, target, lam, generator)
+
+    def _unmixed(self, input: Tensor, target: Tensor, plan: Plan) -> MultiMixOutput:
+        """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
+        logits = self.model(input)
+        loss = self._clean(logits, target, self.training)
+        return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
+
+    def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
+                        generator: Optional[torch.Generator]) -> MultiMixOutput:
+        """Mix what the classifier sees, once for the image or at every position."""
         z = None
         ranks = world() if self.config.gather else 1
         if self.ending is None:
@@ -174,11 +253,10 @@ class MultiMixModel(nn.Module):
             logits = model.forward_head(features)
             z, dense = position_logits(model, self.ending, features)
         B, P, C = dense.shape
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         config = self.config
-        self._first_check(B * ranks, P, C)
-        y = self._targets(target, C, dtype)
-        a = None
+        self._note_one_position(P)
+        y = self._targets(target, C, logits)
+        dtype, a = y.dtype, None
         if self.attending:
             a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
             if a.shape != (B, P):
@@ -187,26 +265,32 @@ class MultiMixModel(nn.Module):
                                    f'input_size={tuple(input.shape[1:])}.')
         elif z is not None:
             a = self._attention(z, target)
-        loss_clean = self._compare(logits.to(dtype), y)
-        n = config.n
+        loss_clean = self._clean(logits, target)
+        n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
             n, lam = share_of(n), None if lam is None else lam[rank()::ranks]
         mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
         if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
             agree(mixtures.alpha)
+        if self.sampler is not None and isinstance(mixtures, LamSampler):
+            mixtures = self.sampler(mixtures, y, dense.detach())
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine,
-            over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm) * (C if config.bce_sum else 1)
+            over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
+            class_weight=self._class_weight(logits)) * (C if config.bce_sum else 1)
         report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
-        return self._output(loss_mixed, loss_clean, logits, report)
+        return self._output(plan, loss_mixed, loss_clean, logits, report)
 
-    def _mix_inside(self, name: str, input: Tensor, target: Tensor, lam: Optional[Tensor],
+    def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
                     generator: Optional[torch.Generator]) -> MultiMixOutput:
         """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
-        B, config = len(input), self.config
+        B, config, name = len(input), self.config, self.multimix_layers[plan.layer]
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mixtures = self._mixtures(lam, B, 1, B, generator, input.device, dtype)
+        if self.sampler is not None and isinstance(mixtures, LamSampler):
+            y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss)
+            mixtures = self.sampler(mixtures, y, None)
         lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
         beside = config.clean_weight > 0
 
@@ -220,27 +304,43 @@ class MultiMixModel(nn.Module):
                 logits = self.model(input)
         else:
             logits = self.model(mix(input))
-        C = logits.shape[1]
-        self._first_check(B, 1, C)
-        y = self._targets(target, C, dtype)
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
+        y = self._targets(target, logits.shape[1], clean)
         with torch.autocast(input.device.type, enabled=False):
-            mixed_y = lam @ y
-        loss_mixed = self._compare(mixed.to(dtype), mixed_y)
-        loss_clean = self._compare(clean.to(dtype), y) if beside else None
-        return self._output(loss_mixed, loss_clean, clean, signal(lam.unsqueeze(1), y))
+            mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
+        loss_mixed = self._binary(mixed, mixed_y) if config.bce_loss else cross_entropy(
+            mixed, mixed_y, class_weight=self._class_weight(mixed))
+        loss_clean = self._clean(clean, target) if beside else None
+        return self._output(plan, loss_mixed, loss_clean, clean, signal(lam.unsqueeze(1), y))  # type: ignore[union-attr]
 
-    def _targets(self, target: Tensor, C: int, dtype: torch.dtype) -> Tensor:
+    def _targets(self, target: Tensor, C: int, logits: Tensor, smooth: bool = True) -> Tensor:
+        """Y, (B, C), in the dtype that losses of these logits are computed in; in eval mode (`smooth` False) as is."""
+        config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
+        y = soft_target(target, C, dtype, config.label_smoothing if smooth and target.ndim == 1 else 0.0,
+                        binary=config.bce_loss, batch=len(logits))
+        return (y > config.bce_target_thresh).to(dtype) if smooth and config.bce_target_thresh is not None else y
+
+    def _clean(self, logits: Tensor, target: Tensor, training: bool = True) -> Tensor:
+        """The loss of unmixed embeddings, logits (B, C): in eval mode the plain one."""
         config = self.config
-        y = soft_target(target, C, dtype, config.label_smoothing if target.ndim == 1 else 0.0)
-        return y if config.bce_target_thresh is None else (y > config.bce_target_thresh).to(dtype)
+        if config.bce_loss:
+            return self._binary(logits, self._targets(target, logits.shape[1], logits, training))
+        return cross_entropy(
+            logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
+            class_weight=self._class_weight(logits) if training else None)
 
-    def _compare(self, logits: Tensor, y: Tensor) -> Tensor:
+    def _binary(self, logits: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            if not self.config.bce_loss:
-                return F.cross_entropy(logits, y)
-            loss = F.binary_cross_entropy_with_logits(logits, y)
+            loss = F.binary_cross_entropy_with_logits(logits.to(y.dtype), y)
             return loss * logits.shape[1] if self.config.bce_sum else loss
+
+    def _class_weight(self, logits: Tensor) -> Optional[Tensor]:
+        if self.config.class_weight is None:
+            return None
+        kind = torch.float64 if logits.dtype == torch.float64 else torch.float32, logits.device
+        if kind not in self._class_weights:  # once: bringing them to an accelerator waits for it
+            self._class_weights[kind] = torch.tensor(self.config.class_weight, dtype=kind[0], device=kind[1])
+        return self._class_weights[kind]
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
                   generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,
@@ -248,20 +348,21 @@ class MultiMixModel(nn.Module):
         """Λ as it was given, or what draws it."""
         if lam is not None:
             return lam.to(device)
-        alpha, m = self.config.alpha_range(batch), self.config.m
+        m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
+        alpha = self.config.alpha_range(batch, m)
         if generator is None or generator.device == device:
             return LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
         return sample_lam(n, positions, batch, alpha, generator, m=m, dtype=dtype).to(device)
 
-    def _output(self, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor, report: dict[str, Tensor],
-                ) -> MultiMixOutput:
+    def _output(self, plan: Plan, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor,
+                report: dict[str, Tensor]) -> MultiMixOutput:
         # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
         w = self.config.clean_weight
         loss = (loss_mixed + w * loss_clean) / (1 + w) if w and loss_clean is not None else loss_mixed
         report['loss_mixed'] = loss_mixed.detach()
         if loss_clean is not None:
             report['loss_clean'] = loss_clean.detach()
-        return MultiMixOutput(loss, logits, report)
+        return MultiMixOutput(loss, logits, report, plan.mixed)
 
     def _attention(self, z: Tensor, target: Tensor) -> Optional[Tensor]:
         config = self.config
@@ -278,19 +379,33 @@ class MultiMixModel(nn.Module):
     def _cam_weight(self) -> Tensor:
         return classifier_leaves(self.in_timms_words)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
 
-    def _first_check(self, batch: int, positions: int, num_classes: int) -> None:
-        """Tell the user, once and on the first training batch, when the settings cannot do what they are for.
+    def first_check(self, batch: int) -> None:
+        """Tell the user, once and on the first training step, when the settings cannot do what they are for.
 
         Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
         """
-        if not self.needs_first_check or not self.training or torch.compiler.is_compiling():
+        if not self.needs_first_check or torch.compiler.is_compiling():
             return
         self.needs_first_check = False
-        for message in (
-                signal_warning(self.config, batch, num_classes, alternates=False),
-                one_position_note(self.config, positions)):
-            if message:
-                warnings.warn(message, stacklevel=3)
+        batch = self.config.mixed_batch(batch, world())
+        self.config.tuple_size(batch)  # later batches may be smaller
+        if message := signal_warning(self.config, batch, self.policy.num_classes):
+            warnings.warn(message, stacklevel=4)
+
+    def _note_one_position(self, positions: int) -> None:
+        if self.needs_position_check and self.training and not torch.compiler.is_compiling():
+            self.needs_position_check = False
+            if note := one_position_note(self.config, positions):
+                warnings.warn(note, stacklevel=5)
+
+    def _note_without_target(self) -> None:
+        """A loop that keeps its own criterion trains without mixing: say so, once."""
+        if not self.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        self._without_target += 1
+        if self._without_target == HABIT:
+            warnings.warn(f'{HABIT} training steps called model(images) without targets, and such a call mixes '
+                          f'nothing. To train with MultiMix: loss = model(images, target).loss', stacklevel=3)
 
     # The timm model's own names, inside and out: optimizers group parameters by them and checkpoints are read by
     # people who never heard of us.
@@ -357,22 +472,39 @@ def wrap(
         *,
         input_size: Optional[tuple[int, ...]] = None,
         parts: Optional[Parts] = None,
+        seed: int = 42,
+        mixup_fn: Optional[MixupFn] = None,
+        schedule: Optional[Schedule] = None,
+        sampler: Optional[Sampler] = None,
+        policy: Callable[..., MixingPolicy] = MixingPolicy,
         **settings: Any,
 ) -> MultiMixModel:
     """Give a timm model the MultiMix loss.
 
         model = timm_multimix.wrap(timm.create_model('resnet50', num_classes=100), 'dense')
-        out = model(images, target)
-        out.loss.backward()
+        for epoch in range(epochs):
+            model.set_progress(epoch, epochs)
+            for images, target in loader:
+                model(images, target).loss.backward()
+                …
 
-    The model is not copied. A class-token transformer wrapped for 'dense' is switched to average pooling over its
-    patches (a warning says so): `timm.create_model(…, **model.timm_args)` builds it again.
+    Each step mixes what the settings say: embeddings, inputs, or nothing. What is drawn depends on `seed` and on the
+    number of the step (under torch.compile Λ comes from torch's global generator instead). The model is not copied. A
+    class-token transformer wrapped for 'dense' is switched to average pooling over its patches (a warning says so):
+    `timm.create_model(…, **model.timm_args)` builds it again.
 
     Args:
         model: a timm model with a classifier, or any network with `parts`.
         config: 'dense', 'multimix', or a `MultiMixConfig`.
         input_size: (C, H, W) that it will see, where it differs from what the model says.
         parts: how a network that is not timm's ends.
+        seed: of what is mixed and by how much.
+        mixup_fn: input mixing in place of the settings': see `MixingPolicy`.
+        schedule: the share of the steps that mix, from the progress of the training: see `MixingPolicy`.
+        sampler: another Λ: a function of the `LamSampler` that the settings make, the targets Y (B, C), and the
+            logits (B, P, C) that are mixed, detached (None where `layer` is not the embedding). It gives Λ, (N, P, B)
+            with rows of sum 1, or a `LamSampler`.
+        policy: a subclass of `MixingPolicy` that chooses in another way.
         **settings: any field of `MultiMixConfig`: preset='paper', n=500, attention='cam', …
 
     Raises:
@@ -384,7 +516,10 @@ def wrap(
         config = config.replace(**settings) if settings else config
     else:
         config = MultiMixConfig.from_dict({'mode': config, **settings})
-    return MultiMixModel(model, config, input_size, parts)
+    wrapped = MultiMixModel(model, config, input_size, parts)
+    wrapped.policy = policy(config, wrapped.policy.num_classes, seed=seed, mixup_fn=mixup_fn, schedule=schedule)
+    wrapped.sampler = sampler
+    return wrapped
 
 
 def unwrap(model: nn.Module) -> nn.Module:

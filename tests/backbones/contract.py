@@ -145,7 +145,8 @@ def check(name: str, mode: str, **cut: Any) -> Optional[str]:
         warnings.simplefilter('ignore')
         before = model(images)
         try:
-            wrapped = timm_multimix.wrap(model, mode, n=TUPLES, effective=1.5, clean_weight=0.0, input_size=size)
+            wrapped = timm_multimix.wrap(
+                model, mode, preset='embeddings', n=TUPLES, effective=1.5, clean_weight=0.0, input_size=size)
         except SettingError as e:
             assert torch.equal(model(images), before), 'a refused model has changed'
             return str(e)

@@ -20,7 +20,8 @@ def resnet() -> torch.nn.Module:
 def test_the_input_is_mixed_literally() -> None:
     model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
     lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
-    out = timm_multimix.wrap(model, 'multimix', layer='input', clean_weight=0.0)(images, target, lam=lam)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer='input', clean_weight=0.0)
+    out = wrapped(images, target, lam=lam)
     mixed = torch.einsum('kb,bchw->kchw', lam[:, 0], images)
     want = F.cross_entropy(model(mixed), lam[:, 0] @ torch.eye(5).double()[target])
     torch.testing.assert_close(out.loss, want)
@@ -33,7 +34,7 @@ def test_a_stage_is_mixed_literally_and_clean_images_go_beside(layer: object) ->
     name = layer_name(model, layer)  # type: ignore[arg-type]
     twin = copy.deepcopy(model)
     lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
-    wrapped = timm_multimix.wrap(model, 'multimix', layer=layer, clean_weight=0.5)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=layer, clean_weight=0.5)
     out = wrapped(images, target, lam=lam)
     out.loss.backward()
 
@@ -60,7 +61,7 @@ def test_every_stage_of_other_families(name: str) -> None:
     images, target = torch.randn(2, *size), torch.tensor([1, 3])
     with torch.no_grad():
         for stage in range(len(stages(model))):
-            out = timm_multimix.wrap(model, 'multimix', layer=stage)(images, target)
+            out = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=stage)(images, target)
             assert out.loss.isfinite() and torch.allclose(out.logits, model(images), atol=1e-4)
 
 
@@ -68,14 +69,14 @@ def test_the_deepest_layer_is_the_embedding_up_to_the_pool() -> None:
     """What lies behind the last stage of a ResNet is linear, so its mixtures are those of the embedding."""
     model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
     lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
-    losses = [timm_multimix.wrap(model, 'multimix', layer=layer)(images, target, lam=lam).loss
+    losses = [timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=layer)(images, target, lam=lam).loss
               for layer in ('layer4', 'embedding')]
     torch.testing.assert_close(*losses)
 
 
 def test_one_of_several_is_drawn_each_step() -> None:
     model = resnet().float()
-    wrapped = timm_multimix.wrap(model, 'multimix', layer=['input', 0, 'embedding'], n=20)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=['input', 0, 'embedding'], n=20).train()
     images, target = torch.randn(4, 3, 64, 64), torch.arange(4)
     lam = sample_lam(4, 1, 4, 0.5)
     losses = {round(float(wrapped(images, target, lam=lam).loss.detach()), 5) for _ in range(30)}
@@ -85,14 +86,15 @@ def test_one_of_several_is_drawn_each_step() -> None:
 
 
 def test_mixing_runs_in_half_precision_and_with_parts() -> None:
-    wrapped = timm_multimix.wrap(timm.create_model('test_resnet', num_classes=5), 'multimix', layer=2).train()
+    wrapped = timm_multimix.wrap(
+        timm.create_model('test_resnet', num_classes=5), 'multimix', preset='embeddings', layer=2).train()
     with torch.autocast('cpu', torch.bfloat16):
         loss = wrapped(torch.randn(4, 3, 64, 64), torch.arange(4)).loss
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 5))
     parts = Parts(lambda net, x: net[1](net[0](x)), lambda net, f: net[2](f), '3')
-    assert timm_multimix.wrap(net, 'multimix', layer='1', parts=parts)(
+    assert timm_multimix.wrap(net, 'multimix', preset='embeddings', layer='1', parts=parts)(
         torch.randn(4, 3, 16, 16), torch.arange(4)).loss.isfinite()
 
 
@@ -109,4 +111,5 @@ def test_layers_that_do_not_run_or_give_no_tensor() -> None:
     model = timm.create_model('resnet18', num_classes=5)
     model.unused = torch.nn.Linear(2, 2)
     with pytest.raises(SettingError, match="'unused', but that module of ResNet does not run"):
-        timm_multimix.wrap(model, 'multimix', layer='unused')(torch.randn(2, 3, 32, 32), torch.arange(2))
+        timm_multimix.wrap(model, 'multimix', preset='embeddings', layer='unused')(
+            torch.randn(2, 3, 32, 32), torch.arange(2))

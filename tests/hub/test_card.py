@@ -12,9 +12,10 @@ import torch
 from huggingface_hub import ModelCard
 
 import train
-from timm_multimix import from_pretrained, list_checkpoints, push_to_hub, unwrap
+from timm_multimix import MultiMixModel, from_pretrained, list_checkpoints, push_to_hub, unwrap, wrap
 from timm_multimix.cli import parse_args
 from timm_multimix.data import create_train_val
+from timm_multimix.hub import export
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.card import MARK, train_command
 
@@ -25,7 +26,8 @@ from .server import HubServer
 
 def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
     run = a_run(tmp_path / 'run', dataset=None, data_dir=str(tmp_path / 'pets'), recipe='',
-                pretrained_path=str(tmp_path / 'start.safetensors'), log=['tensorboard'])
+                pretrained_path=str(tmp_path / 'start.safetensors'), log=['tensorboard'],
+                class_weight=str(tmp_path / 'weights.txt'))
     push_to_hub(run, 'user/pets-vit')
     assert str(tmp_path) not in hub.repos['user/pets-vit'].files()['args.yaml'].decode()
     text = hub.repos['user/pets-vit'].files()['README.md'].decode()
@@ -39,7 +41,49 @@ def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
     assert 'The best epoch was 1, with 61.25 % top-1' in text and '| 58.75 | 91.50 | 1.250 |' in text
     assert 'cat, dog, eel, fox' in text and '![' in text and str(tmp_path) not in text
     assert '--data-dir pets' in text and '--pretrained-path start.safetensors' in text and '--log' not in text
-    assert '| effective | 2.0 to 2.0 |' in text
+    assert '| effective | 2 |' in text
+
+
+def steps(model: MultiMixModel, n: int, done: float) -> MultiMixModel:
+    """After so many training steps, this far into the training."""
+    model.train().set_progress(done)
+    for _ in range(n):
+        model(torch.randn(4, 3, 160, 160), torch.arange(4))
+    return model
+
+
+def card_of(run: Path) -> ModelCard:
+    """The card as it is published."""
+    return ModelCard.load(export(run, run.with_name(f'{run.name}-export')) / 'README.md')
+
+
+def test_the_card_claims_what_was_done(tmp_path: Path) -> None:
+    mixed = card_of(a_run(tmp_path / 'mixed', steps(wrapped(preset='embeddings'), 2, 0)))
+    assert {'timm-multimix', 'multimix', 'dense-multimix'} <= set(mixed.data.tags)
+    assert 'M weights, trained with Dense MultiMix ([arXiv' in mixed.text
+    assert '\n\nOf 2 steps 2 mixed embeddings, 0 inputs, and 0 nothing.\n\n## Use' in mixed.text
+    assert 'mixed_steps' not in mixed.text and '| preset | embeddings |' in mixed.text
+
+    # The ramp begins at nothing: a run that only said `dense`.
+    said = card_of(a_run(tmp_path / 'said', steps(wrapped(), 3, 0)))
+    assert 'timm-multimix' in said.data.tags and not {'multimix', 'dense-multimix'} & set(said.data.tags)
+    assert 'trained with' not in said.text
+    assert 'M weights. Its training was set to Dense MultiMix ([arXiv' in said.text
+    assert ', but no step mixed embeddings.\n\nOf 3 steps 0 mixed embeddings, 0 inputs, and 3 nothing.' in said.text
+
+    older = a_run(tmp_path / 'older')  # it did not count
+    assert 'mixed_steps' not in (older / 'model' / 'multimix.yaml').read_text()
+    card = card_of(older)
+    assert 'trained with Dense MultiMix' in card.text and 'mixed embeddings' not in card.text
+    assert 'dense-multimix' in card.data.tags
+
+
+def test_long_settings_on_the_card(tmp_path: Path) -> None:
+    model = wrap(small_model(), 'multimix', layer=['input', 1], class_weight=[1, 2, 3, 4], label_smoothing=0.1)
+    table = card_of(a_run(tmp_path / 'run', model)).text.partition('| setting | value |')[2]
+    for line in ('| layer | input or 1 |', '| class_weight | 4 weights |', '| label_smoothing | 0.1 |',
+                 '| effective | 1.5 to 3 |', '| gather | False |'):
+        assert line in table
 
 
 @pytest.mark.parametrize('flags', [

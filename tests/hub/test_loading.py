@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Optional
 
@@ -90,6 +91,7 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
     again = from_pretrained('hf-hub:user/name')
     assert again.config == model.config and again.config.attention == 'cam'
     assert torch.equal(logits(again), logits(model))
+    again.set_progress(1)
     again.train()(torch.randn(8, 3, 160, 160), torch.arange(8) % 4).loss.backward()
     assert all(p.grad is not None for p in again.parameters())
     assert from_pretrained('hf-hub:user/name', effective=3, n=7).config.n == 7
@@ -109,6 +111,76 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
         from_pretrained('hf-hub:user/name@dev', revision='main')
     push_to_hub(from_pretrained('hf-hub:user/name@dev'), 'user/copy')  # what was loaded goes out again
     assert torch.equal(logits(from_pretrained('hf-hub:user/copy')), logits(wrapped(1)))
+
+
+def saved_counts(folder: Path) -> Any:
+    return yaml.safe_load((folder / 'multimix.yaml').read_text()).get('mixed_steps')
+
+
+def test_what_was_mixed_is_saved_and_is_no_setting(tmp_path: Path) -> None:
+    model = wrapped(preset='embeddings', prob=0.5).train()
+    save_plain(model, tmp_path / 'new')
+    assert saved_counts(tmp_path / 'new') is None  # nothing was counted
+    for _ in range(8):
+        model(torch.randn(4, 3, 160, 160), torch.arange(4))
+    assert 0 < model.policy.counts['embeddings'] < 8
+    save_plain(model, tmp_path / 'm')
+    assert saved_counts(tmp_path / 'm') == dict(model.policy.counts)
+    again = from_pretrained(tmp_path / 'm')
+    assert again.config == model.config and not again.policy.counts
+    assert from_pretrained(tmp_path / 'm', n=7).config == model.config.replace(n=7)
+
+    given = Counter(steps=1170, embeddings=219, inputs=658, mixup=330, cutmix=328, nothing=293)
+    save_plain(model, tmp_path / 'given', counts=given)
+    save_plain(unwrap(model), tmp_path / 'plain', model_args=model.timm_args, config=model.config, counts=given)
+    for name in ('given', 'plain'):
+        assert saved_counts(tmp_path / name) == dict(given) and from_pretrained(tmp_path / name).config == model.config
+    save_plain(unwrap(model), tmp_path / 'none', counts=given)
+    assert not (tmp_path / 'none' / 'multimix.yaml').exists()  # there are no settings
+
+
+# As version 0.1.0 wrote them: every setting, under the names and defaults of that time.
+OLD = """# How this model was trained, timm-multimix 0.1.0.
+mode: dense
+preset: {preset}
+n: 1000
+effective:
+- 1.5
+- 3.0
+prob: {prob}
+ramp_epochs: {ramp_epochs}
+mixup: {inputs}
+cutmix: {inputs}
+clean_weight: 1.0
+attention: gap
+attention_norm: l1_relu
+attention_detach: true
+normalize: position
+layer: embedding
+gather: false
+label_smoothing: 0.0
+keep_norm: false
+bce_loss: false
+bce_sum: false
+"""
+
+
+@pytest.mark.parametrize('preset, prob, ramp_epochs, inputs, embeddings', [
+    ('default', 0.25, 100.0, 1.0, 0.025),  # over 20 epochs its ramp came to a fifth: a tenth in the mean
+    ('default', 0.25, 0.0, 1.0, 0.25), ('alone', 1.0, 0.0, 0.0, 1.0)])
+def test_settings_of_older_versions_mean_what_they_meant(
+        tmp_path: Path, preset: str, prob: float, ramp_epochs: float, inputs: float, embeddings: float) -> None:
+    save_plain(wrapped(), tmp_path / 'm')
+    (tmp_path / 'm' / 'multimix.yaml').write_text(
+        OLD.format(preset=preset, prob=prob, ramp_epochs=ramp_epochs, inputs=inputs))
+    model = from_pretrained(tmp_path / 'm')
+    assert model.config.preset == {'alone': 'embeddings'}.get(preset, preset)
+    assert (model.config.prob, model.config.mixup, model.config.ramp_epochs) == (prob, inputs, ramp_epochs)
+    expected = model.policy.expected(20)
+    assert expected['embeddings'] == pytest.approx(embeddings, rel=0.01)
+    assert expected['inputs'] == pytest.approx(3 * embeddings if inputs else 0, rel=0.01)
+    save_plain(model, tmp_path / 'again')
+    assert from_pretrained(tmp_path / 'again').config == model.config
 
 
 def test_one_commit_is_read_even_if_another_is_pushed_meanwhile(

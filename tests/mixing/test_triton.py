@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def literal(Z: Tensor, W: Tensor, beta: Tensor, Y: Tensor, lam: Tensor, a: Optional[Tensor], normalize: str,
-            keep_norm: bool = False) -> Tensor:
+            keep_norm: bool = False, w: Optional[Tensor] = None, v: Optional[Tensor] = None) -> Tensor:
     a = torch.full(Z.shape[:2], 1 / Z.shape[1], dtype=Z.dtype, device=Z.device) if a is None else a
-    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize, keep_norm=keep_norm)
+    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize, keep_norm=keep_norm, w=w, v=v)
 
 
 def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,9 @@ def test_equals_the_equations(
     B, P, C, N = shape
     soft, normalize = kind == 'gap', 'all' if kind == 'zeros' else 'position'
     L = (3 * torch.randn(B, P, C, device=DEVICE)).to(dtype).requires_grad_()
-    target = torch.rand(B, C, device=DEVICE) if soft else torch.randint(0, C, (B,), device=DEVICE)  # rows sum to ≠ 1
+    target = torch.randint(0, C, (B,), device=DEVICE)
+    if soft:
+        target = torch.rand(B, C, device=DEVICE) / C  # rows sum to < 1
     Y = (target if soft else torch.nn.functional.one_hot(target, C)).double()
     lam = sample_lam(N, P, B, 0.2, device=DEVICE)
     a = None if kind == 'none' else attention(torch.randn(B, P, 8, device=DEVICE))
@@ -87,6 +89,50 @@ def test_equals_the_torch_engine(
             L, y, lam, a, label_smoothing=smoothing, engine=engine, keep_norm=keep_norm), L)
             for engine in ('triton', 'torch'))):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
+
+
+@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
+       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), soft=st.booleans(), attending=st.booleans(),
+       normalize=st.sampled_from(['position', 'all']), keep_norm=st.booleans(), zeros=st.booleans(),
+       half=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_class_weights_equal_the_equations(
+        seed: int, B: int, P: int, C: int, N: int, smoothing: float, soft: bool, attending: bool, normalize: str,
+        keep_norm: bool, zeros: bool, half: bool) -> None:
+    g = torch.Generator().manual_seed(seed)
+    L = torch.randn(B, P, C, generator=g)
+    L = (L.bfloat16() if half else L).to(DEVICE).requires_grad_()
+    target = torch.randn(B, C, generator=g).softmax(1) if soft else torch.randint(0, C, (B,), generator=g)
+    plain = (target if soft else torch.nn.functional.one_hot(target, C)).double().to(DEVICE)
+    lam, w = sample_lam(N, P, B, 0.2, g), torch.rand(C, generator=g)
+    a = attention(torch.randn(B, P, 5, generator=g)) if attending else None
+    if zeros:  # classes that weigh nothing, an image nobody looks at, mixtures that miss all others
+        w[1:] *= (torch.rand(C - 1, generator=g) > 0.5)
+        lam[0, :] = torch.eye(B)[0]
+        if a is not None:
+            a[0] = 0
+    lam, a = lam.to(DEVICE), None if a is None else a.to(DEVICE)
+
+    got = value_and_grad(mixed_cross_entropy(
+        L, target.to(DEVICE), lam, a, label_smoothing=smoothing, normalize=normalize, engine='triton',
+        keep_norm=keep_norm, class_weight=w.to(DEVICE)), L)
+    exact, weights = L.detach().double().requires_grad_(), w.double().to(DEVICE)
+    eye = torch.eye(C, dtype=torch.float64, device=DEVICE)
+    want = value_and_grad(literal(
+        exact, eye, 0 * eye[0], reference.smooth(plain, smoothing), lam.double(), None if a is None else a.double(),
+        normalize, keep_norm, weights, reference.weigh(plain, weights)), exact)
+    for found, true in zip(got, want):  # bfloat16: of its gradient eight bits are left, and products are TF32's
+        scale = max(float(true.abs().max()), 0.1 / N)
+        assert float((found - true).abs().max()) <= (1e-2 if half else 1e-5) * scale
+
+
+def test_a_batch_without_weight_is_0_and_has_no_gradient() -> None:
+    L, y = torch.randn(8, 2, 5, device=DEVICE, requires_grad=True), torch.zeros(8, dtype=torch.long, device=DEVICE)
+    w = torch.tensor([0.0, 1, 1, 1, 1], device=DEVICE)
+    for a in (None, torch.rand(8, 2, device=DEVICE)):
+        value, grad = value_and_grad(mixed_cross_entropy(
+            L, y, sample_lam(20, 2, 8, 1.0).to(DEVICE), a, label_smoothing=0.1, engine='triton', class_weight=w), L)
+        assert value == 0 and not grad.any()
 
 
 @pytest.mark.parametrize('chunk', [1 << 9, 1 << 10])
@@ -164,7 +210,7 @@ WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'SPLITS', 'ROWS', 'out_s
 for capability in (80, 90):
     for precision, block_n in engine.BLOCK_N.items():
         for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR)):
-            fixed = dict(TINY=engine.TINY, HAS_A=True, KEEP_NORM=True, BLOCK_N=block_n, BLOCK_B=block_b,
+            fixed = dict(TINY=engine.TINY, HAS_A=True, HAS_MASS=True, KEEP_NORM=True, BLOCK_N=block_n, BLOCK_B=block_b,
                          BLOCK_C=engine.BLOCK_C, STEP=engine.STEP, PRECISION=precision)
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             signature = {name: 'constexpr' if name in fixed else 'i32' if name in WHOLE else '*fp32'

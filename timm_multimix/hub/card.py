@@ -14,8 +14,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
-from ..report import read_summary
-from .save import CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from ..policy import EMBEDDINGS, told
+from ..report import METHODS, read_summary, setting_text
+from .save import CONFIG, COUNTS, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
@@ -49,11 +50,12 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
     """
     config = json.loads((folder / CONFIG).read_text())
     args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
+    counts = settings.pop(COUNTS, None) or {}
     rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
     title = name.partition(':')[2].rstrip('/').rpartition('/')[2].partition('@')[0]
     averaged = (folder / RAW_WEIGHTS).exists()
-    front = _front_matter(title, config, args, settings, rows[-1] if rows else {}, license)
-    parts = [_about(config, settings, folder), _usage(name, config, settings, averaged)]
+    front = _front_matter(title, config, args, settings, counts, rows[-1] if rows else {}, license)
+    parts = [_about(config, settings, counts, folder), _usage(name, config, settings, averaged)]
     if rows:
         parts.append(_results(rows, args, averaged, (folder / 'curves.png').exists()))
     parts += [_training(args, settings), f'## Citation\n\n{_CITATION}']
@@ -61,11 +63,13 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
 
 
 def _front_matter(title: str, config: dict[str, Any], args: dict[str, Any], settings: dict[str, Any],
-                  last: dict[str, Any], license: Optional[str]) -> ModelCardData:
+                  counts: dict[str, int], last: dict[str, Any], license: Optional[str]) -> ModelCardData:
     kind, data_set = _data_set(args)
     tags = ['image-classification', 'timm']
     if settings:
-        tags += [TAG, 'multimix', *(['dense-multimix'] if settings.get('mode') == 'dense' else []), f'arxiv:{PAPER}']
+        tags += [TAG, f'arxiv:{PAPER}']
+        if _mixed_embeddings(counts):
+            tags += ['multimix', *(['dense-multimix'] if settings.get('mode') == 'dense' else [])]
     results = [
         EvalResult(task_type='image-classification', task_name='Image Classification', dataset_type=kind,
                    dataset_name=data_set, dataset_split=args.get('val_split') or 'validation', metric_type='accuracy',
@@ -79,18 +83,29 @@ def _front_matter(title: str, config: dict[str, Any], args: dict[str, Any], sett
         model_name=title if results else None, eval_results=results or None)
 
 
-def _about(config: dict[str, Any], settings: dict[str, Any], folder: Path) -> str:
+def _mixed_embeddings(counts: dict[str, int]) -> bool:
+    """False where the method was switched on and did nothing; older versions did not count and are believed."""
+    return not counts.get('steps') or bool(counts.get(EMBEDDINGS))
+
+
+def _about(config: dict[str, Any], settings: dict[str, Any], counts: dict[str, int], folder: Path) -> str:
     size = config['pretrained_cfg'].get('input_size', (3, 224, 224))
-    method = {'dense': 'Dense MultiMix', 'multimix': 'MultiMix'}.get(settings.get('mode', ''))
+    method = METHODS.get(settings.get('mode', ''))
     with safe_open(folder / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
         shapes = [f.get_slice(k).get_shape() for k in f.keys()]  # noqa: SIM118
     count = sum(math.prod(s) for s in shapes)
-    trained = (f', trained with {method} ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))' if method else '')
+    paper = f'{method} ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))'
+    trained = '.'
+    if method and _mixed_embeddings(counts):
+        trained = f', trained with {paper}.'
+    elif method:
+        trained = f'. Its training was set to {paper}, but no step mixed embeddings.'
+    done = f'\n{told(counts)}\n' if counts.get('steps') else ''
     names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
     named = list(names.values()) if isinstance(names, dict) else list(names or [])
-    told = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
+    classes = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
     return (f'`{config["architecture"]}` for images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
-            f'classes{told}. It has {count / 1e6:.1f} M weights{trained}.\n')
+            f'classes{classes}. It has {count / 1e6:.1f} M weights{trained}\n{done}')
 
 
 def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged: bool) -> str:
@@ -140,7 +155,7 @@ def _results(rows: list[dict[str, Any]], args: dict[str, Any], averaged: bool, c
     if float(best['eval_top1']) > float(last['eval_top1']):
         text += (f'\nThe best epoch was {int(best["epoch"]) + 1}, with {float(best["eval_top1"]):.2f} % top-1; these '
                  f'are the weights of epoch {done}, which was not chosen by its result.\n')
-    return text + ('\n![Loss, accuracy and signal over the epochs](curves.png)\n' if curves else '')
+    return text + ('\n![Loss, accuracy and mixing over the epochs](curves.png)\n' if curves else '')
 
 
 def _training(args: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -149,11 +164,11 @@ def _training(args: dict[str, Any], settings: dict[str, Any]) -> str:
     text = '## Training\n\n'
     if args:
         text += (f"With timm-multimix's `train.py`:\n\n```sh\n{train_command(args)}\n```\n\nor, with every setting, "
-                 f'`python train.py -c args.yaml` ([args.yaml](args.yaml)). Loss, accuracy and signal of every epoch '
+                 f'`python train.py -c args.yaml` ([args.yaml](args.yaml)). Loss, accuracy and mixing of every epoch '
                  f'are in [summary.csv](summary.csv).\n')
     if settings:
         text += ('\n| setting | value |\n|---|---|\n'
-                 + ''.join(f'| {k} | {_shown(v)} |\n' for k, v in settings.items()))
+                 + ''.join(f'| {k} | {setting_text(k, v)} |\n' for k, v in settings.items()))
     return text
 
 
@@ -230,10 +245,6 @@ def _base_model(config: dict[str, Any], args: dict[str, Any]) -> Optional[str]:
             return str(name).partition(':')[2].partition('@')[0]
     tag = config['pretrained_cfg'].get('tag')
     return f'timm/{config["architecture"]}.{tag}' if args.get('pretrained') and tag else None
-
-
-def _shown(value: Any) -> str:
-    return ' to '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

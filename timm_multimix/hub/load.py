@@ -18,7 +18,7 @@ from ..errors import SettingError
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
 from .errors import HubError, check_repo_id, hub_error, offline
-from .save import CONFIG, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, COUNTS, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.tar')
 
@@ -220,7 +220,7 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
         found = yaml.safe_load(path.read_text())
         if not isinstance(found, dict):
             raise SettingError('it holds no settings.')
-        return MultiMixConfig.from_dict(found)
+        return MultiMixConfig.from_dict({name: value for name, value in found.items() if name != COUNTS})
     except (yaml.YAMLError, UnicodeDecodeError, SettingError) as e:
         raise SettingError(f'{SETTINGS} of {str(name)!r} cannot be used: {e}\n  Give settings yourself: '
                            f"from_pretrained({str(name)!r}, 'dense').") from e

@@ -26,7 +26,7 @@ FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png')
 OURS = (CONFIG, WEIGHTS, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
 # Of args.yaml, what says where things lie on a machine, and what would make whoever runs it push to our repository.
 _PRIVATE = ('output', 'experiment', 'resume', 'push_to_hub', 'push_every', 'push_private')
-_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_map', 'recipe', 'model')
+_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_map', 'class_weight', 'recipe', 'model')
 
 
 def push_to_hub(

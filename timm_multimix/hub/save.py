@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import inspect
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -19,6 +20,7 @@ from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
 
 CONFIG, WEIGHTS, SETTINGS = 'config.json', 'model.safetensors', 'multimix.yaml'  # the first two are timm's names
+COUNTS = 'mixed_steps'  # of multimix.yaml; the one key that is no setting
 # A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
 RAW = 'raw'
 RAW_CONFIG, RAW_WEIGHTS = f'{RAW}/{CONFIG}', f'{RAW}/{WEIGHTS}'
@@ -33,11 +35,12 @@ def save_plain(
         *,
         config: Optional[MultiMixConfig] = None,
         raw: Optional[nn.Module] = None,
+        counts: Optional[Mapping[str, int]] = None,
 ) -> Path:
     """Write `config.json` and `model.safetensors`; `timm.create_model('local-dir:FOLDER', pretrained=True)` reads them.
 
-    Beside them `multimix.yaml`, the settings of the method, where there are any. Written beside the folder first and
-    renamed, so a folder of that name is always whole.
+    Beside them `multimix.yaml`, where there are any settings of the method: these, and what the training steps mixed.
+    Written beside the folder first and renamed, so a folder of that name is always whole.
 
     Args:
         model: a timm model, wrapped or not.
@@ -48,6 +51,7 @@ def save_plain(
         config: the method's settings, where `model` is not wrapped with them.
         raw: where `model` holds averaged weights (EMA), the model they average: a folder `raw/` like this
             one.
+        counts: `MixingPolicy.counts` of the training; default those of a wrapped `model`.
 
     Returns:
         The folder.
@@ -56,6 +60,7 @@ def save_plain(
     inner = unwrap_model(model)
     if isinstance(inner, MultiMixModel):
         config, model_args = config or inner.config, {**inner.timm_args, **(model_args or {})}
+        counts = inner.policy.counts if counts is None else counts
     plain = plain_copy(model)  # whose config is edited
     plain.pretrained_cfg = {**plain.pretrained_cfg, **(data_config or {}), 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
     model_config = {'label_names': label_names} if label_names else {}
@@ -69,7 +74,7 @@ def save_plain(
     save_for_hf(plain, str(temporary), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
                 **extra)
     if config is not None:
-        (temporary / SETTINGS).write_text(settings_text(config))
+        (temporary / SETTINGS).write_text(settings_text(config, counts))
     if raw is not None:
         (temporary / RAW).mkdir()
         shutil.copyfile(temporary / CONFIG, temporary / RAW_CONFIG)
@@ -85,9 +90,14 @@ def save_plain(
     return folder
 
 
-def settings_text(config: MultiMixConfig) -> str:
-    """`multimix.yaml`: what `MultiMixConfig.from_dict` takes, but for `engine`, which is about a machine."""
+def settings_text(config: MultiMixConfig, counts: Optional[Mapping[str, int]] = None) -> str:
+    """`multimix.yaml`: what `MultiMixConfig.from_dict` takes, but for `engine`, which is about a machine.
+
+    Behind it under `COUNTS` what the steps of the training mixed, where they were counted.
+    """
     settings = {k: v for k, v in config.to_dict().items() if k != 'engine'}
+    if counts:
+        settings[COUNTS] = {name: int(n) for name, n in counts.items()}
     return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
 
 

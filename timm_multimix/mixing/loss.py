@@ -10,6 +10,10 @@ from ..config import NORMALIZATIONS
 from ..errors import SettingError
 from .autograd import MixedCrossEntropy
 from .dirichlet import LamSampler
+from .options import LossOptions
+from .targets import check_class_weight, smooth, soft_target
+
+__all__ = ['mixed_cross_entropy', 'soft_target']
 
 
 def mixed_cross_entropy(
@@ -24,6 +28,7 @@ def mixed_cross_entropy(
         over_ranks: bool = False,
         binary: bool = False,
         keep_norm: bool = False,
+        class_weight: Optional[Tensor] = None,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -35,7 +40,7 @@ def mixed_cross_entropy(
     Args:
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
             also under autocast.
-        target: class indices (B,), or soft targets (B, C).
+        target: class indices (B,) of any integer dtype, or soft targets (B, C) with rows that sum to at most 1.
         lam: Λ, (N, P, B) from `sample_lam`: rows along the last axis sum to 1. Not differentiated. Or a `LamSampler`,
             from which Λ is drawn in tiles as it is needed and never held whole: N may be a million.
         attention: a, (B, P) from `attention`; weights the factors of Dense MultiMix. None is uniform. Differentiated
@@ -56,13 +61,17 @@ def mixed_cross_entropy(
             normalised). Embeddings that are unlike have a short mean, and to classify it the network lengthens them
             all, which makes it too sure of itself; divided, it is about as long as they are. Not in the paper. The
             attention must not require grad.
+        class_weight: w, (C,), floating, ≥ 0: a weighted mean, as `torch.nn.functional.cross_entropy` has for class
+            indices. An example weighs v = Σ_c w_c y_c, of its target before smoothing, and a mixture what its factors
+            mix of that. The loss is Σ_k s_k Σ_c w_c ỹ_kc (−log p_kc) over Σ_k s_k v_k; 0, without a gradient, if that
+            is 0. Not in the paper. Not for `binary`.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
 
     Raises:
-        SettingError: shapes that do not fit, an engine that cannot, or (checked on the CPU only, where it costs no
-            wait) targets outside the classes.
+        SettingError: shapes that do not fit, an engine that cannot, targets that `soft_target` refuses, class weights
+            that `check_class_weight` refuses. Values are looked at on the CPU only, where that costs no wait.
     """
     if logits.ndim == 2:
         logits = logits.unsqueeze(1)
@@ -80,10 +89,15 @@ def mixed_cross_entropy(
     if normalize not in NORMALIZATIONS:
         raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    y = soft_target(target, C, dtype, label_smoothing)
-    if y.shape != (B, C):
-        raise SettingError(f'target must be ({B},) class indices or ({B}, {C}) soft targets, not '
-                           f'{tuple(target.shape)}.')
+    if binary and class_weight is not None:
+        raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
+                           'them out.')
+    plain = soft_target(target, C, dtype, binary=binary, batch=B)
+    y, mass = smooth(plain, label_smoothing), None
+    if class_weight is not None:
+        w = check_class_weight(class_weight, logits, dtype)
+        w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
+        y, mass = y * w, (plain * w).sum(1)
     if isinstance(lam, Tensor):
         lam = lam.to(dtype)
     elif lam.device != logits.device or lam.dtype != dtype:
@@ -91,23 +105,6 @@ def mixed_cross_entropy(
                            f'LamSampler device=… and dtype=….')
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = MixedCrossEntropy.apply(
-            logits, None if attention is None else attention.to(dtype), y, lam, normalize == 'all', engine, over_ranks,
-            binary, keep_norm)
+            logits, None if attention is None else attention.to(dtype), y, lam, mass,
+            LossOptions(normalize == 'all', engine, over_ranks, binary, keep_norm))
         return loss / C if binary else loss
-
-
-def soft_target(target: Tensor, num_classes: int, dtype: torch.dtype, label_smoothing: float = 0.0) -> Tensor:
-    """Y, (B, C): one-hot rows of class indices, or the given soft targets; smoothed on request."""
-    if target.ndim == 1:
-        if target.is_floating_point():
-            raise SettingError(f'target is {target.dtype} ({len(target)},): class indices must be integers.')
-        if target.device.type == 'cpu' and target.numel() and not torch.compiler.is_compiling():
-            low, high = int(target.min()), int(target.max())
-            if low < 0 or high >= num_classes:
-                raise SettingError(f'target holds class {low if low < 0 else high}, but the model has the '
-                                   f'{num_classes} classes 0 to {num_classes - 1}.')
-        y = torch.zeros(len(target), num_classes, dtype=dtype, device=target.device)
-        y.scatter_(1, target.long().unsqueeze(1), 1)
-    else:
-        y = target.to(dtype)
-    return y * (1 - label_smoothing) + label_smoothing / num_classes if label_smoothing else y

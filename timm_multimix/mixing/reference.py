@@ -5,6 +5,10 @@ Slow and large on purpose. It is the oracle of the tests and the text to read fi
     Z  (B, P, D)  embeddings, P positions (1 for MultiMix)     Y  (B, C)     targets
     Λ  (N, P, B)  interpolation vectors, λ ~ Dir(α)            a  (B, P)     attention maps
     W  (C, D), β  the linear classifier                        s  (N, P)     confidence of each mixed example
+
+Not of the paper, and None where it is followed:
+
+    w  (C,)       weights of the classes                       v  (B,)       weights of the examples, `weigh`
 """
 from __future__ import annotations
 
@@ -17,11 +21,18 @@ from torch.nn.functional import logsigmoid
 from .engines.stream import TINY
 
 
-def compare(X: Tensor, Y: Tensor, binary: bool = False) -> Tensor:
+def compare(X: Tensor, Y: Tensor, binary: bool = False, w: Optional[Tensor] = None) -> Tensor:
     """Cross-entropy of every row of logits X (N, C) with its target; binary: of every class, their mean. (N,)"""
     if binary:
         return -(Y * logsigmoid(X) + (1 - Y) * logsigmoid(-X)).mean(-1)
+    if w is not None:
+        return -(w * Y * X.log_softmax(-1)).sum(-1)
     return -(Y * X.log_softmax(-1)).sum(-1)
+
+
+def weigh(Y: Tensor, w: Tensor) -> Tensor:
+    """What examples weigh, of targets (B, C) that are not smoothed: v_b = Σ_c w_c y_bc, w of its class. (B,)"""
+    return (w * Y).sum(-1)
 
 
 def lengthen(X: Tensor, lam: Tensor) -> Tensor:
@@ -30,12 +41,19 @@ def lengthen(X: Tensor, lam: Tensor) -> Tensor:
 
 
 def multimix_loss(Z: Tensor, Y: Tensor, lam: Tensor, W: Tensor, beta: Tensor, binary: bool = False,
-                  keep_norm: bool = False) -> Tensor:
-    """MultiMix. Z (B, D), Y (B, C), lam (N, B) → scalar: the mean over the N mixed examples."""
+                  keep_norm: bool = False, w: Optional[Tensor] = None, v: Optional[Tensor] = None) -> Tensor:
+    """MultiMix. Z (B, D), Y (B, C), lam (N, B) → scalar: the mean over the N mixed examples.
+
+    With w and v the weighted mean, and 0 if nothing weighs anything.
+    """
     Z_mix = lam @ Z  # Z̃ = ZΛ
     Y_mix = lam @ Y  # Ỹ = YΛ
     X = Z_mix @ W.t() + beta
-    return compare(lengthen(X, lam) if keep_norm else X, Y_mix, binary).mean()
+    loss = compare(lengthen(X, lam) if keep_norm else X, Y_mix, binary, w)
+    if w is None or v is None:
+        return loss.mean()
+    weight = (lam @ v).sum()  # Σ_k v_k: mixed examples weigh what is mixed of their examples' weights
+    return loss.sum() / weight if weight > TINY * w.max() else (Z * 0).sum()
 
 
 def gap_scores(Z: Tensor) -> Tensor:
@@ -59,10 +77,15 @@ def l1_relu(scores: Tensor) -> Tensor:
 
 def dense_multimix_loss(
         Z: Tensor, Y: Tensor, lam: Tensor, a: Tensor, W: Tensor, beta: Tensor, normalize: str = 'position',
-        binary: bool = False, keep_norm: bool = False) -> Tensor:
-    """Dense MultiMix. Z (B, P, D), Y (B, C), lam (N, P, B), a (B, P) → scalar."""
+        binary: bool = False, keep_norm: bool = False, w: Optional[Tensor] = None, v: Optional[Tensor] = None,
+) -> Tensor:
+    """Dense MultiMix. Z (B, P, D), Y (B, C), lam (N, P, B), a (B, P) → scalar.
+
+    With w and v the weighted mean. A position where nothing weighs anything has no part in the mean over positions.
+    """
     P = Z.shape[1]
-    sums, weights = [], []
+    heaviest = 1 if w is None else w.max()
+    sums, weights, means = [], [], []
     for j in range(P):
         a_j = a[:, j] if bool((a[:, j] > TINY).any()) else torch.full_like(a[:, j], 1 / P)  # nobody attends: uniform
         M = lam[:, j] * a_j  # M^j = diag(a^j) Λ^j, one row per mixed example
@@ -77,13 +100,17 @@ def dense_multimix_loss(
         X = Z_mix @ W.t() + beta  # the dense classifier: a 1×1 convolution, no pooling
         if keep_norm:
             X = lengthen(X, M_hat)
-        sums.append((s * compare(X, Y_mix, binary)).sum())
-        weights.append(s.sum())
-    if not sums:
+        loss = (s * compare(X, Y_mix, binary, w)).sum()
+        weight = s.sum() if v is None else (s * (M_hat @ v)).sum()  # Σ_k s_k, or Σ_k s_k v_k
+        sums.append(loss)
+        weights.append(weight)
+        if weight > TINY * a_j.max() * heaviest:
+            means.append(loss / weight)
+    if not means:
         return (Z * 0).sum()
     if normalize == 'all':
         return torch.stack(sums).sum() / torch.stack(weights).sum()
-    return torch.stack([x / w for x, w in zip(sums, weights)]).mean()
+    return torch.stack(means).mean()
 
 
 def smooth(Y: Tensor, label_smoothing: Optional[float] = None) -> Tensor:

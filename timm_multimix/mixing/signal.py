@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import MultiMixConfig
 from .dirichlet import LamSampler, sample_lam
 from .engines.stream import TINY, factors, scale_attention
-from .loss import soft_target
+from .targets import soft_target
 
 # Above this fraction of the batch's entropy the mixed targets carry practically no class signal: whole-batch
 # Dirichlet mixing, which did not leave log 10 in 25 epochs of CIFAR-10, is at 0.95 to 0.98.
@@ -72,27 +72,28 @@ def expected_signal(config: MultiMixConfig, batch: int, num_classes: int) -> dic
     return {name: float(value) for name, value in signal(lam, y).items()}
 
 
-def signal_warning(config: MultiMixConfig, batch: int, num_classes: int, alternates: bool = True) -> Optional[str]:
-    """A sentence for the user when the loss carries practically no class signal, else None.
+def signal_warning(config: MultiMixConfig, batch: int, num_classes: int) -> Optional[str]:
+    """A sentence for the user when the mixed term carries practically no class signal, else None.
 
     Args:
         config: the settings.
         batch: training batch size on this device.
         num_classes: classes of the model.
-        alternates: whether the steps `config.prob` leaves really train without embedding mixing (`MultiMixTask` does
-            that; a bare wrapped model called with targets always mixes).
     """
     expected: dict[str, Any] = expected_signal(config, batch, num_classes)
-    if expected['target_entropy'] < NO_SIGNAL or config.clean_weight > 0 or config.prob == 0 or num_classes < 2:
+    if expected['target_entropy'] < NO_SIGNAL or config.prob == 0 or num_classes < 2:
         return None
     what = (f'the mixed targets carry practically no class signal: {expected["effective"]:.0f} effective examples of '
             f'{batch}, and {expected["target_entropy"]:.0%} of the entropy of the batch\'s own class distribution')
-    change = ('To change that: --multimix-effective 2 (effective=2) mixes about two examples at a time, or '
-              '--multimix-clean-weight 1 (clean_weight=1) adds the ordinary loss')
-    if alternates and config.prob < 1:
+    change = '--multimix-effective 2 (effective=2) mixes about two examples at a time'
+    if config.clean_weight > 0:
+        share = 1 / (1 + config.clean_weight)
+        return (f'{share:.0%} of the loss of the steps that mix embeddings teaches nothing: {what}. To change that: '
+                f'{change}; the other term, the ordinary loss, trains all the same.')
+    change = (f'To change that: {change}, or --multimix-clean-weight 1 (clean_weight=1) adds the ordinary loss')
+    if config.prob < 1:
         return (f'On {config.prob:.0%} of the steps {what}. The remaining steps have to do the learning, which takes '
                 f'many epochs (the paper trains CIFAR for 2000). {change}.')
     return (f'Nothing will be learned: {what}, and nothing else is in the loss'
             + (f', which will stay near log({num_classes})' if not config.bce_loss else '')
-            + f'. {change}; --multimix-prob 0.5 (in MultiMixTask) trains every other step without '
-            f'embedding mixing.')
+            + f'. {change}; --multimix-prob 0.5 (prob=0.5) trains every other step without embedding mixing.')

@@ -8,7 +8,8 @@ mixed logits, s (N) the weights of the loss terms, S = Σ_k s_k. Since the mixed
 
 and for binary cross-entropy, each class for itself, the same with Σ_c softplus(X_kc) in place of τ_k logsumexp(X_k) and
 the logistic function in place of τ softmax. With X_k divided by h_k = ‖w_k‖ (`keep_norm`), s_k / h_k stands for s_k in
-V and in the gradient. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine
+V and in the gradient. With class weights Y is Y∘(weights) already, and S = Σ_k s_k v_k, where v = w mass mixes what
+the examples weigh. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine
 adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
 """
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..dirichlet import LamSampler, Sticks
+from ..options import LossOptions
 from ..ranks import total, world
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
@@ -42,6 +44,7 @@ class Batch:
         half: whether the logits came in half precision, and so are not worth float32's products.
         binary: whether every class is compared for itself; then the logits are as they came.
         keep_norm: whether X_k is wL / ‖w_k‖ instead.
+        mass: what each example weighs, (B,), with class weights; None is 1.
     """
     logits: Tensor
     y: Tensor
@@ -49,7 +52,8 @@ class Batch:
     attention: Optional[Tensor]
     half: bool
     binary: bool
-    keep_norm: bool = False
+    keep_norm: bool
+    mass: Optional[Tensor]
 
 
 @dataclass
@@ -67,8 +71,8 @@ class Sums:
         attention: its gradient times S, of losses relative to `reference`, (p, B). None, as the next two, where it is
             not wanted.
         lam: Σ_k λ_k of the terms that count, (p, B).
-        reference: mean loss of a position's first tile, (p,), NaN before. Near the mean of all: what is divided by a
-            weight next to nothing must be a sum of small differences, not a difference of large sums.
+        reference: weighted mean loss of a position's first tile, (p,), NaN before. Near the mean of all: what is
+            divided by a weight next to nothing must be a sum of small differences, not a difference of large sums.
     """
     loss: Tensor
     weight: Tensor
@@ -97,22 +101,20 @@ def run(
         y: Tensor,
         lam: Union[Tensor, LamSampler],
         attention: Optional[Tensor],
-        over_all: bool,
+        mass: Optional[Tensor],
+        options: LossOptions,
         logits_grad: bool,
         attention_grad: bool,
-        over_ranks: bool = False,
-        binary: bool = False,
-        keep_norm: bool = False,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
-    `over_ranks`, `binary`, `keep_norm`: see `mixed_cross_entropy`; a binary loss is the sum over the classes here.
+    A binary loss is the sum over the classes here. `mass`: see `Batch`.
     """
     N, P, B = lam.shape
     C = y.shape[1]
     rowsum = y.sum(1)
-    if binary:
+    if options.binary:
         moved = logits.to(y.dtype, copy=True)
     else:  # shifting an example's logits changes nothing; from half precision, the subtraction promotes to y's dtype
         moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
@@ -129,8 +131,8 @@ def run(
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
-        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4, binary,
-                     keep_norm)
+        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4,
+                     options.binary, options.keep_norm, mass)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
@@ -147,21 +149,24 @@ def run(
             L[p] = sums.logits - targets  # this position's logits are needed no more
 
     ranks = 1
-    if over_ranks:  # the terms of all, over the weights of all
+    if options.over_ranks:  # the terms of all, over the weights of all
         loss, weight = total(torch.stack([loss, weight]))
         ranks = world()
 
-    # A position that no mixture weighs (every example that attends to it was missed) has no part in the mean.
-    some = weight > 0
-    if over_all:
-        share = peak * some / (peak * weight).sum().clamp(min=TINY)
+    # A position that no mixture weighs has no part in the mean: every example that attends to it was missed, or is of
+    # a class that weighs nothing.
+    some = weight > TINY
+    if options.over_all:
+        whole = (peak * weight).sum()
+        share = peak * some.any() / whole.clamp(min=torch.finfo(whole.dtype).tiny)
     else:
         share = torch.where(some, 1 / torch.where(some, weight, 1), 0) / some.sum().clamp(min=1)
     value = (share * loss).sum()
     share = share * ranks  # of the gradient; who averages gradients over the ranks divides by it
     if grad_a is not None and reference is not None and seen is not None:
-        mean = value if over_all else loss / torch.where(some, weight, 1)
-        grad_a -= (mean - reference).unsqueeze(1) * count  # type: ignore[operator]
+        mean = value if options.over_all else loss / torch.where(some, weight, 1)
+        weighed = count if mass is None else count * mass  # type: ignore[operator]
+        grad_a -= (mean - reference).unsqueeze(1) * weighed  # type: ignore[operator]
         grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
     return value, moved.mul_(share.view(1, P, 1)).to(logits.dtype) if logits_grad else None, grad_a
 

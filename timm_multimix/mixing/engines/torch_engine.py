@@ -54,7 +54,11 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         x.div_(h)
     tau = torch.ones_like(w[..., 0]) if batch.binary else w @ batch.rowsum
     weight = tau if s is None else s * tau
-    sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
+    v = None if batch.mass is None else w @ batch.mass
+    if v is None:
+        sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
+    else:
+        sums.weight[p] += (v if s is None else s * v).sum(-1)
     if batch.binary:
         prob, lse = x.sigmoid(), -F.logsigmoid(-x).sum(-1)
         sums.loss[p] += (weight * lse).sum(-1)
@@ -78,7 +82,7 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     sums.pair[p].baddbmm_(wt, pairs if h is None else pairs / h)
     if sums.attention is not None:
         assert s is not None and isinstance(lam, Tensor)
-        _add_attention(sums, batch, p, lam, w, s, tau, lse, prob)
+        _add_attention(sums, batch, p, lam, w, s, v, tau, lse, prob)
     if sums.logits is not None:
         back = prob.mul_(weight.unsqueeze(-1))
         sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
@@ -95,9 +99,12 @@ def _mix_sticks(sticks: Sticks, rows: Tensor) -> Tensor:
 
 
 def _add_attention(
-        sums: Sums, batch: Batch, p: slice, lam: Tensor, w: Tensor, s: Tensor, tau: Tensor, lse: Tensor,
-        prob: Tensor) -> None:
-    """∂/∂a_i Σ_k s_k loss_k = Σ_k λ_ki (loss_k + q_ki − q_k·w_k), where q_k = ∂loss_k/∂w_k, and s w_i = λ_i a_i."""
+        sums: Sums, batch: Batch, p: slice, lam: Tensor, w: Tensor, s: Tensor, v: Optional[Tensor], tau: Tensor,
+        lse: Tensor, prob: Tensor) -> None:
+    """∂/∂a_i Σ_k s_k loss_k = Σ_k λ_ki (loss_k + q_ki − q_k·w_k), where q_k = ∂loss_k/∂w_k, and s w_i = λ_i a_i.
+
+    ∂S/∂a_i = Σ_k λ_ki mass_i, so relative to a mean loss r every loss_k becomes loss_k − r mass_i.
+    """
     assert sums.attention is not None and sums.reference is not None and sums.lam is not None
     L = batch.logits[p]
     G = L @ batch.y.t()
@@ -109,8 +116,15 @@ def _add_attention(
     q -= wg + torch.bmm(w, G.transpose(1, 2))
     q -= (q * w).sum(-1, keepdim=True)
     first = sums.reference[p].isnan()
-    mean = (s * loss).sum(-1) / s.sum(-1).clamp(min=TINY)
-    sums.reference[p] = torch.where(first, mean, sums.reference[p])
+    weight = s.sum(-1)
+    if v is not None and batch.mass is not None:  # a tile that weighs next to nothing tells little about the others
+        weight = torch.maximum((s * v).sum(-1), 1e-3 * batch.mass.max() * weight)
+    mean = torch.where(weight > TINY, (s * loss).sum(-1) / weight.clamp(min=TINY), 0)
+    reference = sums.reference[p] = torch.where(first, mean, sums.reference[p])
     counts = lam * (s > 0).unsqueeze(-1)
-    sums.attention[p] += (counts * (q + (loss - sums.reference[p].unsqueeze(-1)).unsqueeze(-1))).sum(1)
+    if batch.mass is None:
+        excess = (loss - reference.unsqueeze(-1)).unsqueeze(-1)
+    else:
+        excess = loss.unsqueeze(-1) - reference.view(-1, 1, 1) * batch.mass
+    sums.attention[p] += (counts * (q + excess)).sum(1)
     sums.lam[p] += counts.sum(1)

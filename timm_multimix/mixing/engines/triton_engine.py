@@ -1,9 +1,10 @@
 """The tiles as Triton kernels, for CUDA: mixed logits exist in registers only.
 
 For position p, with g = λa (λ without attention), s = Σ_b g, w = g/s, ρ = Σ_c Y, L the logits, X = gL/r, where r is s,
-or s‖w‖ to keep the length of embeddings:
+or s‖w‖ to keep the length of embeddings; and μ what the examples weigh, 1 without class weights:
 
-    _lse     per block of tuples: s, 1/r, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks of classes
+    _lse     per block of tuples: Σ_b gμ (its part of S), 1/r, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks
+             of classes
     _grad    per block of classes and of examples: a ∘ λᵀ(v/r · softmax(X)), X computed again, over all tuples
     _pair    per block of pairs of examples: gᵀ(g/r), over all tuples
 
@@ -81,26 +82,32 @@ def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
 
 
 @triton.jit
-def _lse(lam, L, a, rowsum, s_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, TINY: tl.constexpr,
-         HAS_A: tl.constexpr, KEEP_NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr,
-         PRECISION: tl.constexpr):
+def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b,
+         TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, KEEP_NORM: tl.constexpr,
+         BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
     p = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     s = tl.zeros((BLOCK_N,), dtype=tl.float32)
     v = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    weight = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for b0 in range(0, B, STEP):
         b = b0 + tl.arange(0, STEP)
         g = _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A)
         s += tl.sum(g, 1)
         v += tl.sum(g * tl.load(rowsum + b, mask=b < B, other=0.0)[None, :], 1)
+        if HAS_MASS:
+            weight += tl.sum(g * tl.load(mass + b, mask=b < B, other=0.0)[None, :], 1)
     if HAS_A:
         some = s > TINY
         s = tl.where(some, s, 0.0)
         v = tl.where(some, v, 0.0)
+        weight = tl.where(some, weight, 0.0)
         inverse = tl.where(some, 1 / tl.where(some, s, 1.0), 0.0)
     else:
         s = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
         inverse = s
+    if not HAS_MASS:
+        weight = s
     if KEEP_NORM:  # of factors already normalised: the squares of small ones would be lost in float32
         square = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for b0 in range(0, B, STEP):
@@ -116,7 +123,7 @@ def _lse(lam, L, a, rowsum, s_out, inverse_out, v_out, lse_out, N, B, C, lam_p, 
         higher = tl.maximum(top, tl.max(x, 1))
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher[:, None]), 1)
         top = higher
-    tl.store(s_out + p * N + k, s, mask=k < N)
+    tl.store(weight_out + p * N + k, weight, mask=k < N)
     tl.store(inverse_out + p * N + k, inverse, mask=k < N)
     tl.store(v_out + p * N + k, v, mask=k < N)
     tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
@@ -169,19 +176,20 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     C = L.shape[-1]
     if lam.stride(-1) != 1:
         lam = lam.contiguous()
-    s, inverse, v, lse = (lam.new_empty(p, N) for _ in range(4))
+    weight, inverse, v, lse = (lam.new_empty(p, N) for _ in range(4))
     # Products of half-precision logits need no more digits than they have; float32 ones get about all of theirs.
     precision = 'tf32' if batch.half else 'tf32x3'
     sizes = (N, B, C, lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
     block_n, block_b = BLOCK_N[precision], min(BLOCK_B, max(32, triton.next_power_of_2(B)))
     fixed = dict(HAS_A=a is not None, BLOCK_N=block_n, PRECISION=precision, **LAUNCH)
     any_a = lam if a is None else a.contiguous()
+    any_mass = batch.rowsum if batch.mass is None else batch.mass
     with torch.cuda.device_of(lam):
         _lse[triton.cdiv(N, block_n), p](
-            lam, L, any_a, batch.rowsum, s, inverse, v, lse, *sizes, TINY=TINY, KEEP_NORM=batch.keep_norm,
-            BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+            lam, L, any_a, batch.rowsum, any_mass, weight, inverse, v, lse, *sizes, TINY=TINY,
+            HAS_MASS=batch.mass is not None, KEEP_NORM=batch.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
         sums.loss += (v * lse).sum(1)
-        sums.weight += s.sum(1)
+        sums.weight += weight.sum(1)
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
         with _Split(sums.pair, N, blocks) as to:
             _pair[blocks[0], blocks[1], p * to.splits](

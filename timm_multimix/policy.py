@@ -1,0 +1,316 @@
+"""When to mix, and what: the one owner of the choice, which a wrapped model, `MultiMixTask` and train.py all ask."""
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor
+
+from .config import Layer, MultiMixConfig
+from .errors import SettingError
+from .mixing.ranks import rank
+from .mixing.targets import soft_target
+from .seeding import seeded_place
+
+MixupFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Schedule = Callable[[float], float]
+
+EMBEDDINGS, INPUTS, NOTHING = 'embeddings', 'inputs', 'nothing'
+WAYS = ('mixup', 'cutmix')
+# Below this share of the steps, whoever asked for embeddings to be mixed gets next to nothing of it.
+FEW = 0.05
+_POINTS = 1000  # of the training, at which the schedule is looked at for `MixingPolicy.expected`
+
+
+class InputMixing(Mixup):
+    """timm's Mixup, which also says which way it went.
+
+    Attributes:
+        way: of the last batch: 'mixup', 'cutmix', '' where it left the images alone (`prob`), or 'inputs' where it
+            went another way for each image (modes 'elem' and 'pair').
+    """
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        self.way = INPUTS
+        return super().__call__(x, target)  # type: ignore[no-any-return]
+
+    def _params_per_batch(self) -> tuple[float, bool]:
+        lam, cutmix = super()._params_per_batch()
+        self.way = '' if lam == 1 else WAYS[bool(cutmix)]
+        return lam, cutmix
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step does.
+
+    Attributes:
+        step: its number, from 0.
+        embeddings: whether embeddings (or what `layer` says) are mixed.
+        inputs: how inputs are mixed: 'mixup', 'cutmix', 'inputs' where it is not known, '' for not.
+        layer: where in the network it mixes.
+        seed: of the policy.
+    """
+    step: int
+    embeddings: bool
+    inputs: str = ''
+    layer: Layer = 'embedding'
+    seed: int = 42
+
+    @property
+    def mixed(self) -> str:
+        """In words: 'nothing', 'embeddings', 'mixup', 'cutmix', 'mixup and embeddings', …"""
+        return ' and '.join(filter(None, (self.inputs, EMBEDDINGS if self.embeddings else ''))) or NOTHING
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """What draws Λ on this step: the same for the same seed, step and rank, whatever was drawn before."""
+        try:
+            generator = torch.Generator(device)
+        except RuntimeError:  # a device without one: Λ is drawn on the CPU and moved
+            generator = torch.Generator()
+        words = np.random.SeedSequence((self.seed, self.step, rank())).generate_state(2, np.uint64)
+        return generator.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+class MixingPolicy:
+    """Chooses for every training step what is mixed: embeddings, inputs, both or nothing; mixes the inputs; and counts.
+
+    The choice depends on the settings, the seed, the number of the step, and how far the training is, and on nothing
+    else: ranks agree, and a resumed run goes on where it was.
+
+    A method with another schedule is a subclass with another `share`, or a `schedule`.
+
+    Args:
+        config: the settings; None mixes no embeddings, and inputs on every step if there is a `mixup_fn`.
+        num_classes: of the model.
+        seed: of what is mixed and by how much, ≥ 0.
+        mixup_fn: input mixing, such as `timm.data.Mixup`: (images, class indices) → (images, soft targets). It is given
+            a copy of the images. None is timm's, with `config.mixup` and `config.cutmix`.
+        schedule: the progress of the training, 0 to 1, to the share of the steps that mix anything, 0 to 1; in place
+            of `config.ramp`.
+
+    Attributes:
+        step: how many training steps were made.
+        counts: how many of them mixed 'embeddings', 'inputs' (of these 'mixup', 'cutmix') and 'nothing'; 'steps' in
+            all.
+        progress: how far the training is, 0 to 1; None where nobody said.
+        epoch: the same in epochs.
+
+    Raises:
+        SettingError: a seed that is none; `mixup_fn` beside other values of `mixup` or `cutmix`; a schedule beside a
+            ramp.
+    """
+
+    def __init__(
+            self,
+            config: Optional[MultiMixConfig],
+            num_classes: int,
+            *,
+            seed: int = 42,
+            mixup_fn: Optional[MixupFn] = None,
+            schedule: Optional[Schedule] = None,
+    ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise SettingError(f'seed is {seed!r}, but it must be a whole number of at least 0.')
+        self.config = config
+        self.num_classes = num_classes
+        self.seed = seed
+        self.schedule = schedule
+        self.mixup_fn = self.given_mixup_fn = mixup_fn
+        self.step = 0
+        self.counts: Counter[str] = Counter()
+        self.progress: Optional[float] = None
+        self.epoch: Optional[float] = None
+        self._said: set[str] = set()
+        if config is None:
+            return
+        if schedule is not None and config.given('ramp', 'ramp_epochs'):
+            raise SettingError('schedule says on which share of the steps to mix, and so does ramp or ramp_epochs: '
+                               'give only one.')
+        self.configure(config)
+        for name in WAYS if mixup_fn is not None else ():
+            if config.given(name) and getattr(config, name) != getattr(mixup_fn, f'{name}_alpha', None):
+                raise SettingError(f'{name} is {getattr(config, name):g}, but mixup_fn mixes inputs in its own way: '
+                                   f'give only one.')
+
+    def configure(self, config: MultiMixConfig, num_classes: Optional[int] = None) -> None:
+        """Go on with other settings, or for another number of classes."""
+        self.config, self.num_classes = config, num_classes or self.num_classes
+        if self.given_mixup_fn is None:
+            self.mixup_fn = InputMixing(
+                config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=self.num_classes,
+            ) if config.mixup or config.cutmix else None
+
+    @property
+    def mixes_anything(self) -> bool:
+        """Whether any step may mix."""
+        return self.mixup_fn is not None or (self.config is not None and self.config.prob > 0)
+
+    # ------------------------------------------------------------------------------------------------- how far it is
+
+    def set_progress(self, done: float, of: Optional[float] = None) -> None:
+        """Say how far the training is, at least once an epoch, for `ramp`, `ramp_epochs` and schedules.
+
+        Args:
+            done: a fraction, 0 to 1; or, with `of`, epochs (fractions count), such as `epoch + i / len(loader)`.
+            of: how many epochs are planned.
+
+        Raises:
+            SettingError: numbers that cannot be; a fraction where `ramp_epochs` needs epochs.
+        """
+        for name, value in (('done', done), ('of', of)):
+            if value is not None and (not isinstance(value, (int, float)) or not 0 <= value < math.inf):
+                raise SettingError(f'set_progress: {name} is {value!r}, but it must be a finite number of at least 0.')
+        if of is None:
+            if done > 1:
+                raise SettingError(f'set_progress({done:g}) is no fraction of the training from 0 to 1. In epochs, say '
+                                   f'how many are planned: set_progress({done:g}, epochs).')
+            if self.config is not None and self.config.ramp_epochs:
+                raise SettingError(f'ramp_epochs is {self.config.ramp_epochs:g}, so the policy must know the epoch: '
+                                   f'set_progress(epoch, epochs).')
+        elif of == 0:
+            raise SettingError('set_progress: of is 0, but a training has at least one epoch.')
+        self.progress, self.epoch = (done, None) if of is None else (min(1.0, done / of), done)
+
+    @property
+    def share(self) -> float:
+        """Of the steps, how many mix anything at this time of the training: 0 to 1. Override it for another schedule.
+
+        Where nobody said how far the training is, the ramp is taken to be over.
+        """
+        if self.config is None:
+            return 1.0
+        if self.schedule is not None:
+            share = float(self.schedule(1.0 if self.progress is None else self.progress))
+            if not 0 <= share <= 1:
+                raise SettingError(f'schedule gave {share}, but it is a share of the steps: from 0 to 1.')
+            return share
+        at, over = self.progress, self.config.ramp
+        if self.config.ramp_epochs:
+            at, over = self.epoch, self.config.ramp_epochs
+        return 1.0 if not over or at is None else min(1.0, at / over)
+
+    # ------------------------------------------------------------------------------------------------- what one does
+
+    def choose(self, step: int) -> Plan:
+        """What a step does at this time of the training, but for the way of input mixing, which `begin` finds out."""
+        draw, share = random.Random(f'{self.seed}/{step}').random(), self.share
+        if self.config is None:
+            return Plan(step, False, INPUTS if self.mixup_fn is not None else '', seed=self.seed)
+        embeddings = draw < self.config.prob * share
+        inputs = self.mixup_fn is not None and draw < share and (self.config.prob >= 1 or not embeddings)
+        layers = self.config.layers
+        layer = layers[0] if len(layers) == 1 else random.Random(f'{self.seed}/{step}/layer').choice(layers)
+        return Plan(step, embeddings, INPUTS if inputs else '', layer, self.seed)
+
+    @torch.compiler.disable
+    def begin(self, images: Tensor, target: Tensor, embeddings: Optional[bool] = None) -> tuple[Tensor, Tensor, Plan]:
+        """A training step: choose, mix the inputs where they are to be mixed, and count.
+
+        Args:
+            images: (B, …); never written to: what is mixed is a copy.
+            target: class indices (B,) or soft targets (B, C).
+            embeddings: what to do, in place of a choice.
+
+        Returns:
+            images and targets to train on (those given, or mixed ones), and the plan.
+        """
+        self._say_assumption()
+        plan = self.choose(self.step)
+        if embeddings is not None:
+            plan = Plan(plan.step, embeddings, '', plan.layer, plan.seed)
+        if plan.inputs:
+            images, target, way = self._mix_inputs(images, target, plan)
+            plan = Plan(plan.step, plan.embeddings, way, plan.layer, plan.seed)
+        self.step += 1
+        self.counts.update(['steps', *([EMBEDDINGS] if plan.embeddings else []), *([INPUTS] if plan.inputs else []),
+                            *([plan.inputs] if plan.inputs in WAYS else []), *([NOTHING] * (plan.mixed == NOTHING))])
+        return images, target, plan
+
+    def _mix_inputs(self, images: Tensor, target: Tensor, plan: Plan) -> tuple[Tensor, Tensor, str]:
+        assert self.mixup_fn is not None
+        if not getattr(self.mixup_fn, 'mixup_enabled', True):  # as timm's loop does from --mixup-off-epoch on
+            return images, target, ''
+        if target.ndim != 1:
+            self._warn('soft', 'inputs are mixed with class indices only, and these targets are soft: such steps train '
+                               'on unmixed images. mixup 0 and cutmix 0 say so from the start.')
+            return images, target, ''
+        if isinstance(self.mixup_fn, Mixup) and len(images) % 2:
+            self._warn('odd', f"timm's Mixup pairs the images of a batch, and {len(images)} is odd: such batches train "
+                              f'on unmixed images.')
+            return images, target, ''
+        soft_target(target, self.num_classes, torch.float32, batch=len(images))  # its errors name what is wrong
+        with seeded_place(self.seed, plan.step, rank()):
+            images, target = self.mixup_fn(images.clone(), target)
+        return images, target, getattr(self.mixup_fn, 'way', INPUTS)
+
+    def _say_assumption(self) -> None:
+        if self.progress is None and self.config is not None and (
+                self.config.ramp or self.config.ramp_epochs or self.schedule):
+            self._warn('progress', 'nobody has said how far the training is, so it mixes from the first step as much '
+                                   'as at the end. Call model.set_progress(epoch, epochs) once an epoch, or give '
+                                   'ramp=0.')
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            warnings.warn(message, stacklevel=5)
+
+    # -------------------------------------------------------------------------------------------------------- counted
+
+    def expected(self, epochs: float = 1.0, input_epochs: Optional[float] = None) -> dict[str, float]:
+        """Shares of the steps of a whole training of so many epochs: of 'embeddings', 'inputs' and 'nothing'.
+
+        Args:
+            epochs: the planned training.
+            input_epochs: from here on inputs are left alone (`--mixup-off-epoch`).
+        """
+        was = self.progress, self.epoch
+        found = {EMBEDDINGS: 0.0, INPUTS: 0.0, NOTHING: 0.0}
+        prob = self.config.prob if self.config is not None else 0.0
+        often = 0.0 if self.mixup_fn is None else float(getattr(self.mixup_fn, 'mix_prob', 1.0))
+        try:
+            for i in range(_POINTS):
+                self.set_progress((i + 0.5) / _POINTS * epochs, epochs)
+                share = self.share
+                off = input_epochs is not None and self.epoch is not None and self.epoch >= input_epochs
+                inputs = share * (1 if prob >= 1 else 1 - prob) * (0.0 if off else often)
+                found[EMBEDDINGS] += prob * share / _POINTS
+                found[INPUTS] += inputs / _POINTS
+                found[NOTHING] += (1 - max(prob * share, inputs) if prob >= 1 else 1 - prob * share - inputs) / _POINTS
+        finally:
+            self.progress, self.epoch = was
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values to resume from: the step and the counts."""
+        return {'step': self.step, 'counts': dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`. A state without counts, of an older version, is counted from here on."""
+        self.step = int(state.get('step', 0))
+        self.counts = Counter({str(name): int(n) for name, n in (state.get('counts') or {}).items()})
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts as a sentence: 'Of 36 steps 9 mixed embeddings, 25 inputs (12 mixup, 13 CutMix), and 2 nothing.'"""
+    if not counts.get('steps'):
+        return 'No step was made.'
+    ways = [f'{thousands(counts[way])} {name}' for way, name in zip(WAYS, ('mixup', 'CutMix')) if counts.get(way)]
+    parts = [f'{thousands(counts.get(EMBEDDINGS, 0))} mixed embeddings',
+             f'{thousands(counts.get(INPUTS, 0))} inputs' + (f' ({", ".join(ways)})' if ways else ''),
+             f'{thousands(counts.get(NOTHING, 0))} nothing']
+    return f'Of {thousands(counts["steps"])} steps {parts[0]}, {parts[1]}, and {parts[2]}.'
+
+
+def thousands(number: float) -> str:
+    """1170 → '1 170'."""
+    return f'{round(number):,}'.replace(',', ' ')
