@@ -389,10 +389,11 @@ def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.devi
 
 
 def run(args: argparse.Namespace) -> None:
+    unsmoothed = args.smoothing is None and args.multimix != 'none'
+    args.smoothing = smoothing(args)
     asked = dict(vars(args))  # args.yaml keeps this: what follows resolves some of it for this data and batch size
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
-    args.smoothing = smoothing(args)
     if args.input_size is not None:
         args.in_chans, *size = args.input_size
         args.img_size = size[0] if size[0] == size[1] else tuple(size)
@@ -535,7 +536,7 @@ def run(args: argparse.Namespace) -> None:
     if expected := expected_line(*plan):
         say(expected)
     messages.append(few_warning(*plan))
-    if asked['smoothing'] is None and config is not None:
+    if unsmoothed:
         say('Labels are not smoothed, since --smoothing is not given: beside mixing it costs calibration (timm: 0.1).')
     if config is not None:
         messages.append(one_position_note(config, ending.positions if ending else 1))

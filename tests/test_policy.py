@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,13 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data import Mixup
 
+import timm_multimix
 import train
 from timm_multimix import MultiMixConfig, MultiMixModel, MultiMixTask, SettingError, wrap
 from timm_multimix.config import PRESETS
 from timm_multimix.mixing import LamSampler
 from timm_multimix.policy import InputMixing, MixingPolicy, told
+from timm_multimix.report import read_summary
 
 from . import recording
+from .conftest import ROOT
 
 IMAGES, TARGET = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
 
@@ -482,8 +486,7 @@ def test_class_weights_hold_on_steps_of_every_kind(layer: str) -> None:
         torch.testing.assert_close(out.signal['loss_clean'], clean.detach())
         lam = seen[0][:, 0]
         mixed = lam @ out.logits if layer == 'embedding' else logits[0][8:]
-        terms = weight * (lam @ y)
-        want = -(terms * mixed.log_softmax(1)).sum() / terms.sum()
+        want = -(weight * (lam @ y) * mixed.log_softmax(1)).sum() / (lam @ weight[TARGET]).sum()
         torch.testing.assert_close(out.signal['loss_mixed'], want.detach())
     assert {'embeddings', 'mixup', 'cutmix'} <= kinds
     with pytest.raises(SettingError, match='3 weights, but the model has 5 classes'):
@@ -493,3 +496,39 @@ def test_class_weights_hold_on_steps_of_every_kind(layer: str) -> None:
             model(class_weight=bad)
     with pytest.raises(SettingError, match='no weighted mean'):
         model(class_weight=(1,) * 5, bce_loss=True)
+
+
+def test_the_page_on_changing_the_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'changing_the_method.md').read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {'torch': torch, 'timm': timm, 'timm_multimix': timm_multimix}
+    exec(blocks[0], names)
+    sampled = names['model'].train()
+    sampled.policy.configure(sampled.config.replace(preset='embeddings', ramp=0.0))
+    out = sampled(torch.rand(8, 3, 64, 64), TARGET)
+    assert out.mixed == 'embeddings' and 2 < float(out.signal['effective']) < 5 and torch.isfinite(out.loss)
+    lam = names['half_of_one_example'](LamSampler(50, 2, 8, 0.1), torch.eye(8), torch.zeros(8, 2, 8))
+    assert lam.shape == (50, 2, 8) and (lam.amax(-1) >= 0.5).all()
+    torch.testing.assert_close(lam.sum(-1), torch.ones(50, 2))
+
+    names['net'] = timm.create_model('test_resnet', num_classes=5)
+    exec(blocks[1], names)
+    names['model'].set_progress(0.2)
+    assert {names['model'](IMAGES, TARGET).mixed for _ in range(10)} == {'nothing'}
+
+    (tmp_path / 'my_module.py').write_text('import timm_multimix\n' + blocks[2])
+    monkeypatch.chdir(tmp_path)
+    command = ['--model', 'test_resnet', '--multimix', 'dense', '--multimix-task', 'my_module:Late', '-j', '0',
+               '--output', str(tmp_path), '--experiment', 'x', '--warmup-epochs', '0']
+    assert train.main([*command, '--epochs', '4']) == 0
+    mixed = [int(row['train_unmixed']) for row in read_summary(tmp_path / 'x' / 'summary.csv')]
+    assert mixed[0] > 0 and mixed[1:] == [0, 0, 0]
+    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '5']) == 0  # args.yaml says which task
+
+
+@pytest.mark.parametrize('name, words', [
+    ('nowhere:Late', "no module 'nowhere'"), ('timm_multimix:wrap', 'no subclass of timm_multimix.MultiMixTask'),
+    ('timm_multimix', 'module:Class')])
+def test_a_task_that_is_none(name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(['--model', 'test_resnet', '--multimix-task', name, '--output', str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err

@@ -284,3 +284,14 @@ def test_config_object_and_keywords() -> None:
     config = MultiMixConfig('dense', n=7)
     assert wrap(build('resnet')[0], config).config is config
     assert wrap(build('resnet')[0], config, attention='cam').config == MultiMixConfig('dense', n=7, attention='cam')
+
+
+@pytest.mark.parametrize('mode', ['multimix', 'dense'])
+@pytest.mark.parametrize('last', [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1), nn.ReLU()])
+def test_a_head_whose_last_layer_is_not_linear_is_refused(mode: str, last: nn.Module) -> None:
+    model = timm.create_model('test_resnet', num_classes=4)
+    model.fc = nn.Sequential(nn.Linear(model.num_features, 4), last)
+    with pytest.raises(SettingError, match=f'needs a linear last layer.*ends in {type(last).__name__}'):
+        wrap(model, mode)
+    model.fc = nn.Sequential(nn.Linear(model.num_features, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+    assert wrap(model, mode).training

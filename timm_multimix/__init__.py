@@ -4,12 +4,13 @@ from .config import MultiMixConfig
 from .errors import SettingError
 from .hub import from_pretrained, list_checkpoints, push_to_hub
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
+from .policy import MixingPolicy
 from .task import MultiMixTask
 from .version import __version__
 from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
 
 __all__ = [
-    'LamSampler', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts', 'SettingError',
-    '__version__', 'attention', 'describe', 'from_pretrained', 'list_checkpoints', 'mixed_cross_entropy', 'push_to_hub',
-    'sample_lam', 'unwrap', 'wrap',
+    'LamSampler', 'MixingPolicy', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts',
+    'SettingError', '__version__', 'attention', 'describe', 'from_pretrained', 'list_checkpoints',
+    'mixed_cross_entropy', 'push_to_hub', 'sample_lam', 'unwrap', 'wrap',
 ]

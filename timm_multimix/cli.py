@@ -501,6 +501,8 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
         value = getattr(args, name)
         if value is not None or asked:
             given[name] = value or 0.0
+    if args.cutmix_minmax:
+        given['cutmix'] = 1.0  # as timm's Mixup has it
     if args.bce_loss:
         given.update({name: getattr(args, name) for name in ('bce_loss', 'bce_sum', 'bce_target_thresh')})
     return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': smoothing(args), **given})

@@ -17,7 +17,7 @@ from torch import Tensor
 from .config import Layer, MultiMixConfig
 from .errors import SettingError
 from .mixing.ranks import rank
-from .mixing.targets import soft_target
+from .mixing.targets import check_target
 from .seeding import seeded_place
 
 MixupFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -247,7 +247,7 @@ class MixingPolicy:
             self._warn('odd', f"timm's Mixup pairs the images of a batch, and {len(images)} is odd: such batches train "
                               f'on unmixed images.')
             return images, target, ''
-        soft_target(target, self.num_classes, torch.float32, batch=len(images))  # its errors name what is wrong
+        check_target(target, self.num_classes, batch=len(images))
         with seeded_place(self.seed, plan.step, rank()):
             images, target = self.mixup_fn(images.clone(), target)
         return images, target, getattr(self.mixup_fn, 'way', INPUTS)

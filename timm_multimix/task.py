@@ -101,6 +101,11 @@ class MultiMixTask(ClassificationTask):
         return self.wrapped.config if self.is_wrapped else None
 
     @property
+    def step(self) -> int:
+        """How many training steps were made."""
+        return self.policy.step
+
+    @property
     def mixup_fn(self) -> Optional[MixupFn]:
         """What mixes inputs."""
         return self.policy.mixup_fn

@@ -15,6 +15,7 @@ from .backbones import (
     Ending,
     InTimmsWords,
     Parts,
+    check_affine,
     classifier_leaves,
     inspect_ending,
     position_logits,
@@ -28,7 +29,7 @@ from .errors import SettingError
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
 from .mixing.ranks import agree, gather, rank, share_of, world
 from .mixing.signal import signal_warning
-from .mixing.targets import cross_entropy, soft_target
+from .mixing.targets import cross_entropy, smooth, soft_target
 from .policy import MixingPolicy, MixupFn, Plan, Schedule
 
 Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
@@ -78,6 +79,7 @@ class MultiMixModel(nn.Module):
         self.parts = parts
         self.model = model
         classifier_leaves(self.in_timms_words)
+        check_affine(self.in_timms_words)
         self.config = config
         self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
@@ -255,7 +257,7 @@ class MultiMixModel(nn.Module):
         B, P, C = dense.shape
         config = self.config
         self._note_one_position(P)
-        y = self._targets(target, C, logits)
+        y, smoothing = self._targets(target, C, logits)
         dtype, a = y.dtype, None
         if self.attending:
             a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
@@ -274,12 +276,12 @@ class MultiMixModel(nn.Module):
         if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
             agree(mixtures.alpha)
         if self.sampler is not None and isinstance(mixtures, LamSampler):
-            mixtures = self.sampler(mixtures, y, dense.detach())
+            mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
         loss_mixed = mixed_cross_entropy(
-            dense, y, mixtures, a, normalize=config.normalize or 'position', engine=config.engine,
-            over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
+            dense, y, mixtures, a, label_smoothing=smoothing, normalize=config.normalize or 'position',
+            engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
             class_weight=self._class_weight(logits)) * (C if config.bce_sum else 1)
-        report = signal(mixtures, y, None if a is None else a.detach().to(dtype))
+        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype))
         return self._output(plan, loss_mixed, loss_clean, logits, report)
 
     def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
@@ -305,26 +307,38 @@ class MultiMixModel(nn.Module):
         else:
             logits = self.model(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
-        y = self._targets(target, logits.shape[1], clean)
+        y, smoothing = self._targets(target, logits.shape[1], clean)
         with torch.autocast(input.device.type, enabled=False):
             mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
-        loss_mixed = self._binary(mixed, mixed_y) if config.bce_loss else cross_entropy(
-            mixed, mixed_y, class_weight=self._class_weight(mixed))
+        weight = self._class_weight(mixed)
+        if config.bce_loss:
+            loss_mixed = self._binary(mixed, mixed_y)
+        elif weight is None:
+            loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
+        else:  # of mixtures that are mixed already: Λ is the identity
+            eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
+            loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
+                                             class_weight=weight)
         loss_clean = self._clean(clean, target) if beside else None
-        return self._output(plan, loss_mixed, loss_clean, clean, signal(lam.unsqueeze(1), y))  # type: ignore[union-attr]
+        report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
+        return self._output(plan, loss_mixed, loss_clean, clean, report)
 
-    def _targets(self, target: Tensor, C: int, logits: Tensor, smooth: bool = True) -> Tensor:
-        """Y, (B, C), in the dtype that losses of these logits are computed in; in eval mode (`smooth` False) as is."""
+    def _targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True) -> tuple[Tensor, float]:
+        """Y, (B, C), in the dtype that losses of these logits are computed in, and by how much it is still to be
+        smoothed: a class weight is that of the class, smoothed or not."""
         config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
-        y = soft_target(target, C, dtype, config.label_smoothing if smooth and target.ndim == 1 else 0.0,
-                        binary=config.bce_loss, batch=len(logits))
-        return (y > config.bce_target_thresh).to(dtype) if smooth and config.bce_target_thresh is not None else y
+        y = soft_target(target, C, dtype, binary=config.bce_loss, batch=len(logits))
+        smoothing = config.label_smoothing if training and target.ndim == 1 else 0.0
+        if not config.bce_loss:
+            return y, smoothing
+        y = smooth(y, smoothing)
+        return (y > config.bce_target_thresh).to(dtype) if training and config.bce_target_thresh is not None else y, 0.0
 
     def _clean(self, logits: Tensor, target: Tensor, training: bool = True) -> Tensor:
         """The loss of unmixed embeddings, logits (B, C): in eval mode the plain one."""
         config = self.config
         if config.bce_loss:
-            return self._binary(logits, self._targets(target, logits.shape[1], logits, training))
+            return self._binary(logits, self._targets(target, logits.shape[1], logits, training)[0])
         return cross_entropy(
             logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
             class_weight=self._class_weight(logits) if training else None)

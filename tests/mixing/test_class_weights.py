@@ -207,7 +207,7 @@ def test_only_ratios_count(scale: float) -> None:
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('normalize', ['position', 'all'])
 @pytest.mark.parametrize('detach', [False, True])
-@pytest.mark.parametrize('size', [1.0, 1e9])
+@pytest.mark.parametrize('size', [1.0, 1e12])
 def test_a_batch_without_weight_is_0_and_has_no_gradient(
         smoothing: float, normalize: str, detach: bool, size: float) -> None:
     w, y = torch.tensor([0.0, 1, 1]), torch.zeros(4, dtype=torch.long)

@@ -53,16 +53,18 @@ def test_paper_setting_has_no_signal_and_default_has() -> None:
     assert expected_signal(MultiMixConfig('dense'), 128, 10)['target_entropy'] < 0.6
 
 
-def test_warns_only_when_nothing_is_left_to_learn_from() -> None:
-    def of(alternates: bool = True, **settings: object) -> object:
-        return signal_warning(MultiMixConfig('multimix', **settings), 128, 10, alternates)  # type: ignore[arg-type]
+def test_warns_of_a_term_without_signal() -> None:
+    def of(**settings: object) -> object:
+        return signal_warning(MultiMixConfig('multimix', **settings), 128, 10)  # type: ignore[arg-type]
 
     assert of() is None
     everywhere = of(preset='alone', alpha=(0.5, 2.0), clean_weight=0.0)
     assert 'Nothing will be learned' in everywhere and '--multimix-effective 2' in everywhere  # type: ignore[operator]
-    assert of(alpha=(0.5, 2.0), clean_weight=1.0) is None  # the clean term carries the signal
+    half = of(alpha=(0.5, 2.0), clean_weight=1.0)  # the clean term carries a signal, and the other does not
+    assert half.startswith('50% of the loss of the steps that mix embeddings teaches nothing')  # type: ignore[attr-defined]
+    assert of(alpha=(0.5, 2.0), prob=0.0) is None
     assert 'On 50% of the steps' in of(preset='paper')  # type: ignore[operator]
-    assert 'Nothing will be learned' in of(preset='paper', alternates=False)  # type: ignore[operator]
+    assert 'Nothing will be learned' in of(preset='paper', prob=1.0)  # type: ignore[operator]
 
 
 def test_foretelling_leaves_the_users_random_numbers_alone() -> None:

@@ -2,7 +2,7 @@
 from . import preact_resnet, wide_resnet  # noqa: F401  # registers them with timm
 from .description import Description, describe, description
 from .parts import InTimmsWords, Parts
-from .split import Ending, classifier_leaves, inspect_ending, position_logits, switch_class_token
+from .split import Ending, check_affine, classifier_leaves, inspect_ending, position_logits, switch_class_token
 
-__all__ = ['Description', 'Ending', 'InTimmsWords', 'Parts', 'classifier_leaves', 'describe', 'description',
-           'inspect_ending', 'position_logits', 'switch_class_token']
+__all__ = ['Description', 'Ending', 'InTimmsWords', 'Parts', 'check_affine', 'classifier_leaves', 'describe',
+           'description', 'inspect_ending', 'position_logits', 'switch_class_token']

@@ -73,6 +73,50 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
     return leaves
 
 
+@torch.no_grad()
+def check_affine(model: Model) -> None:
+    """Logits must be an affine map of what the last linear layer gives, or mixing them is not mixing embeddings.
+
+    It is tried with values: the layer is made to give two rows and their mean. Heads that cannot be run by themselves
+    are believed.
+
+    Raises:
+        SettingError: something not linear follows the layer, such as a Softmax.
+    """
+    found = model.get_classifier()  # type: ignore[operator]
+    for head in found if isinstance(found, (tuple, list)) else [found]:
+        linear = [m for m in head.modules() if _classes(m) is not None] if isinstance(head, nn.Module) else []
+        if not linear or linear[-1] is head:
+            continue
+        first, leaf = linear[0], linear[-1]
+        given: list[Tensor] = []
+
+        def two_and_their_mean(module: nn.Module, args: Any, output: Tensor, given: list[Tensor] = given) -> Tensor:
+            rows = 3 * torch.randn(output[:2].shape, generator=torch.Generator().manual_seed(0)).to(output)
+            given.append(torch.cat([rows, rows.mean(0, keepdim=True)]))
+            return given[-1]
+
+        hook = leaf.register_forward_hook(two_and_their_mean)
+        try:
+            with evaluating(model):
+                weight = first.weight
+                z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))  # type: ignore[operator, arg-type]
+                out = head(z)
+        except Exception:  # it takes more than embeddings
+            continue
+        finally:
+            hook.remove()
+        if not given or not isinstance(out, Tensor) or len(out) != 3:
+            continue
+        error = (out[2] - out[:2].mean(0)).abs().max()
+        if not error <= 1e-2 * given[0].abs().max():
+            raise SettingError(
+                f'Mixing embeddings needs a linear last layer, but the logits of {name_of(model)} are no linear '
+                f'function of what its last Linear gives: something follows it, such as a Softmax or a Sigmoid '
+                f'({type(head).__name__} ends in {type(list(head.modules())[-1]).__name__}). Remove it: the loss '
+                f'takes logits.')
+
+
 def name_of(model: Model) -> str:
     return type(model.net if isinstance(model, InTimmsWords) else model).__name__
 

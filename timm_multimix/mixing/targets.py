@@ -88,17 +88,16 @@ def cross_entropy(
     x, hard = logits.to(dtype), target.ndim == 1
     y = target.long() if hard else target.to(dtype)
     label_smoothing = label_smoothing if hard else 0.0
-    with torch.autocast(logits.device.type, enabled=False):
-        if class_weight is None:
-            return F.cross_entropy(x, y, label_smoothing=label_smoothing)
-        w = check_class_weight(class_weight, logits, dtype)
-        if hard:
-            total = w[y].sum()
-            loss = F.cross_entropy(x, y, w, label_smoothing=label_smoothing, reduction='sum')
-        else:
-            y = y * w
-            total, loss = y.sum(), F.cross_entropy(x, y, reduction='sum')
-        return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
+    if class_weight is None:
+        return F.cross_entropy(x, y, label_smoothing=label_smoothing)  # autocast leaves it its precision
+    w = check_class_weight(class_weight, logits, dtype)
+    if hard:
+        total = w[y].sum()
+        loss = F.cross_entropy(x, y, w, label_smoothing=label_smoothing, reduction='sum')
+    else:
+        y = y * w
+        total, loss = y.sum(), F.cross_entropy(x, y, reduction='sum')
+    return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
 
 
 def check_target(target: Tensor, num_classes: int, *, binary: bool = False, batch: Optional[int] = None) -> None:
