@@ -41,17 +41,20 @@ def model(mode: str = 'multimix', **kwargs: Any) -> MultiMixModel:
 
 @pytest.mark.parametrize('flags, config, mixup', [
     ('--multimix dense --multimix-n 7', dict(mode='dense', n=7), {}),
-    ('--multimix multimix --multimix-n 7 --multimix-prob 1 --mixup 0.4 --multimix-ramp-epochs 1.5 --smoothing 0.1 '
-     '--multimix-effective 2 --seed 5',
-     dict(mode='multimix', n=7, prob=1.0, mixup=0.4, cutmix=0.0, ramp_epochs=1.5, label_smoothing=0.1, effective=2),
-     {}),
     ('--multimix multimix --multimix-prob 0.5 --multimix-ramp 0.2 --multimix-layer input 1 embedding --multimix-m 4 '
      '--multimix-n 7 --multimix-clean-weight 0 --multimix-alpha 0.2 0.5 --cutmix 0.7 --mixup 0.3 --mixup-prob 0.8 '
      '--mixup-switch-prob 0.3 --mixup-mode batch --seed 9',
      dict(mode='multimix', prob=0.5, ramp=0.2, layer=['input', 1, 'embedding'], m=4, n=7, clean_weight=0.0,
           alpha=(0.2, 0.5), cutmix=0.7, mixup=0.3), dict(prob=0.8, switch_prob=0.3)),
-    ('--multimix multimix --multimix-preset manifold --multimix-prob 0.3 --cutmix 1 --mixup-mode elem --bce-loss',
-     dict(mode='multimix', preset='manifold', prob=0.3, mixup=0.0, cutmix=1.0, bce_loss=True), dict(mode='elem')),
+    pytest.param(
+        '--multimix multimix --multimix-n 7 --multimix-prob 1 --mixup 0.4 --multimix-ramp-epochs 1.5 --smoothing 0.1 '
+        '--multimix-effective 2 --seed 5',
+        dict(mode='multimix', n=7, prob=1.0, mixup=0.4, cutmix=0.0, ramp_epochs=1.5, label_smoothing=0.1, effective=2),
+        {}, marks=pytest.mark.slow),
+    pytest.param(
+        '--multimix multimix --multimix-preset manifold --multimix-prob 0.3 --cutmix 1 --mixup-mode elem --bce-loss',
+        dict(mode='multimix', preset='manifold', prob=0.3, mixup=0.0, cutmix=1.0, bce_loss=True), dict(mode='elem'),
+        marks=pytest.mark.slow),
 ])
 def test_three_doors_do_the_same_on_every_step(
         tmp_path: Path, flags: str, config: dict[str, Any], mixup: dict[str, Any]) -> None:
@@ -61,8 +64,9 @@ def test_three_doors_do_the_same_on_every_step(
     words = flags.split()
     seed = int(words[words.index('--seed') + 1]) if '--seed' in words else 42
     assert train.main([*words, '--model', 'test_resnet', '--initial-checkpoint', str(tmp_path / 'weights.pth'),
-                       '--epochs', '5', '-b', '32', '--opt', 'sgd', '--lr', '0', '--warmup-lr', '0', '--weight-decay',
-                       '0', '--multimix-task', 'tests.recording:Recording', '-j', '0', '--output', str(tmp_path)]) == 0
+                       '--epochs', '5', '--val-interval', '5', '-b', '32', '--opt', 'sgd', '--lr', '0',
+                       '--warmup-lr', '0', '--weight-decay', '0', '--multimix-task', 'tests.recording:Recording',
+                       '-j', '0', '--output', str(tmp_path)]) == 0
     steps = recording.STEPS[-5 * 45:]  # before them it rehearsed
     assert steps[0]['progress'] == (0, 0)
 

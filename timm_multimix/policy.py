@@ -25,6 +25,7 @@ Schedule = Callable[[float], float]
 
 EMBEDDINGS, INPUTS, NOTHING = 'embeddings', 'inputs', 'nothing'
 WAYS = ('mixup', 'cutmix')
+COUNTED = ('steps', EMBEDDINGS, INPUTS, *WAYS, NOTHING)
 # Below this share of the steps, whoever asked for embeddings to be mixed gets next to nothing of it.
 FEW = 0.05
 _POINTS = 1000  # of the training, at which the schedule is looked at for `MixingPolicy.expected`

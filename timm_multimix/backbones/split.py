@@ -99,8 +99,8 @@ def check_affine(model: Model) -> None:
         hook = leaf.register_forward_hook(two_and_their_mean)
         try:
             with evaluating(model):
-                weight = first.weight
-                z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))  # type: ignore[operator, arg-type]
+                weight: Any = first.weight
+                z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))
                 out = head(z)
         except Exception:  # it takes more than embeddings
             continue

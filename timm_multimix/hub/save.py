@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from timm.utils.model import unwrap_model
 
 from ..config import MultiMixConfig
+from ..policy import COUNTED
 from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
 
@@ -97,7 +98,7 @@ def settings_text(config: MultiMixConfig, counts: Optional[Mapping[str, int]] = 
     """
     settings = {k: v for k, v in config.to_dict().items() if k != 'engine'}
     if counts:
-        settings[COUNTS] = {name: int(n) for name, n in counts.items()}
+        settings[COUNTS] = {name: int(counts[name]) for name in COUNTED if counts.get(name)}
     return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
 
 
