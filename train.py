@@ -462,6 +462,9 @@ def run(args: argparse.Namespace) -> None:
                        device=torch.device('cpu') if args.model_ema_force_cpu else None)
     if args.decay_epochs is None:
         args.decay_epochs = 0.2 if args.sched in ('wsd', 'rsqrt') else 90
+    if hasattr(train_set, '__len__') and args.grad_accum_steps > len(train_loader):
+        raise SettingError(f'--grad-accum-steps is {args.grad_accum_steps}, but an epoch has only {len(train_loader)} '
+                           f'batches, and every epoch ends with an update: at most {len(train_loader)}.')
     updates = (len(train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     try:
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)

@@ -1,6 +1,7 @@
 """Flags and YAML: timm's meaning, and no silent mistakes."""
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_who_asks_for_one_input_mixing_does_not_get_the_presets_other_one() -> N
     default = ('--multimix', 'dense')
     for flags, expected in (((), (1, 1)), (('--mixup', '0.2'), (0.2, 0)), (('--cutmix', '0.5'), (0, 0.5)),
                             (('--mixup', '0'), (0, 1)), (('--cutmix', '0'), (1, 0)),
-                            (('--cutmix-minmax', '0.2', '0.8'), (0, 0)),
+                            (('--cutmix-minmax', '0.2', '0.8'), (0, 1)),
                             (('--mixup', '0.2', '--cutmix', '0.5'), (0.2, 0.5))):
         c = config(*default, *flags)
         assert (c.mixup, c.cutmix, c.prob) == (*expected, 0.25)  # type: ignore[attr-defined]
@@ -179,9 +180,23 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     (['--seed', '-1'], '--seed is -1'), (['--mean', '0.1', '0.2'], '--mean is'), (['--std', '0'], '--std is'),
     (['--scale', '1', '0.5'], '--scale is 1 0.5'), (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax is'),
     (['--model-kwargs', 'num_classes=5'], 'use --num-classes'), (['--torchcompile', 'nonsense'], '--torchcompile is'),
-    (['--crop-pct', '-1'], '--crop-pct is'),
+    (['--crop-pct', '-1'], '--crop-pct is'), (['--clip-grad', '0'], '--clip-grad is 0.0, .* above 0'),
+    (['--drop', '1'], '--drop is 1, .* below 1'), (['--drop-path', '1'], '--drop-path is 1'),
+    (['--scale', '5', '9'], '--scale is 5 9, .* up to 1'), (['--img-size', '100000'], '--img-size is 100000'),
+    (['--start-epoch', '3', '--epochs', '3'], '--start-epoch is 3 .* nothing would be trained'),
     (['--resume', 'nowhere'], "--resume is 'nowhere'"), (['--num-classes', '0'], '--num-classes is 0'),
 ])
 def test_values_that_cannot_be_right(flags: list[str], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         check_args(parse_args(flags))
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--epochs', '3', '--warmup-epochs', '3'], 'all of the training is warm-up'),
+    (['-j', '1000'], '--workers is 1000')])
+def test_values_that_are_warned_of(flags: list[str], words: str) -> None:
+    with pytest.warns(UserWarning, match=words):
+        check_args(parse_args(flags))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_args(parse_args(['--epochs', '3', '--warmup-epochs', '2', '-j', '1']))

@@ -20,6 +20,7 @@ from .errors import SettingError, nearest
 from .loggers import check_loggers
 from .task import MultiMixTask
 
+LARGEST = 16384  # side of an image in pixels
 _LOOKED_AT = 1000  # steps, for one of every kind
 
 
@@ -60,14 +61,14 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
-    for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'clip_grad', 'mixup', 'cutmix',
+    for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'mixup', 'cutmix',
                  'color_jitter', 'epoch_repeats', 'aug_repeats', 'opt_eps', 'bce_pos_weight', 'lr_noise_pct',
                  'lr_noise_std'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < float('inf'):
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
     for name in ('decay_rate', 'decay_epochs', 'layer_decay', 'lr_cycle_mul', 'lr_cycle_decay', 'lr_k_decay', 'bn_eps',
-                 'lr_stable_timescale'):
+                 'lr_stable_timescale', 'clip_grad'):
         value = getattr(args, name)
         if value is not None and not 0 < value < float('inf'):
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be above 0.')
@@ -77,6 +78,7 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
+    _check_it_trains(args)
     for name in ('scale', 'ratio'):
         low, high = getattr(args, name)
         if not 0 < low <= high < float('inf'):
@@ -178,6 +180,29 @@ def check_args(args: argparse.Namespace) -> None:
     if (args.mixup or args.cutmix or args.cutmix_minmax) and args.batch_size % 2:
         raise SettingError(f'--batch-size is {args.batch_size}, but timm pairs the images of a batch for mixup and '
                            f'cutmix: it must be even.')
+
+
+def _check_it_trains(args: argparse.Namespace) -> None:
+    """Values that are numbers of the right kind, and with which nothing is learned or no machine copes."""
+    for name in ('drop', 'drop_path', 'drop_block'):
+        if getattr(args, name) == 1:
+            raise SettingError(f'--{name.replace("_", "-")} is 1, but then nothing is left to learn from: it must be '
+                               f'below 1.')
+    if args.scale[1] > 1:
+        raise SettingError(f'--scale is {args.scale[0]:g} {args.scale[1]:g}, but a crop is a share of the image: up '
+                           f'to 1.')
+    if args.img_size is not None and args.img_size > LARGEST:
+        raise SettingError(f'--img-size is {args.img_size}, but it is the side of an image in pixels: up to {LARGEST}.')
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise SettingError(f'--start-epoch is {args.start_epoch} and --epochs is {args.epochs}, so nothing would be '
+                           f'trained: the first epoch is 0, and the last one {args.epochs - 1}.')
+    if args.workers > (most := 16 * (os.cpu_count() or 1)):
+        warnings.warn(f'--workers is {args.workers}, and each is a process, but this machine has {os.cpu_count()} '
+                      f'cores: more than {most} only cost memory.', stacklevel=3)
+    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
+        warnings.warn(f'--warmup-epochs is {args.warmup_epochs} and --epochs is {args.epochs}, so all of the training '
+                      f'is warm-up, and the learning rate never gets to where it was set. Try --warmup-epochs '
+                      f'{args.epochs // 10}.', stacklevel=3)
 
 
 def _check_optimizer(args: argparse.Namespace) -> None:

@@ -356,6 +356,8 @@ class MultiMixConfig:
         """Raise `SettingError` unless every setting works with training batches of this size on so many ranks."""
         whole = self.mixed_batch(batch, ranks)
         self.tuple_size(whole)
+        if whole == 1 and self.prob > 0:
+            raise SettingError('--batch-size is 1, but one example cannot be mixed with others: it must be at least 2.')
         if self.gather and self.mixtures(whole) < ranks:
             raise _bad('n', self.n, f'{ranks} ranks share them out, so it must be at least {ranks}.')
         if 'effective' in self._given and self.effective[1] >= whole:  # type: ignore[index]

@@ -6,7 +6,8 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Optional
 
 import numpy as np
@@ -168,7 +169,7 @@ class MixingPolicy:
             SettingError: numbers that cannot be; a fraction where `ramp_epochs` needs epochs.
         """
         for name, value in (('done', done), ('of', of)):
-            if value is not None and (not isinstance(value, (int, float)) or not 0 <= value < math.inf):
+            if value is not None and not (isinstance(value, Real) and 0 <= value < math.inf):
                 raise SettingError(f'set_progress: {name} is {value!r}, but it must be a finite number of at least 0.')
         if of is None:
             if done > 1:
@@ -227,13 +228,14 @@ class MixingPolicy:
         self._say_assumption()
         plan = self.choose(self.step)
         if embeddings is not None:
-            plan = Plan(plan.step, embeddings, '', plan.layer, plan.seed)
+            plan = replace(plan, embeddings=embeddings, inputs='')
         if plan.inputs:
             images, target, way = self._mix_inputs(images, target, plan)
-            plan = Plan(plan.step, plan.embeddings, way, plan.layer, plan.seed)
+            plan = replace(plan, inputs=way)
         self.step += 1
-        self.counts.update(['steps', *([EMBEDDINGS] if plan.embeddings else []), *([INPUTS] if plan.inputs else []),
-                            *([plan.inputs] if plan.inputs in WAYS else []), *([NOTHING] * (plan.mixed == NOTHING))])
+        done = {'steps': True, EMBEDDINGS: plan.embeddings, INPUTS: bool(plan.inputs), NOTHING: plan.mixed == NOTHING,
+                **{way: plan.inputs == way for way in WAYS}}
+        self.counts.update(what for what, was in done.items() if was)
         return images, target, plan
 
     def _mix_inputs(self, images: Tensor, target: Tensor, plan: Plan) -> tuple[Tensor, Tensor, str]:
