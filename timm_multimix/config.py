@@ -264,8 +264,8 @@ class MultiMixConfig:
 
     def _check_values(self) -> None:
         self._check_layer()
-        for name in ('gather', 'keep_norm', 'bce_loss', 'bce_sum'):
-            if not isinstance(getattr(self, name), bool):
+        for name in ('gather', 'keep_norm', 'bce_loss', 'bce_sum', 'attention_detach'):
+            if not isinstance(getattr(self, name), bool) and getattr(self, name) is not None:
                 raise _bad(name, getattr(self, name), 'it is True or False.')
         if not self.bce_loss and (self.bce_sum or self.bce_target_thresh is not None):
             name = 'bce_sum' if self.bce_sum else 'bce_target_thresh'

@@ -526,6 +526,10 @@ def wrap(
     """
     if isinstance(model, MultiMixModel):
         raise SettingError('This model is wrapped already. unwrap() it first to wrap it with other settings.')
+    if input_size is not None and not (
+            isinstance(input_size, (tuple, list)) and len(input_size) == 3
+            and all(isinstance(n, int) and n > 0 for n in input_size)):
+        raise SettingError(f'input_size is {input_size!r}, but it must be (C, H, W) in pixels, such as (3, 224, 224).')
     if isinstance(config, MultiMixConfig):
         config = config.replace(**settings) if settings else config
     else:

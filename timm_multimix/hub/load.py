@@ -55,9 +55,13 @@ def from_pretrained(
         SettingError: no such folder, weights that are no safetensors or do not fit, no settings there and none given;
             `HubError`: the Hub refused or was not reached, or the cache does not hold it and HF_HUB_OFFLINE is set.
     """
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise SettingError(f'name is {name!r}, but it must be hf-hub:user/name, local-dir:FOLDER, or a folder.')
     folder = fetch(name, revision, token, RAW_WEIGHTS if raw else WEIGHTS)
     if config is None:
         config = _settings(folder, name)
+        if num_classes is not None and config.class_weight is not None and len(config.class_weight) != num_classes:
+            config = config.replace(class_weight=None)  # they were of other classes
     plain = _create(folder / RAW if raw else folder, name, num_classes)
     plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later
     return wrap(plain, config, **settings)

@@ -40,6 +40,9 @@ def attention(
     if kind not in KINDS or norm not in ATTENTION_NORMS:
         raise SettingError(f'attention is ({kind!r}, {norm!r}), but kind is one of {", ".join(KINDS)} and norm '
                            f'one of {", ".join(ATTENTION_NORMS)}.')
+    if features.ndim != 3 or not features.is_floating_point() or not features.numel():
+        raise SettingError(f'features must be floating (B, P, D), of P positions of D features each, not '
+                           f'{features.dtype} {tuple(features.shape)}.')
     B, P, _ = features.shape
     z = features if features.dtype == torch.float64 else features.float()
     if kind == 'uniform':

@@ -78,8 +78,12 @@ def mixed_cross_entropy(
     if logits.ndim != 3 or not logits.is_floating_point():
         raise SettingError(f'logits must be floating (B, P, C) or (B, C), not {logits.dtype} {tuple(logits.shape)}.')
     B, P, C = logits.shape
+    if not (B and P and C):
+        raise SettingError(f'logits are {tuple(logits.shape)}, but there must be an example, a position and a class.')
     if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
         raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
+    if lam.shape[0] < 1:
+        raise SettingError(f'lam is {tuple(lam.shape)}, but there must be a mixture.')
     if isinstance(lam, Tensor) and lam.requires_grad:
         raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
     if attention is not None and attention.shape != (B, P):
@@ -88,6 +92,8 @@ def mixed_cross_entropy(
         raise SettingError('keep_norm takes the attention as a constant, but it requires grad: detach it.')
     if normalize not in NORMALIZATIONS:
         raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
+    if logits.device.type == 'cpu' and not torch.compiler.is_compiling():
+        _check_values(lam, attention)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if binary and class_weight is not None:
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
@@ -108,3 +114,18 @@ def mixed_cross_entropy(
             logits, None if attention is None else attention.to(dtype), y, lam, mass,
             LossOptions(normalize == 'all', engine, over_ranks, binary, keep_norm))
         return loss / C if binary else loss
+
+
+def _check_values(lam: Union[Tensor, LamSampler], attention: Optional[Tensor]) -> None:
+    """Weights that are no weights give a plausible number, so they are looked at where that costs no wait."""
+    if isinstance(lam, Tensor):
+        low, sums = float(lam.min()), lam.sum(-1, dtype=torch.float32)
+        off = float((sums - 1).abs().max())
+        if not (low >= -1e-6 and off <= max(1e-3, 8 * float(torch.finfo(lam.dtype).eps))):
+            what = f'holds {low:g}' if not low >= -1e-6 else f'has a row that sums to 1 ± {off:.3g}'
+            raise SettingError(f'lam {what}, but mixing weights are at least 0 and those of a mixture sum to 1, along '
+                               f'the last axis.')
+    if attention is not None:
+        low, high = (float(end) for end in attention.detach().aminmax())
+        if not (low >= 0 and high < float('inf')):
+            raise SettingError(f'attention holds {high if low >= 0 else low:g}, but it must be finite and at least 0.')

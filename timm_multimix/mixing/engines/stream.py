@@ -28,6 +28,9 @@ from ..ranks import total, world
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
 
+# A logit of −∞, which masks a class: far below any other, whatever it is multiplied by.
+MASKED = -1e30
+
 # Elements of Λ drawn or cut, or of the logits, at a time.
 CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
 
@@ -118,6 +121,7 @@ def run(
         moved = logits.to(y.dtype, copy=True)
     else:  # shifting an example's logits changes nothing; from half precision, the subtraction promotes to y's dtype
         moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
+    moved.clamp_(min=MASKED)  # 0 · −∞ would be NaN, where a masked class is to be as if it were not there
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
