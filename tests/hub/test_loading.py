@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 import train
 from timm_multimix import MultiMixConfig, SettingError, from_pretrained, push_to_hub, unwrap
 from timm_multimix.cli import parse_args
+from timm_multimix.evaluate.load import load_checkpoint
 from timm_multimix.hub import export, push, save_plain
 
+from ..conftest import ROOT
 from .conftest import SMALL, a_run, logits, wrapped
 from .server import TOKEN, HubServer
 
@@ -318,3 +320,21 @@ def test_damaged_and_foreign_files(hub: HubServer, tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=words):
             from_pretrained('hf-hub:user/bad')
         assert from_pretrained('hf-hub:user/bad', 'dense').config.mode == 'dense'
+
+
+@pytest.mark.parametrize('where', [('num_classes',), ('pretrained_cfg', 'num_classes'), ('model_args', 'num_classes')])
+def test_a_config_that_contradicts_its_weights_is_refused(where: tuple[str, ...], tmp_path: Path) -> None:
+    """timm would give it a random classifier, and chance accuracy without a word."""
+    folder = Path(shutil.copytree(ROOT / 'checkpoints' / 'test_efficientnet_digits', tmp_path / 'copy'))
+    config = json.loads((folder / 'config.json').read_text())
+    part = config
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = 7
+    (folder / 'config.json').write_text(json.dumps(config))
+    words = 'says num_classes 7, but the classifier in model.safetensors has 10'
+    for load in (from_pretrained, load_checkpoint):
+        with pytest.raises(SettingError, match=words):
+            load(str(folder))
+    with pytest.raises(SettingError, match=words):
+        from_pretrained(folder, num_classes=3)

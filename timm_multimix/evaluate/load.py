@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 
 from ..errors import SettingError, nearest
+from ..hub.load import check_classes
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def load_checkpoint(
     kwargs = dict(model_kwargs or {})
     folder = _folder(path)
     if folder is not None:
+        check_classes(Path(folder), source)
         net = _create(source, f'local-dir:{folder}', pretrained=True)
     elif path.startswith(('local-dir:', 'hf-hub:', 'hf_hub:')):
         net = _create(source, path, pretrained=True)

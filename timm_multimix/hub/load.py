@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -10,7 +11,7 @@ import torch.nn as nn
 import yaml
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
@@ -141,7 +142,32 @@ def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optiona
         if not (folder / weights).is_file() and (folder / CONFIG).is_file():
             raise _no_weights(str(name), weights, [f.name for f in folder.iterdir()])
     read_config(folder, str(name))
+    check_classes(folder, name, weights)
     return folder
+
+
+def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) -> None:
+    """A config.json that names another number of classes than its weights have gives a random classifier.
+
+    Raises:
+        SettingError: they contradict each other.
+    """
+    path = folder / weights
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        cfg = config.get('pretrained_cfg') or {}
+        layers = cfg.get('classifier') or ()
+        with safe_open(path, 'pt') as f:  # type: ignore[no-untyped-call]
+            keys = set(f.keys())
+            found = {f.get_slice(key).get_shape()[0] for layer in ([layers] if isinstance(layers, str) else layers)
+                     if (key := f'{layer}.weight') in keys}
+    except (OSError, ValueError, AttributeError, TypeError, SafetensorError):  # whoever loads it says what is wrong
+        return
+    said = [part['num_classes'] for part in (config, cfg, config.get('model_args') or {}) if part.get('num_classes')]
+    if len(found) == 1 and any(n not in found for n in said):
+        wrong = next(n for n in said if n not in found)
+        raise SettingError(f'{str(name)!r} is damaged: {CONFIG} says num_classes {wrong}, but the classifier in '
+                           f'{weights} has {found.pop()}.')
 
 
 def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
