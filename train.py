@@ -58,6 +58,7 @@ from timm_multimix.data import (
     class_names,
     class_weights,
     create_train_val,
+    describe_images,
     drop_unreadable,
 )
 from timm_multimix.data.augment import as_published
@@ -112,6 +113,8 @@ def build_data(args: argparse.Namespace) -> tuple[Any, Any]:
             if left_out:
                 say(left_out)
     names = class_names(train_set)
+    if told := describe_images(train_set, names):
+        say(told)
     if args.num_classes is None:
         if names is None:
             raise SettingError('--num-classes is not given, and this data set does not say how many classes it has.')

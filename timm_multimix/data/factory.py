@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from ..distributed import from_all, rank, world
 from ..errors import SettingError, nearest
 from .digits import DIGITS, DigitsReader
+from .folders import check_links, left_out_by, tidy
 
 PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
 KEYED = ('hfds', 'hfids', 'tfds', 'wds')
@@ -72,6 +74,9 @@ def create_train_val(
                                f'have columns to choose.')
         if value is not None:
             kwargs[key] = value
+    if str(kwargs.get('class_map') or '').endswith('.pkl'):
+        raise SettingError(f'--class-map is {kwargs["class_map"]!r}, a pickle, which can run any code when it is '
+                           f'opened. Write a .txt file with a class a line.')
     if folder:
         _check_folder(root, train_split, val_split)
     elif train_split == val_split:
@@ -88,7 +93,7 @@ def create_train_val(
                     num_samples=train_num_samples, **kwargs)
     val = _create(name if not folder else '', root, val_split, is_training=False, num_samples=val_num_samples, **kwargs)
     if folder:
-        _check_splits(train, val, str(root), train_split, val_split)
+        _check_splits(train, val, str(root), train_split, val_split, str(kwargs.get('class_map') or ''))
     return train, val
 
 
@@ -123,7 +128,7 @@ def _check_folder(root: Optional[str], *splits: str) -> None:
                            f'--train-split {tars[0]} --val-split ….')
 
 
-def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
+def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str, class_map: str) -> None:
     # timm takes the whole folder for a split that it does not find in it
     roots = [Path(str(getattr(d.reader, 'root', root))) for d in (train, val)]
     if roots[0] == roots[1] or roots[0] in roots[1].parents or roots[1] in roots[0].parents:
@@ -132,6 +137,13 @@ def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: 
         raise SettingError(
             f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
             f'training and validation would see the same images. It holds: {listed or "no folders"}.')
+    for dataset, where, split in zip((train, val), roots, (train_split, val_split)):
+        if where.is_dir():  # not a tar
+            check_links(where)
+            for told in (tidy(dataset, where, split, class_map),
+                         left_out_by(class_map, dataset, where) if class_map else None):
+                if told:
+                    warnings.warn(told, stacklevel=4)
     a, b = (set(_class_to_idx(d) or ()) for d in (train, val))
     if a != b:
         only = ', '.join([f'{c} (only in {train_split})' for c in sorted(a - b)][:3]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, ConvertMode, DigitsReader, class_names
+from ..data.folders import check_links, tidy
 from ..errors import SettingError, nearest
 from .load import Checkpoint
 
@@ -40,6 +41,10 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     except Exception as e:  # whatever the library behind the name raises
         raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
     if not name:
+        where = Path(str(getattr(dataset.reader, 'root', '')))
+        if where.is_dir():  # not a tar
+            check_links(where)
+            tidy(dataset, where, split, class_map)
         _check_folder(dataset, str(root), split)
     if not hasattr(dataset, '__getitem__') or not hasattr(dataset, '__len__'):
         raise SettingError(f'--dataset is {name!r}, a stream: figures need a data set of known images, such as a '

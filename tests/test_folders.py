@@ -1,0 +1,102 @@
+"""Folders of real life: what timm would misread is skipped, told or refused, and what was understood is shown."""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import train
+from timm_multimix import SettingError
+from timm_multimix.data import create_train_val, describe_images
+from timm_multimix.data.factory import class_names
+from timm_multimix.evaluate.images import open_split
+
+SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '6', '--warmup-epochs', '0')
+
+
+def test_hidden_folders_are_no_classes(
+        image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ('train', 'validation'):
+        for hidden in ('.ipynb_checkpoints', 'class_1/.thumbnails'):
+            shutil.copytree(image_folder / split / 'class_0', image_folder / split / hidden)
+    assert train.main([*SMALL, '--data-dir', str(image_folder), '--output', str(tmp_path), '--experiment', 'x']) == 0
+    out = capsys.readouterr().out
+    assert "12 images in hidden folders of 'train' are left out: .ipynb_checkpoints, class_1/.thumbnails." in out
+    assert 'Found 3 classes: class_0 6, class_1 6, class_2 6. Of 18 looked at: RGB, 32×32 pixels.' in out
+    config = yaml.safe_load((tmp_path / 'x' / 'model' / 'config.json').read_text())
+    assert config['label_names'] == ['class_0', 'class_1', 'class_2'] and config['num_classes'] == 3
+    evaluated = open_split('', str(image_folder), 'validation')
+    assert class_names(evaluated) == ['class_0', 'class_1', 'class_2'] and len(evaluated) == 18
+    assert [target for _, target in evaluated.reader.samples] == [0] * 6 + [1] * 6 + [2] * 6
+
+
+def test_one_name_below_several_classes_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    for split in ('train', 'validation'):
+        for c in range(3):
+            folder = image_folder / split / f'class_{c}'
+            for time in ('day', 'night'):
+                (folder / time).mkdir()
+            for i, image in enumerate(sorted(folder.glob('*.png'))):
+                image.rename(folder / ('day', 'night')[i % 2] / image.name)
+    words = "has 'day' in several folders, class_0/day and class_1/day.*--class-map"
+    with pytest.raises(SettingError, match=words):
+        create_train_val('', str(image_folder))
+    with pytest.raises(SettingError, match=words):
+        open_split('', str(image_folder), 'validation')
+    named = tmp_path / 'map.txt'
+    named.write_text('day\nnight\n')
+    data, _ = create_train_val('', str(image_folder), class_map=str(named))
+    assert class_names(data) == ['day', 'night'] and len(data) == 18
+    for split in ('train', 'validation'):  # a name to each class is what timm has always read
+        for c in range(3):
+            shutil.rmtree(image_folder / split / f'class_{c}' / 'night')
+            (image_folder / split / f'class_{c}' / 'day').rename(image_folder / split / f'class_{c}' / f'kind_{c}')
+    assert class_names(create_train_val('', str(image_folder))[0]) == ['kind_0', 'kind_1', 'kind_2']
+
+
+def test_links_in_a_circle_and_pipes_are_refused(image_folder: Path) -> None:
+    link = image_folder / 'train' / 'class_0' / 'again'
+    link.symlink_to(image_folder / 'train', target_is_directory=True)
+    with pytest.raises(SettingError, match='again is a link to .*train, a folder that it lies in.*Remove the link'):
+        create_train_val('', str(image_folder))
+    link.unlink()
+    link.with_name('linked.png').symlink_to(image_folder / 'train' / 'class_0' / '0.png')  # a link to a file is fine
+    assert len(create_train_val('', str(image_folder))[0]) == 19
+    os.mkfifo(image_folder / 'validation' / 'class_2' / 'pipe.jpg')
+    with pytest.raises(SettingError, match='pipe.jpg is no file .but a pipe'):
+        create_train_val('', str(image_folder))
+
+
+def test_images_outside_of_class_folders_are_refused(image_folder: Path) -> None:
+    shutil.copy(image_folder / 'train' / 'class_0' / '0.png', image_folder / 'train' / 'lost.png')
+    with pytest.raises(SettingError, match='lost.png lies in the split itself.*train/CLASS'):
+        create_train_val('', str(image_folder))
+
+
+def test_a_class_map_that_lacks_a_class_says_what_it_leaves_out(image_folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / 'map.txt'
+    named.write_text('class_2\nclass_0\n')
+    with pytest.warns(UserWarning, match=r'lacks 1 of the folders, whose 6 images are left out: class_1 \(6\)'):
+        data, _ = create_train_val('', str(image_folder), class_map=str(named))
+    assert class_names(data) == ['class_2', 'class_0'] and len(data) == 12
+    with pytest.raises(SettingError, match='a pickle, which can run any code'):
+        create_train_val('', str(image_folder), class_map='map.pkl')
+
+
+def test_what_is_found_is_said(image_folder: Path) -> None:
+    Image.new('L', (40, 50)).save(image_folder / 'train' / 'class_1' / '0.png')
+    data, _ = create_train_val('', str(image_folder))
+    told = describe_images(data, class_names(data))
+    assert told == ('Found 3 classes: class_0 6, class_1 6, class_2 6. Of 18 looked at: RGB, L, 32×32 to 40×50 pixels.')
+    for split in ('train', 'validation'):
+        for c in range(3, 12):
+            shutil.copytree(image_folder / split / 'class_0', image_folder / split / f'class_{c}')
+    (image_folder / 'train' / 'class_11' / '0.png').unlink()
+    data, _ = create_train_val('', str(image_folder))
+    assert describe_images(data, class_names(data)).startswith(  # type: ignore[union-attr]
+        'Found 12 classes: class_0 to class_11, of 5 to 6 images.')
+    assert describe_images(create_train_val('sklearn/digits', None)[0], None) is None
