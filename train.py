@@ -82,7 +82,7 @@ from timm_multimix.report import (
     trim_summary,
     write_report,
 )
-from timm_multimix.resuming import Save, not_finite, place_of, resume
+from timm_multimix.resuming import Save, compare_data, not_finite, place_of, resume, seen
 from timm_multimix.screen import say
 from timm_multimix.seeding import seed_place
 from timm_multimix.wrapper import one_position_note
@@ -488,9 +488,10 @@ def run(args: argparse.Namespace) -> None:
     shape = {'ranks': world(), 'batch_size': args.batch_size, 'batches': len(train_loader)}
     measured = ('loss', 'top1', *OF_WHICH_IMAGES, *(SIGNAL if config is not None else ()))
     progress = Progress(0, Averages(measured, device))
+    data_seen = seen(train_set, val_set, class_names(train_set))
     found = resume(args, task, optimizer, scaler, saver) if args.resume else {}
     if found:
-        messages.append(place_of(found, progress, shape, train_loader.exact))
+        messages += [place_of(found, progress, shape, train_loader.exact), compare_data(found.get('data'), data_seen)]
     elif args.resume_auto:
         say('--resume auto: there is no run to go on with; this one starts afresh.')
     if args.start_epoch is not None:
@@ -512,7 +513,7 @@ def run(args: argparse.Namespace) -> None:
         scheduler.step_update(start_epoch * updates + progress.batch // args.grad_accum_steps)
         if start_epoch:
             scheduler.step(start_epoch, found.get('metric'))
-    save = Save(saver, task, scheduler, shape)
+    save = Save(saver, task, scheduler, shape, data_seen)
     statistics = Statistics(unwrap(task.trainable_module))
     statistics.keep()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import train
 from timm_multimix import MultiMixTask
@@ -291,3 +292,51 @@ def test_another_batch_size_starts_the_epoch_again(
     out = capsys.readouterr().out
     assert 'from within epoch 1' in out and 'that epoch starts again' in out
     assert [row['epoch'] for row in read_summary(run / 'summary.csv')] == ['0']
+
+
+def test_data_that_changed_meanwhile_is_said_or_refused(
+        tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = Path(shutil.copytree(data, tmp_path / 'images'))
+    assert start(tmp_path, images, '--epochs', '1') == 0
+    run = tmp_path / 'x'
+    capsys.readouterr()
+    assert train.main(['--resume', str(run), '--epochs', '2']) == 0
+    assert 'the data has changed' not in capsys.readouterr().out
+    next((images / 'validation' / 'class_1').glob('*.png')).unlink()
+    assert train.main(['--resume', str(run), '--epochs', '3']) == 0
+    before = len(list(images.glob('validation/*/*'))) + 1
+    assert f'{before} validation images then and {before - 1} now' in capsys.readouterr().out
+    for split in ('train', 'validation'):
+        (images / split / 'class_0').rename(images / split / 'zebra')
+    assert train.main(['--resume', str(run), '--epochs', '4']) == 2
+    assert 'gone: class_0; new: zebra' in capsys.readouterr().err
+    assert len(read_summary(run / 'summary.csv')) == 3
+
+
+def test_settings_that_are_lost_are_those_of_the_checkpoint(
+        tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, damage_it in enumerate((lambda p: p.unlink(), lambda p: p.write_bytes(b'\xff\xfe: ['))):
+        assert start(tmp_path / str(i), data, '--epochs', '1', '--multimix', 'multimix', '--multimix-n', '77') == 0
+        run = tmp_path / str(i) / 'x'
+        damage_it(run / 'args.yaml')
+        capsys.readouterr()
+        assert train.main(['--resume', str(run), '--epochs', '2']) == 0
+        out = capsys.readouterr().out
+        assert 'the settings of the run are taken from last.pth.tar' in out and 'n=77' in out
+        assert yaml.safe_load((run / 'args.yaml').read_text())['multimix_n'] == 77
+
+
+def test_a_torn_table_and_an_unreadable_neighbour_stop_no_run(tmp_path: Path, data: Path) -> None:
+    assert start(tmp_path, data, '--epochs', '2') == 0
+    table = tmp_path / 'x' / 'summary.csv'
+    whole = table.read_text().splitlines()
+    table.write_bytes('\n'.join([*whole, whole[-1][:9]]).encode() + b'\0\0,\xff')
+    (tmp_path / 'neighbour').mkdir()
+    shutil.copy(tmp_path / 'x' / 'last.pth.tar', tmp_path / 'neighbour')
+    (tmp_path / 'neighbour' / 'args.yaml').write_bytes(b'\xff\xfe: [')
+    (tmp_path / 'other').mkdir()
+    shutil.copy(tmp_path / 'x' / 'last.pth.tar', tmp_path / 'other')
+    (tmp_path / 'other' / 'args.yaml').write_text('- a list')
+    assert train.main([*SHORT, '--data-dir', str(data), '--output', str(tmp_path), '--resume', 'auto', '--epochs',
+                       '3']) == 0
+    assert [row['epoch'] for row in read_summary(table)] == ['0', '1', '2']

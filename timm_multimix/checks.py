@@ -160,7 +160,7 @@ def check_args(args: argparse.Namespace) -> None:
     if args.multimix_m == 1:
         warnings.warn('--multimix-m is 1, but a mixture of one example is that example: nothing is mixed.',
                       stacklevel=2)
-    if args.experiment and os.path.basename(args.experiment) != args.experiment:
+    if args.experiment in ('.', '..') or os.path.basename(args.experiment) != args.experiment:
         raise SettingError(f'--experiment is {args.experiment!r}, but it names one folder inside --output. For another '
                            f'place use --output.')
     for name in ('train_crop_pad', 'pca_lighting'):

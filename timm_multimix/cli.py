@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
@@ -10,7 +11,7 @@ from typing import Any, NoReturn, Optional, Union
 import yaml
 from timm.utils import ParseKwargs
 
-from .checkpoint import candidates
+from .checkpoint import candidates, load
 from .config import (
     ALIASES,
     ATTENTION_NORMS,
@@ -321,11 +322,11 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     resume = find_run(args, argv) if auto else args.resume
     if recipe is None:
         if resume:
-            recipe = resume_checkpoint(resume).parent / 'args.yaml'
-            recipe = recipe if recipe.exists() else None
+            recipe, settings = _settings_of_run(resume, parser)
+            parser.set_defaults(**settings)
+            args = parser.parse_args(argv)
         elif not flags.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
             recipe = Path(digits_recipe)
-        if recipe is not None:
             settings = read_yaml(recipe, parser)
             parser.set_defaults(**settings)
             args = parser.parse_args(argv)
@@ -384,12 +385,38 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
     for _, run in newest:
         try:
             saved = yaml.safe_load((run / 'args.yaml').read_text())
-        except (OSError, yaml.YAMLError):
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        if not isinstance(saved, dict):
             continue
         same_recipe = not args.config or Path(saved.get('recipe') or '').name in (Path(args.config).name, 'args.yaml')
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''
+
+
+def _settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Optional[Path], dict[str, Any]]:
+    """The settings of a run that is resumed, and the file that says them: args.yaml, else its checkpoint."""
+    checkpoint = resume_checkpoint(resume)
+    path = checkpoint.parent / 'args.yaml'
+    problem = 'is missing'
+    if path.exists():
+        try:
+            return path, read_yaml(path, parser)
+        except SettingError as e:
+            problem = f'cannot be read ({e})'
+    try:
+        saved = load(checkpoint).get('args')
+    except Exception:  # no checkpoint, or a damaged one: whoever resumes it says so
+        saved = None
+    if not isinstance(saved, dict):
+        if path.exists():
+            raise SettingError(f'{path} {problem}, and {checkpoint} does not hold the settings of the run.')
+        return None, {}
+    warnings.warn(f'{path} {problem}: the settings of the run are taken from {checkpoint.name}.', stacklevel=3)
+    known = {a.dest for a in parser._actions}
+    return checkpoint, check_settings({k: v for k, v in saved.items() if k in known and k not in ('resume', 'config')},
+                                      str(checkpoint), parser)
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -404,6 +431,11 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
         raise SettingError(f'{path} is not YAML: {e}') from e
     if not isinstance(loaded, dict):
         raise SettingError(f'{path} must hold settings, one "key: value" a line; it holds {type(loaded).__name__}.')
+    return check_settings(loaded, str(path), parser)
+
+
+def check_settings(loaded: dict[Any, Any], path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Settings that a file holds, checked against the parser's flags. Dashes in keys mean underscores."""
     actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
     settings: dict[str, Any] = {}
     for key, value in loaded.items():

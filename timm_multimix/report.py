@@ -297,11 +297,14 @@ def append_summary(path: Union[str, Path], row: dict[str, Any]) -> None:
 
 
 def read_summary(path: Union[str, Path]) -> list[dict[str, Any]]:
-    """Rows of a summary.csv; empty where there is none."""
+    """Rows of a summary.csv; empty where there is none. Of a table that a crash has torn, the rows that are whole."""
     if not os.path.exists(path):
         return []
-    with open(path, newline='') as f:
-        return list(csv.DictReader(f))
+    with open(path, newline='', encoding='utf-8', errors='replace') as f:
+        lines = f.read().replace('\0', '').splitlines()
+    rows = csv.DictReader(lines, restkey='torn', restval='\N{REPLACEMENT CHARACTER}')
+    return [row for row in rows if 'torn' not in row and str(row.get('epoch')).isdigit()
+            and not any('\N{REPLACEMENT CHARACTER}' in str(value) for value in row.values())]
 
 
 def plot_curves(summary: Union[str, Path], path: Union[str, Path], title: str = '') -> Optional[Path]:

@@ -11,6 +11,7 @@ from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from .checkpoint import AtomicCheckpointSaver, candidates, load, newest_whole, own_state
 from .checks import mismatch, weights_alone
 from .cli import resume_checkpoint
+from .data.class_weight import class_counts
 from .distributed import from_all
 from .errors import SettingError
 from .finite import finite_weights
@@ -32,8 +33,9 @@ def not_finite(what: str, epoch: int, optimizer: torch.optim.Optimizer, folder: 
 class Save:
     """Writes checkpoints, from the first rank, with what every rank has of its own. All ranks call it."""
 
-    def __init__(self, saver: AtomicCheckpointSaver, task: MultiMixTask, scheduler: Any, shape: dict[str, int]) -> None:
-        self.saver, self.task, self.scheduler, self.shape = saver, task, scheduler, shape
+    def __init__(self, saver: AtomicCheckpointSaver, task: MultiMixTask, scheduler: Any, shape: dict[str, int],
+                 data: dict[str, Any]) -> None:
+        self.saver, self.task, self.scheduler, self.shape, self.data = saver, task, scheduler, shape, data
         self.folder = Path(saver.checkpoint_dir)
 
     def __call__(self, progress: Progress, metric: Optional[float] = None, within: bool = False) -> None:
@@ -41,7 +43,7 @@ class Save:
             raise not_finite('The weights', progress.epoch, self.saver.optimizer, self.folder)
         own = {'progress': progress.state_dict(), **own_state(self.task)}
         plateau = getattr(self.scheduler, 'lr_scheduler', None)  # timm's other schedules have no state
-        self.saver.extra = {'ranks': from_all(own), 'shape': self.shape}
+        self.saver.extra = {'ranks': from_all(own), 'shape': self.shape, 'data': self.data}
         if plateau is not None:
             self.saver.extra['plateau'] = plateau.state_dict(), self.scheduler.restore_lr
         if within:
@@ -91,8 +93,37 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
     if rank() == 0:
         saver.go_on_from(Path(path), state)
         saver.drop_recoveries(keep=[path])
-    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau')} | {
-        'start': start}
+    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau', 'data')
+            } | {'start': start}
+
+
+def seen(train_set: Any, val_set: Any, names: Optional[list[str]]) -> dict[str, Any]:
+    """What a checkpoint keeps of the data: names of the classes, and how many images each split has of each."""
+    return {'classes': names, **{split: class_counts(dataset) for split, dataset in (
+        ('training', train_set), ('validation', val_set))}}
+
+
+def compare_data(then: Optional[dict[str, Any]], now: dict[str, Any]) -> Optional[str]:
+    """A sentence where a run that is resumed has other images than it had; None for the same, or if nobody knows.
+
+    Raises:
+        SettingError: other classes, whose numbers would mean something else now.
+    """
+    if not then:  # a checkpoint of an older version
+        return None
+    if then['classes'] and now['classes'] and then['classes'] != now['classes']:
+        gone, new = (sorted(set(a) - set(b)) for a, b in ((then['classes'], now['classes']),
+                                                         (now['classes'], then['classes'])))
+        what = '; '.join(filter(None, [f'gone: {", ".join(gone[:3])}' * bool(gone), f'new: {", ".join(new[:3])}'
+                                       * bool(new)])) or 'their order'
+        raise SettingError(f'The classes of the data have changed since the checkpoint was written ({what}), so their '
+                           f'numbers would mean something else. Start afresh from its weights with '
+                           f'--initial-checkpoint.')
+    changed = [split for split in ('training', 'validation') if then.get(split) != now.get(split)]
+    if not changed:
+        return None
+    counts = ', '.join(f'{sum(then[s] or [0])} {s} images then and {sum(now[s] or [0])} now' for s in changed)
+    return f'the data has changed since the checkpoint was written: {counts}. The run goes on with what is there now.'
 
 
 def place_of(state: dict[str, Any], progress: Progress, shape: dict[str, int], exact: bool) -> Optional[str]:

@@ -64,6 +64,15 @@ def _inverse_frequency(dataset: Any, num_classes: int) -> tuple[float, ...]:
     return tuple(mean / counts[c] if counts[c] else 0.0 for c in range(num_classes))
 
 
+def class_counts(dataset: Any) -> Optional[list[int]]:
+    """How many images of each class, in their order; None of a data set that does not list its targets."""
+    try:
+        counts = Counter(_targets(dataset))
+    except SettingError:
+        return None
+    return [counts[c] for c in range(max(counts, default=-1) + 1)]
+
+
 def _targets(dataset: Any) -> list[int]:
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
     if samples is not None and len(samples) and len(samples[0]) > 1:  # folders, tars and the digits
