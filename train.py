@@ -53,10 +53,10 @@ from timm_multimix.checks import check_args, ema_note, find_task, mismatch, rehe
 from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint, smoothing
 from timm_multimix.data import (
     DIGITS,
-    ConvertMode,
     PlacedLoader,
     class_names,
     class_weights,
+    convert_modes,
     create_train_val,
     describe_images,
     drop_unreadable,
@@ -201,9 +201,10 @@ def build_loaders(
         interpolation=data['interpolation'], crop_pct=data['crop_pct'], crop_mode=data['crop_mode'], **common)
     if args.train_crop_pad is not None or args.pca_lighting:
         as_published(train_set.transform, data['input_size'][1:], args.train_crop_pad, args.pca_lighting)
-    if (args.dataset or '').lower().startswith('torch/'):
-        for dataset in (train_set, val_set):
-            dataset.transform = ConvertMode(image_mode(args), dataset.transform)
+    of_files = not args.dataset and args.bad_images != 'ignore'
+    for dataset in (train_set, val_set):
+        if of_files or (args.dataset or '').lower().startswith('torch/'):
+            convert_modes(dataset, image_mode(args))
     if isinstance(train_set, torch.utils.data.IterableDataset) and not len(train):
         raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
                            f'--workers {args.workers}: use at least one worker and as few as it has parts.')

@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -13,7 +15,9 @@ import train
 from timm_multimix import SettingError
 from timm_multimix.data import create_train_val, describe_images
 from timm_multimix.data.factory import class_names
-from timm_multimix.evaluate.images import open_split
+from timm_multimix.evaluate.images import open_split, prepared
+from timm_multimix.evaluate.load import load_checkpoint
+from timm_multimix.report import read_summary
 
 SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '6', '--warmup-epochs', '0')
 
@@ -85,6 +89,37 @@ def test_a_class_map_that_lacks_a_class_says_what_it_leaves_out(image_folder: Pa
     assert class_names(data) == ['class_2', 'class_0'] and len(data) == 12
     with pytest.raises(SettingError, match='a pickle, which can run any code'):
         create_train_val('', str(image_folder), class_map='map.pkl')
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+def test_grey_images_of_16_bits_are_those_of_8(image_folder: Path, tmp_path: Path, kind: str) -> None:
+    """To the bit, in training and in evaluation: PIL alone would make them white."""
+    deep = tmp_path / 'deep'
+    for path in image_folder.rglob('*.png'):
+        grey = np.asarray(Image.open(path).convert('L'))
+        Image.fromarray(grey).save(path)
+        there = deep / path.relative_to(image_folder)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey.astype(np.uint16) * 257).save(there, kind)
+    for folder, name in ((image_folder, 'shallow'), (deep, 'deep')):
+        assert train.main([*SMALL, '--data-dir', str(folder), '--output', str(tmp_path), '--experiment', name]) == 0
+    rows = [read_summary(tmp_path / name / 'summary.csv')[0] for name in ('shallow', 'deep')]
+    assert all(rows[0][k] == rows[1][k] for k in ('train_loss', 'eval_loss', 'eval_top1'))
+    checkpoint = load_checkpoint(str(tmp_path / 'deep'))
+    shown = [prepared(open_split('', str(folder), 'validation'), checkpoint, None, 0)
+             for folder in (image_folder, deep)]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(*shown))
+    assert float(shown[1][0][0].std()) > 0.05
+
+
+def test_images_of_no_known_range_and_modes_that_cannot_be_are_refused(
+        image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(image_folder / 'train' / 'class_1' / 'float.png', 'TIFF')
+    assert train.main([*SMALL, '--data-dir', str(image_folder), '--output', str(tmp_path)]) == 2
+    assert 'float.png: it is of mode F (floats)' in capsys.readouterr().err
+    for mode in ('I;16', 'I', 'F', 'P', 'nonsense'):
+        assert train.main([*SMALL, '--data-dir', str(image_folder), '--input-img-mode', mode]) == 2
+        assert f'--input-img-mode is {mode!r}' in capsys.readouterr().err
 
 
 def test_what_is_found_is_said(image_folder: Path) -> None:

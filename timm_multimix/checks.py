@@ -16,6 +16,7 @@ import torch
 import torch._dynamo
 
 from .cli import resume_checkpoint
+from .data.factory import MODES
 from .errors import SettingError, nearest
 from .loggers import check_loggers
 from .task import MultiMixTask
@@ -110,6 +111,9 @@ def check_args(args: argparse.Namespace) -> None:
         if values is not None and (len(values) not in (1, channels) or (name == 'std' and min(values) <= 0)):
             raise SettingError(f'--{name} is {values}, but it takes 1 or {channels} numbers'
                                + (' above 0.' if name == 'std' else '.'))
+    if args.input_img_mode and args.input_img_mode not in MODES:
+        raise SettingError(f'--input-img-mode is {args.input_img_mode!r}, but transforms take 8 bits a channel: '
+                           f'{", ".join(MODES)}. Grey images of 16 bits are scaled to 8 by themselves.')
     if args.crop_pct is not None and not 0 < args.crop_pct <= 2:
         raise SettingError(f'--crop-pct is {args.crop_pct}, but it is the share of the image that is kept: above 0, '
                            f'usually up to 1.')

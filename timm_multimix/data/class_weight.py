@@ -75,7 +75,7 @@ def class_counts(dataset: Any) -> Optional[list[int]]:
 
 def _targets(dataset: Any) -> list[int]:
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    if samples is not None and len(samples) and len(samples[0]) > 1:  # folders, tars and the digits
+    if samples is not None and len(samples) and len(samples[0]) > 1 and samples[0][1] is not None:  # folders, tars
         return [int(sample[1]) for sample in samples]
     if getattr(dataset, 'targets', None) is not None:  # torchvision's
         return [int(target) for target in dataset.targets]

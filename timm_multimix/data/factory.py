@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from tqdm import tqdm
@@ -153,13 +154,41 @@ def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: 
 
 
 class ConvertMode:
-    """A transform in front of others: torchvision's data sets give images in whatever mode they store."""
+    """A transform in front of others: images in whatever mode they are stored become those of one mode.
+
+    Grey images of 16 bits are scaled to 8. (PIL cuts them off, which makes nearly all of them white.)
+    """
 
     def __init__(self, mode: str, then: Any) -> None:
         self.mode, self.then = mode, then
 
     def __call__(self, image: Image.Image) -> Any:
+        if image.mode.startswith('I;16'):
+            image = Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8))
+        elif image.mode in UNKNOWN_RANGE:
+            raise SettingError(unknown_range(image.mode))
         return self.then(image.convert(self.mode))
+
+
+MODES = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV', 'LAB')  # of 8 bits, which timm's transforms take
+UNKNOWN_RANGE = ('I', 'F')
+
+
+def unknown_range(mode: str) -> str:
+    """Why an image of this mode is refused."""
+    return (f'it is of mode {mode} ({"32-bit integers" if mode == "I" else "floats"}), and nothing says which of its '
+            f'values is white: save it with 8 or 16 bits')
+
+
+def convert_modes(dataset: Any, mode: str) -> None:
+    """Let a data set of files, or one of torchvision, give images of one mode: once its transform is set.
+
+    Its images are to have been opened before (`drop_unreadable`): timm skips those that it cannot decode, and this does
+    not.
+    """
+    if hasattr(dataset, 'input_img_mode'):
+        dataset.input_img_mode = ''
+    dataset.transform = ConvertMode(mode, dataset.transform)
 
 
 def class_names(dataset: Any) -> Optional[list[str]]:
@@ -221,6 +250,8 @@ def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> 
             with Image.open(path) as image:
                 image.draft('RGB', (image.width // 8, image.height // 8))
                 image.load()
+                if image.mode in UNKNOWN_RANGE:
+                    return unknown_range(image.mode)
         except Exception as e:  # decoders raise nearly anything on nearly anything
             return str(e) or type(e).__name__
         return None

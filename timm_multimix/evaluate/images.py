@@ -16,7 +16,7 @@ from timm.data import ImageDataset, create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data import DIGITS, ConvertMode, DigitsReader, class_names
+from ..data import DIGITS, DigitsReader, class_names, convert_modes
 from ..data.folders import check_links, tidy
 from ..errors import SettingError, nearest
 from .load import Checkpoint
@@ -102,11 +102,8 @@ def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: i
     dataset = copy.copy(dataset)
     transform = transform_of(checkpoint)
     mode = 'L' if checkpoint.data_config['input_size'][0] == 1 else 'RGB'
-    if hasattr(dataset, 'input_img_mode'):
-        dataset.input_img_mode = mode
-        dataset.transform = transform
-    else:  # torchvision's
-        dataset.transform = ConvertMode(mode, transform)
+    dataset.transform = transform
+    convert_modes(dataset, mode)
     return Subset(dataset, _order(len(dataset), limit, seed))
 
 
