@@ -82,7 +82,7 @@ from timm_multimix.report import (
     trim_summary,
     write_report,
 )
-from timm_multimix.resuming import Save, compare_data, not_finite, place_of, resume, seen
+from timm_multimix.resuming import Save, not_finite, place_of, resume, seen
 from timm_multimix.screen import say
 from timm_multimix.seeding import seed_place
 from timm_multimix.wrapper import one_position_note
@@ -395,7 +395,7 @@ def validate(model: Any, loader: PlacedLoader, autocast: Any, device: torch.devi
 def run(args: argparse.Namespace) -> None:
     unsmoothed = args.smoothing is None and args.multimix != 'none'
     args.smoothing = smoothing(args)
-    asked = dict(vars(args))  # args.yaml keeps this: what follows resolves some of it for this data and batch size
+    asked = dict(vars(args))  # args.yaml keeps this: what follows resolves more of it for this data and batch size
     # Everything that can be wrong is found out here, before the first step.
     check_args(args)
     if args.input_size is not None:
@@ -456,6 +456,8 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed, device=device, verbose=False)
     policy = task.policy
     messages = [task.signal_warning(mixed)] if config is not None else []
+    if config is not None:
+        wrapped.needs_position_check = False  # it is said below
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
     autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
@@ -482,17 +484,23 @@ def run(args: argparse.Namespace) -> None:
     pusher = None
     if args.push_to_hub and rank() == 0:
         pusher = BackgroundPush(args.push_to_hub, folder, args.push_private, say)
+    saved = {k: v for k, v in asked.items() if k not in ('config', 'resume', 'resume_auto', 'wandb_resume_id',
+                                                         'start_epoch')}
+    # To mean the same anywhere.
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight'):
+        if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
+            saved[name] = os.path.abspath(saved[name])
     saver = AtomicCheckpointSaver(
-        model, optimizer, args=args, amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
+        model, optimizer, args=argparse.Namespace(**saved), amp_scaler=scaler, task=task, checkpoint_dir=str(folder),
         recovery_dir=str(folder), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
     train_loader, val_loader = PlacedLoader(train_loader, args.seed), PlacedLoader(val_loader, args.seed)
     shape = {'ranks': world(), 'batch_size': args.batch_size, 'batches': len(train_loader)}
     measured = ('loss', 'top1', *OF_WHICH_IMAGES, *(SIGNAL if config is not None else ()))
     progress = Progress(0, Averages(measured, device))
     data_seen = seen(train_set, val_set, class_names(train_set))
-    found = resume(args, task, optimizer, scaler, saver) if args.resume else {}
+    found = resume(args, task, optimizer, scaler, saver, data_seen) if args.resume else {}
     if found:
-        messages += [place_of(found, progress, shape, train_loader.exact), compare_data(found.get('data'), data_seen)]
+        messages += [place_of(found, progress, shape, train_loader.exact), found['changed']]
     elif args.resume_auto:
         say('--resume auto: there is no run to go on with; this one starts afresh.')
     if args.start_epoch is not None:
@@ -519,12 +527,6 @@ def run(args: argparse.Namespace) -> None:
     statistics.keep()
 
     summary, curves = folder / 'summary.csv', folder / 'curves.png'
-    saved = {k: v for k, v in asked.items() if k not in ('config', 'resume', 'resume_auto', 'wandb_resume_id',
-                                                         'start_epoch')}
-    # To mean the same anywhere.
-    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight'):
-        if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
-            saved[name] = os.path.abspath(saved[name])
     if rank() == 0:
         trim_summary(summary, start_epoch)
     if start_epoch < epochs and rank() == 0:  # a finished run keeps the settings that made it
@@ -545,7 +547,8 @@ def run(args: argparse.Namespace) -> None:
         say(expected)
     messages.append(few_warning(*plan))
     if unsmoothed:
-        say('Labels are not smoothed, since --smoothing is not given: beside mixing it costs calibration (timm: 0.1).')
+        say('Labels are not smoothed, since --smoothing is not given: smoothing beside mixing worsens calibration '
+            "(timm's default is 0.1).")
     if config is not None:
         messages.append(one_position_note(config, ending.positions if ending else 1))
     for message in filter(None, messages):

@@ -64,7 +64,11 @@ def test_one_that_mixing_cannot_keep_is_refused(criterion: Any, words: str) -> N
 
 
 def test_settings_that_contradict_it() -> None:
-    with pytest.raises(SettingError, match='label_smoothing 0.1, but the model was wrapped with 0.2'):
+    with pytest.raises(SettingError, match='bce_loss False, but the settings of the model have True'):
+        make(bce_loss=True).criterion = nn.CrossEntropyLoss()
+    with pytest.raises(SettingError, match='class_weight None, but'):
+        make(class_weight=WEIGHT).criterion = nn.CrossEntropyLoss()
+    with pytest.raises(SettingError, match='label_smoothing 0.1, but the settings of the model have 0.2'):
         make(label_smoothing=0.2).criterion = LabelSmoothingCrossEntropy(0.1)
     with pytest.raises(SettingError, match='give only one'):
         MultiMixTask(timm.create_model('test_resnet', num_classes=5), nn.CrossEntropyLoss(), label_smoothing=0.1)

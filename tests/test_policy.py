@@ -7,6 +7,7 @@ import random
 import re
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +19,7 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data import Mixup
+from torch._dynamo.utils import counters
 
 import timm_multimix
 import train
@@ -311,7 +313,7 @@ def test_both_ramps_and_ramps_beside_schedules_are_errors() -> None:
     with pytest.raises(SettingError, match='two ways of saying one thing'):
         model(ramp=0.5, ramp_epochs=3)
     with pytest.raises(SettingError, match='schedule says on which share'):
-        model(ramp=0.5, schedule=lambda progress: 1.0)
+        model(ramp=0.3, schedule=lambda progress: 1.0)
     for bad in ({'ramp': 1.5}, {'ramp': -1}, {'ramp_epochs': -1}):
         with pytest.raises(SettingError, match='--multimix-ramp'):
             model(**bad)
@@ -536,3 +538,103 @@ def test_the_page_on_changing_the_method_runs(tmp_path: Path, monkeypatch: pytes
 def test_a_task_that_is_none(name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(['--model', 'test_resnet', '--multimix-task', name, '--output', str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------- found by a reviewer
+
+def test_a_wrap_that_fails_leaves_the_model_as_it_was() -> None:
+    net = timm.create_model('test_vit', num_classes=5)
+    with pytest.raises(SettingError, match='schedule says'):
+        wrap(net, 'dense', ramp=0.3, schedule=lambda progress: 1.0)
+    assert net.global_pool == 'token'
+
+
+def test_a_networks_own_attributes_stay_its_own() -> None:
+    net = timm.create_model('test_resnet', num_classes=5)
+    net.policy, net.sampler, net.config = 'mine', 'yours', 'theirs'
+    wrapped = wrap(net, 'multimix')
+    wrapped(IMAGES, TARGET)
+    assert (net.policy, net.sampler, net.config) == ('mine', 'yours', 'theirs')
+    assert isinstance(wrapped.policy, MixingPolicy) and isinstance(wrapped.config, MultiMixConfig)
+
+
+def test_a_task_goes_on_with_the_models_own_policy() -> None:
+    class Warm(MixingPolicy):
+        def __init__(self, *args: Any, warm: float = 0.0, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.warm = warm
+
+    wrapped = model(policy=partial(Warm, warm=0.3), ramp=0)
+    wrapped(IMAGES, TARGET)
+    task = MultiMixTask(wrapped, seed=np.int64(7), mixup_fn=Mixup(0.2, num_classes=5))  # type: ignore[arg-type]
+    assert task.policy is wrapped.policy and task.policy.warm == 0.3 and (task.step, task.policy.seed) == (1, 7)
+    wrapped.policy = MixingPolicy(wrapped.config, 5)
+    assert task.policy is wrapped.policy
+    with pytest.raises(SettingError, match='schedule says'):
+        model(schedule=lambda progress: 1.0).reconfigure(ramp=0.3)
+    late = MultiMixTask(model(preset='embeddings', schedule=lambda progress: float(progress >= 0.5)))
+    with pytest.raises(SettingError, match='does not say of how many epochs'):
+        late.set_epoch(1)
+
+
+def test_settings_of_a_file_give_way_to_a_schedule_and_a_mixup_fn() -> None:
+    """A file repeats what the preset says, which nobody has chosen."""
+    config = MultiMixConfig.from_dict(MultiMixConfig('multimix').to_dict())
+    wrapped = wrap(timm.create_model('test_resnet', num_classes=5), config, schedule=lambda progress: 0.0)
+    MultiMixTask(wrapped, mixup_fn=Mixup(0.2, num_classes=5))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        MultiMixConfig.from_dict({**config.to_dict(), 'layer': 'input'})  # older files say n there
+
+
+def test_what_is_refused_is_not_counted() -> None:
+    wrapped = model()
+    with pytest.raises(SettingError, match='squeeze'):
+        wrapped(IMAGES, TARGET[:, None])
+    assert wrapped.policy.step == 0 and not wrapped.policy.counts
+
+
+def test_a_plain_model_follows_a_schedule_too() -> None:
+    policy = MixingPolicy(None, 5, mixup_fn=Mixup(1.0, num_classes=5), schedule=lambda progress: float(progress > 0.5))
+    for progress, kind in ((0.2, 'nothing'), (0.9, 'inputs')):
+        policy.set_progress(progress)
+        assert {policy.begin(IMAGES, TARGET)[2].mixed for _ in range(5)} == {kind}
+    with pytest.raises(SettingError, match='needs a wrapped model'):
+        _ = MultiMixTask(timm.create_model('test_resnet', num_classes=5)).wrapped
+
+
+@pytest.mark.parametrize('mode', ['elem', 'pair', 'batch'])
+def test_images_of_half_precision_are_mixed_in_every_way(mode: str) -> None:
+    mixup = Mixup(0.3, 1.0, num_classes=5, mode=mode)
+    wrapped = model(prob=0.0, ramp=0, mixup_fn=mixup).to(torch.bfloat16)
+    for _ in range(20):
+        assert wrapped(IMAGES.bfloat16(), TARGET).loss.isfinite()
+
+
+def test_evaluation_compiles_once() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    wrapped = model(ramp=0)
+    compiled = torch.compile(wrapped, backend='eager')
+    graphs = []
+    for _ in range(6):
+        wrapped.train()
+        for _ in range(4):
+            compiled(IMAGES, TARGET)
+        wrapped.eval()
+        compiled(IMAGES, TARGET)
+        graphs.append(counters['stats']['unique_graphs'])
+    assert graphs[2] == graphs[-1]
+
+
+@pytest.mark.parametrize('layer', ['embedding', 'input'])
+@pytest.mark.parametrize('prob', [0.0, 1.0])
+def test_a_class_that_the_model_masks_is_as_if_it_were_not_there(layer: str, prob: float) -> None:
+    wrapped = model(preset='embeddings', prob=prob, mixup=1.0 - prob, layer=layer, n='batch')
+    with torch.no_grad():
+        wrapped.fc.bias[4] = -math.inf
+    for _ in range(4):
+        out = wrapped(IMAGES, TARGET % 4)
+        out.loss.backward()
+        assert out.loss.isfinite() and out.loss < 5
+    assert all(p.grad.isfinite().all() for p in wrapped.parameters())

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn as nn
 
+import timm_multimix
 from timm_multimix import MultiMixConfig, SettingError, sample_lam, unwrap, wrap
 
 from .models import MODELS, build, quiet_wrap
@@ -295,3 +296,20 @@ def test_a_head_whose_last_layer_is_not_linear_is_refused(mode: str, last: nn.Mo
         wrap(model, mode)
     model.fc = nn.Sequential(nn.Linear(model.num_features, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
     assert wrap(model, mode).training
+
+
+@pytest.mark.parametrize('mode', ['multimix', 'dense'])
+def test_a_softmax_in_the_forward_of_ones_own_network_is_refused(mode: str) -> None:
+    class Net(nn.Module):
+        def __init__(self, soft: bool) -> None:
+            super().__init__()
+            self.conv, self.fc, self.soft = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5), soft
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.fc(self.conv(x).mean((2, 3)))
+            return x.softmax(-1) if self.soft else x
+
+    parts = timm_multimix.Parts(lambda net, x: net.conv(x), lambda net, f: f.mean((2, 3)), 'fc')
+    with pytest.raises(SettingError, match='needs a linear last layer'):
+        wrap(Net(True), mode, parts=parts, input_size=(3, 32, 32))
+    assert wrap(Net(False), mode, parts=parts, input_size=(3, 32, 32)).training

@@ -19,6 +19,7 @@ from .cli import resume_checkpoint
 from .data.factory import MODES
 from .errors import SettingError, nearest
 from .loggers import check_loggers
+from .policy import MixingPolicy
 from .task import MultiMixTask
 
 LARGEST = 16384  # side of an image in pixels
@@ -35,6 +36,8 @@ def find_task(name: Optional[str]) -> type[MultiMixTask]:
     if not name:
         return MultiMixTask
     module, _, cls = name.partition(':')
+    if not module or not cls or module.startswith('.'):
+        raise SettingError(f'--multimix-task is {name!r}, but it is module:Class.')
     sys.path.insert(0, os.getcwd())  # as `python -m` has it
     try:
         found = getattr(importlib.import_module(module), cls, None)
@@ -246,8 +249,13 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
     count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
-    copied.set_progress(1.0, 1.0)  # when all that will be mixed is
-    kinds = {copied.policy.choose(step).mixed: step for step in range(_LOOKED_AT)}
+    kinds: dict[Any, tuple[int, tuple[float, float]]] = {}  # the number of a step of every kind, and how far it is
+    whole = max(1.0, getattr(copied.config, 'ramp_epochs', None) or 1.0)
+    for at in (0.25, 0.5, 0.75, 1.0) if training_is_scheduled(copied) else (1.0,):
+        copied.set_progress(at * whole, whole)
+        for step in range(_LOOKED_AT):
+            plan = copied.policy.choose(step)
+            kinds[plan.mixed, plan.layer if plan.embeddings else ''] = step, (at * whole, whole)
     dtype = getattr(torch, args.model_dtype or 'float32')
     try:
         for dataset, loader, training in zip(data_sets, loaders, (True, False)):
@@ -257,7 +265,9 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
             images, target = collate([dataset[i % len(dataset)] for i in range(count)])
             images, target = images.to(device, dtype), target.to(device)
             copied.train(training)
-            for copied.policy.step in kinds.values() if training else [0]:  # a step of every kind
+            for step, progress in kinds.values() if training else [(0, (1.0, 1.0))]:
+                copied.policy.step = step
+                copied.set_progress(*progress)
                 with autocast():
                     loss = copied(images, target)['loss']
                 if training:
@@ -266,6 +276,11 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
         raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
                            f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '
                            f'the flags of data and of augmentation.)') from e
+
+
+def training_is_scheduled(task: MultiMixTask) -> bool:
+    """Whether what is mixed may become less again, as a ramp's does not."""
+    return task.policy.schedule is not None or type(task.policy) is not MixingPolicy
 
 
 def ema_note(decay: float, updates: int) -> str:

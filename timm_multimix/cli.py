@@ -41,6 +41,8 @@ FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'd
                   *NOT_TAKEN)
 NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
+OLD_RAMP = float('100')  # of the default preset, in versions whose args.yaml knows no multimix_ramp
+PAIRS = (('multimix_ramp', 'multimix_ramp_epochs'), ('multimix_alpha', 'multimix_effective'))  # of one meaning
 _FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
@@ -232,9 +234,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--resplit', action=on_off, default=False, help='no random erasing in the first half of a batch')
     g('--train-interpolation', choices=('', *INTERPOLATIONS, 'random'), default='random', help=' ')
     g('--mixup', type=float, default=None, metavar='A', help='input mixup (timm: 0; with --multimix 1, for preset '
-      'paper 2, for alone 0)')
-    g('--cutmix', type=float, default=None, metavar='A', help='input cutmix (timm: 0; with --multimix 1, for preset '
-      'paper and alone 0)')
+      'paper 2, for the others 0)')
+    g('--cutmix', type=float, default=None, metavar='A', help='input cutmix (timm: 0; with --multimix 1, for all '
+      'presets but default 0)')
     g('--cutmix-minmax', type=float, nargs=2, default=None, metavar='X', help=' ')
     g('--mixup-prob', type=float, default=1.0, metavar='P', help='of mixup or cutmix on a step that has them')
     g('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='of cutmix where both are on')
@@ -315,7 +317,7 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     recipe: Optional[Path] = None
     if args.config:
         recipe = Path(args.config)
-        settings = read_yaml(recipe, parser)
+        settings = _under_flags(read_yaml(recipe, parser), argv)
         parser.set_defaults(**settings)
         args = parser.parse_args(argv)
     auto = args.resume == 'auto'
@@ -323,11 +325,12 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     if recipe is None:
         if resume:
             recipe, settings = _settings_of_run(resume, parser)
+            settings = _under_flags(settings, argv)
             parser.set_defaults(**settings)
             args = parser.parse_args(argv)
         elif not flags.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
             recipe = Path(digits_recipe)
-            settings = read_yaml(recipe, parser)
+            settings = _under_flags(read_yaml(recipe, parser), argv)
             parser.set_defaults(**settings)
             args = parser.parse_args(argv)
     if recipe is not None:
@@ -373,10 +376,7 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
                     reverse=True)
     if args.experiment:
         return str(newest[0][1]) if newest else ''
-    parser = build_parser()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if k not in FREE_ON_RESUME}
+    given = {k: v for k, v in _on_the_line(argv).items() if k not in FREE_ON_RESUME}
     if 'data' in given:
         given.setdefault('data_dir', given.pop('data'))
     for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_weight'):  # as args.yaml has them
@@ -393,6 +393,23 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''
+
+
+def _on_the_line(argv: Optional[list[str]]) -> dict[str, Any]:
+    """The flags that were given."""
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(argv))
+
+
+def _under_flags(settings: dict[str, Any], argv: Optional[list[str]]) -> dict[str, Any]:
+    """A file's settings, without those that a flag says in another way."""
+    given = _on_the_line(argv)
+    dropped = {other for pair in PAIRS for one, other in (pair, pair[::-1]) if one in given and other not in given}
+    if settings.get('multimix_ramp_epochs') is OLD_RAMP and given.get('multimix_preset', 'default') != 'default':
+        dropped.add('multimix_ramp_epochs')
+    return {name: value for name, value in settings.items() if name not in dropped}
 
 
 def _settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Optional[Path], dict[str, Any]]:
@@ -415,8 +432,8 @@ def _settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Opti
         return None, {}
     warnings.warn(f'{path} {problem}: the settings of the run are taken from {checkpoint.name}.', stacklevel=3)
     known = {a.dest for a in parser._actions}
-    return checkpoint, check_settings({k: v for k, v in saved.items() if k in known and k not in ('resume', 'config')},
-                                      str(checkpoint), parser)
+    known = {*known, 'recipe'} - {'resume', 'config'}
+    return path, check_settings({k: v for k, v in saved.items() if k in known}, str(checkpoint), parser)
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -449,7 +466,7 @@ def check_settings(loaded: dict[Any, Any], path: str, parser: argparse.ArgumentP
         settings[name] = value if name in NOT_TAKEN else _yaml_value(actions[name], value, f'{path}: {key}')
     if 'recipe' in loaded and 'multimix_ramp' not in loaded and settings.get('multimix', 'none') != 'none' and (
             settings.get('multimix_preset') in (None, 'default') and settings.get('multimix_ramp_epochs') is None):
-        settings['multimix_ramp_epochs'] = 100.0  # args.yaml of a version whose default preset said so
+        settings['multimix_ramp_epochs'] = OLD_RAMP
     return {name: value for name, value in settings.items() if value is not _AS_DEFAULT}
 
 
@@ -509,6 +526,7 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
 def changed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of args.yaml that differ from the flags' defaults, in the order of the flags."""
     defaults = {a.dest: a.default for a in build_parser()._actions}
+    defaults['smoothing'] = smoothing(argparse.Namespace(smoothing=None, multimix=settings.get('multimix', 'none')))
     return {name: settings[name] for name, default in defaults.items()
             if name in settings and settings[name] != default and not (settings[name] is None and default == '')}
 

@@ -243,7 +243,7 @@ class MultiMixConfig:
                 raise _bad(name, value, 'it must be a whole number of at least 1'
                                         + (", or 'batch' for as many as the batch has." if word else '.'))
         if 'embedding' not in self.layers and self.n != 'batch':
-            if 'n' in self._given:
+            if self.given('n'):
                 warnings.warn(f'n ({flag("n")}) is {self.n}, but it has no effect: with layer {self.layer!r} there are '
                               f'as many mixtures as the batch has images.', stacklevel=4)
             object.__setattr__(self, 'n', 'batch')
@@ -252,7 +252,7 @@ class MultiMixConfig:
         if self.class_weight is None:
             return
         given = self.class_weight.tolist() if hasattr(self.class_weight, 'tolist') else self.class_weight
-        if isinstance(given, (str, int, float)) or len(given) < 1:
+        if not isinstance(given, Sequence) or isinstance(given, str) or len(given) < 1:
             raise _bad('class_weight', given, 'it must be a number for each class.')
         weights = tuple(_as_number('class_weight', w) for w in given)
         if min(weights) < 0 or max(weights) == 0:
@@ -370,8 +370,9 @@ class MultiMixConfig:
                                                       f"'embeddings' mixes no inputs.")
 
     def given(self, *names: str) -> bool:
-        """Whether any of these settings was given, rather than filled in by the preset."""
-        return not self._given.isdisjoint(names)
+        """Whether any of these settings was given, and is another than the preset's (which files repeat)."""
+        preset = PRESETS[self.preset]
+        return any(name in self._given and getattr(self, name) != preset.get(name) for name in names)
 
     def differences(self) -> dict[str, Any]:
         """The settings that are not what the preset and the defaults say."""

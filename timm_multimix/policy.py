@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Optional
 
 import numpy as np
@@ -120,31 +120,47 @@ class MixingPolicy:
             mixup_fn: Optional[MixupFn] = None,
             schedule: Optional[Schedule] = None,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise SettingError(f'seed is {seed!r}, but it must be a whole number of at least 0.')
         self.config = config
         self.num_classes = num_classes
-        self.seed = seed
+        self.seed = 42
         self.schedule = schedule
-        self.mixup_fn = self.given_mixup_fn = mixup_fn
+        self.mixup_fn: Optional[MixupFn] = None
+        self.given_mixup_fn: Optional[MixupFn] = None
         self.step = 0
         self.counts: Counter[str] = Counter()
         self.progress: Optional[float] = None
         self.epoch: Optional[float] = None
         self._said: set[str] = set()
-        if config is None:
-            return
-        if schedule is not None and config.given('ramp', 'ramp_epochs'):
+        self.use(seed, mixup_fn)
+        if config is not None:
+            self.configure(config)
+
+    def use(self, seed: Optional[int] = None, mixup_fn: Optional[MixupFn] = None) -> None:
+        """Go on with another seed, or with a `mixup_fn` in place of the settings' input mixing.
+
+        Raises:
+            SettingError: a seed that is none; other values of `mixup` or `cutmix` were given.
+        """
+        if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+                raise SettingError(f'seed is {seed!r}, but it must be a whole number of at least 0.')
+            self.seed = int(seed)
+        if mixup_fn is not None:
+            self._check(self.config, mixup_fn)
+            self.mixup_fn = self.given_mixup_fn = mixup_fn
+
+    def _check(self, config: Optional[MultiMixConfig], mixup_fn: Optional[MixupFn]) -> None:
+        if config is not None and self.schedule is not None and config.given('ramp', 'ramp_epochs'):
             raise SettingError('schedule says on which share of the steps to mix, and so does ramp or ramp_epochs: '
                                'give only one.')
-        self.configure(config)
-        for name in WAYS if mixup_fn is not None else ():
-            if config.given(name) and getattr(config, name) != getattr(mixup_fn, f'{name}_alpha', None):
-                raise SettingError(f'{name} is {getattr(config, name):g}, but mixup_fn mixes inputs in its own way: '
-                                   f'give only one.')
+        for name in WAYS if config is not None and mixup_fn is not None else ():
+            value = getattr(config, name)
+            if config.given(name) and value != getattr(mixup_fn, f'{name}_alpha', None):  # type: ignore[union-attr]
+                raise SettingError(f'{name} is {value:g}, but mixup_fn mixes inputs in its own way: give only one.')
 
     def configure(self, config: MultiMixConfig, num_classes: Optional[int] = None) -> None:
         """Go on with other settings, or for another number of classes."""
+        self._check(config, self.given_mixup_fn)
         self.config, self.num_classes = config, num_classes or self.num_classes
         if self.given_mixup_fn is None:
             self.mixup_fn = InputMixing(
@@ -188,13 +204,13 @@ class MixingPolicy:
 
         Where nobody said how far the training is, the ramp is taken to be over.
         """
-        if self.config is None:
-            return 1.0
         if self.schedule is not None:
             share = float(self.schedule(1.0 if self.progress is None else self.progress))
             if not 0 <= share <= 1:
                 raise SettingError(f'schedule gave {share}, but it is a share of the steps: from 0 to 1.')
             return share
+        if self.config is None:
+            return 1.0
         at, over = self.progress, self.config.ramp
         if self.config.ramp_epochs:
             at, over = self.epoch, self.config.ramp_epochs
@@ -206,7 +222,7 @@ class MixingPolicy:
         """What a step does at this time of the training, but for the way of input mixing, which `begin` finds out."""
         draw, share = random.Random(f'{self.seed}/{step}').random(), self.share
         if self.config is None:
-            return Plan(step, False, INPUTS if self.mixup_fn is not None else '', seed=self.seed)
+            return Plan(step, False, INPUTS if self.mixup_fn is not None and draw < share else '', seed=self.seed)
         embeddings = draw < self.config.prob * share
         inputs = self.mixup_fn is not None and draw < share and (self.config.prob >= 1 or not embeddings)
         layers = self.config.layers
@@ -226,6 +242,7 @@ class MixingPolicy:
             images and targets to train on (those given, or mixed ones), and the plan.
         """
         self._say_assumption()
+        check_target(target, self.num_classes, batch=len(images), binary=bool(self.config and self.config.bce_loss))
         plan = self.choose(self.step)
         if embeddings is not None:
             plan = replace(plan, embeddings=embeddings, inputs='')
@@ -250,7 +267,6 @@ class MixingPolicy:
             self._warn('odd', f"timm's Mixup pairs the images of a batch, and {len(images)} is odd: such batches train "
                               f'on unmixed images.')
             return images, target, ''
-        check_target(target, self.num_classes, batch=len(images))
         with seeded_place(self.seed, plan.step, rank()):
             images, target = self.mixup_fn(images.clone(), target)
         return images, target, getattr(self.mixup_fn, 'way', INPUTS)
@@ -259,8 +275,8 @@ class MixingPolicy:
         if self.progress is None and self.config is not None and (
                 self.config.ramp or self.config.ramp_epochs or self.schedule):
             self._warn('progress', 'nobody has said how far the training is, so it mixes from the first step as much '
-                                   'as at the end. Call model.set_progress(epoch, epochs) once an epoch, or give '
-                                   'ramp=0.')
+                                   'as at the end. Call model.set_progress(epoch, epochs) once an epoch'
+                                   + ('.' if self.schedule is not None else ', or give ramp=0.'))
 
     def _warn(self, about: str, message: str) -> None:
         if about not in self._said:

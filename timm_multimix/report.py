@@ -84,7 +84,8 @@ def expected_line(policy: MixingPolicy, steps: int, epochs: float, input_epochs:
 def _ramp(policy: MixingPolicy, epochs: float) -> str:
     """How the share of the steps that mix grows, where it does."""
     config = policy.config
-    if config is None or policy.schedule is not None or not (config.ramp or config.ramp_epochs):
+    own = type(policy).share is not MixingPolicy.share or policy.schedule is not None
+    if config is None or own or not (config.ramp or config.ramp_epochs):
         return ''
     if config.ramp_epochs:
         long = f'{config.ramp_epochs:g}'
@@ -111,7 +112,7 @@ def few_warning(policy: MixingPolicy, steps: int, epochs: float, input_epochs: O
     if share < 0.49 * config.prob:  # a ramp that fits into the training takes half at most
         if policy.schedule is None and (config.ramp_epochs or 0) > epochs:
             why.append(f'ramp_epochs (--multimix-ramp-epochs) is {config.ramp_epochs:g}, and the training has '
-                       f'{epochs:g} epochs')
+                       f'{epochs:g} epoch{"s" * (epochs != 1)}')
             instead.append('--multimix-ramp 0.5 (ramp=0.5), which grows over half of the training however long it is')
         else:
             why.append(f'its schedule lets {share / config.prob:.1%} of the steps mix')

@@ -63,8 +63,8 @@ class Save:
 
 
 def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler: Any,
-           saver: AtomicCheckpointSaver) -> dict[str, Any]:
-    """Load the newest whole checkpoint into everything but the scheduler; returns it."""
+           saver: AtomicCheckpointSaver, data: dict[str, Any]) -> dict[str, Any]:
+    """Load the newest whole checkpoint into everything but the scheduler; returns it. `data`: `seen`'s."""
     found, problems = newest_whole(args.resume)
     for problem in problems:
         say(f'Warning: {problem}' + (f' Going on from {found}.' if found else ''))
@@ -88,13 +88,14 @@ def resume(args: argparse.Namespace, task: MultiMixTask, optimizer: Any, scaler:
             raise SettingError(f'--opt is {args.opt}, but the checkpoint {path!r} holds the state of another optimizer '
                                f'({e}). Resume with that one, or start this one afresh with --no-resume-opt.') from e
     state = load(path)
+    changed = compare_data(state.get('data'), data)
     world_agreed = from_all(path)  # nobody still reads when the first rank begins to tidy up
     assert len(set(world_agreed)) == 1, world_agreed
     if rank() == 0:
         saver.go_on_from(Path(path), state)
         saver.drop_recoveries(keep=[path])
-    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau', 'data')
-            } | {'start': start}
+    return {k: v for k, v in state.items() if k in ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau')} | {
+        'start': start, 'changed': changed}
 
 
 def seen(train_set: Any, val_set: Any, names: Optional[list[str]]) -> dict[str, Any]:

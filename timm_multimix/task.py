@@ -70,17 +70,18 @@ class MultiMixTask(ClassificationTask):
                 **{k: v for k, v in loss.items() if v is not None})  # type: ignore[arg-type]
             if criterion is not None and config is not None:
                 raise SettingError('criterion has its own label_smoothing and class_weight: give only one.')
-            policy = MixingPolicy(None, int(found.num_classes), seed=42 if seed is None else seed, mixup_fn=mixup_fn)  # type: ignore[arg-type]
+            classes = int(found.num_classes)  # type: ignore[arg-type]
+            if class_weight is not None and len(class_weight) != classes:
+                raise SettingError(f'class_weight has {len(class_weight)} weights, but the model has {classes} '
+                                   f'classes.')
+            self_policy = MixingPolicy(None, classes, seed=42 if seed is None else seed, mixup_fn=mixup_fn)
             criterion = criterion or _Plain(config)
         else:
             wrapped.reconfigure(**{k: v for k, v in loss.items() if v is not None})
-            policy = wrapped.policy
-            if seed is not None or mixup_fn is not None:
-                policy = wrapped.policy = type(policy)(
-                    wrapped.config, policy.num_classes, seed=policy.seed if seed is None else seed,
-                    mixup_fn=mixup_fn or policy.given_mixup_fn, schedule=policy.schedule)
+            self_policy = None
+            wrapped.policy.use(seed, mixup_fn)
         super().__init__(model, criterion or F.cross_entropy, device=device, dtype=dtype, verbose=verbose)
-        self.policy = policy
+        self._policy = self_policy
         self.is_wrapped = wrapped is not None
         if criterion is not None:
             self.criterion = criterion  # now that there are settings it can become
@@ -92,13 +93,24 @@ class MultiMixTask(ClassificationTask):
 
     @property
     def wrapped(self) -> MultiMixModel:
-        """The wrapped model, from under DDP and torch.compile."""
+        """The wrapped model, from under DDP and torch.compile.
+
+        Raises:
+            SettingError: the model is a plain one.
+        """
+        if not self.is_wrapped:
+            raise SettingError(f'{type(self).__name__} needs a wrapped model: --multimix multimix or dense.')
         return unwrap_model(self.trainable_module)  # type: ignore[return-value]
 
     @property
     def config(self) -> Optional[MultiMixConfig]:
         """The settings; None of a plain model."""
         return self.wrapped.config if self.is_wrapped else None
+
+    @property
+    def policy(self) -> MixingPolicy:
+        """What chooses and counts: the wrapped model's."""
+        return self._policy if self._policy is not None else self.wrapped.policy
 
     @property
     def step(self) -> int:
@@ -119,9 +131,9 @@ class MultiMixTask(ClassificationTask):
         config = self.config
         if epochs is None and config is not None and config.ramp_epochs:
             epochs = max(epoch, config.ramp_epochs)
-        if epochs is None and config is not None and config.ramp:
-            raise SettingError(f'set_epoch({epoch:g}) does not say of how many epochs, and ramp is a fraction of them: '
-                               f'set_progress({epoch:g}, epochs).')
+        elif epochs is None and (self.policy.schedule is not None or (config is not None and config.ramp)):
+            raise SettingError(f'set_epoch({epoch:g}) does not say of how many epochs, and the policy mixes by the '
+                               f'fraction that is done: set_progress({epoch:g}, epochs).')
         self.policy.set_progress(epoch, max(epoch, 1.0) if epochs is None else epochs)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
@@ -146,7 +158,7 @@ class MultiMixTask(ClassificationTask):
         """What to tell the user before training with this batch size, if a loss term will carry no class signal."""
         if not self.is_wrapped:
             return None
-        self.wrapped.needs_first_check = self.wrapped.needs_position_check = False
+        self.wrapped.needs_first_check = False
         return signal_warning(self.wrapped.config, batch, self.policy.num_classes)
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
@@ -198,16 +210,14 @@ def settings_of(criterion: Any, config: MultiMixConfig) -> dict[str, Any]:
         what = lost[0] if lost else 'weight'
         raise SettingError(f'criterion is {name} with {what}={getattr(criterion, what)!r}, which mixing has not: it '
                            f'would hold on unmixed steps only. class_weight weighs classes on every step.')
-    if criterion is F.cross_entropy:
-        found: dict[str, Any] = {}
+    found: dict[str, Any] = {'bce_loss': False}
+    if criterion is F.cross_entropy or isinstance(criterion, SoftTargetCrossEntropy):
+        pass
     elif isinstance(criterion, nn.CrossEntropyLoss):
-        found = {'label_smoothing': criterion.label_smoothing}
-        if weight is not None:
-            found['class_weight'] = tuple(weight.tolist())
+        found['label_smoothing'] = criterion.label_smoothing
+        found['class_weight'] = None if weight is None else tuple(weight.tolist())
     elif isinstance(criterion, LabelSmoothingCrossEntropy):
-        found = {'label_smoothing': criterion.smoothing}
-    elif isinstance(criterion, SoftTargetCrossEntropy):
-        found = {}
+        found['label_smoothing'] = criterion.smoothing
     elif isinstance(criterion, BinaryCrossEntropy):
         found = {'label_smoothing': criterion.smoothing, 'bce_loss': True, 'bce_sum': criterion.sum_classes,
                  'bce_target_thresh': criterion.target_threshold}
@@ -221,6 +231,6 @@ def settings_of(criterion: Any, config: MultiMixConfig) -> dict[str, Any]:
     for key, value in found.items():
         own = getattr(config, key)
         if own not in (getattr(usual, key), value):
-            raise SettingError(f'criterion {name} has {key} {value!r}, but the model was wrapped with {own!r}: give '
-                               f'only one.')
+            raise SettingError(f'criterion {name} has {key} {value!r}, but the settings of the model have {own!r}: '
+                               f'give only one.')
     return found

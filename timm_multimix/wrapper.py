@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -72,15 +73,18 @@ class MultiMixModel(nn.Module):
 
     def __init__(
             self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None,
-            parts: Optional[Parts] = None) -> None:
+            parts: Optional[Parts] = None, policy: Callable[..., MixingPolicy] = MixingPolicy,
+            sampler: Optional[Sampler] = None) -> None:
         super().__init__()
         if hasattr(model, '_orig_mod'):
             raise SettingError('This model is compiled already. Wrap it first, then torch.compile the wrapped model.')
         self.parts = parts
+        self.config = config  # before there is a model, whose own attributes of these names stay as they are
+        self.sampler = sampler
+        self.policy: MixingPolicy = None  # type: ignore[assignment]
         self.model = model
         classifier_leaves(self.in_timms_words)
-        check_affine(self.in_timms_words)
-        self.config = config
+        check_affine(self.in_timms_words, input_size)
         self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
         self.ending: Optional[Ending] = None
@@ -89,8 +93,7 @@ class MultiMixModel(nn.Module):
         self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
         self.multimix_layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
-        self.policy = MixingPolicy(config, int(self.in_timms_words.num_classes))
-        self.sampler: Optional[Sampler] = None
+        self.policy = policy(config, int(self.in_timms_words.num_classes))
         self._without_target = 0
         self._class_weights: dict[Any, Tensor] = {}
         self._check_class_weight()
@@ -181,6 +184,9 @@ class MultiMixModel(nn.Module):
         if num_classes < 1:
             raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
                                f'model first.')
+        if self.config.class_weight is not None and len(self.config.class_weight) != num_classes:
+            raise SettingError(f'reset_classifier({num_classes}): class_weight has {len(self.config.class_weight)} '
+                               f'weights. reconfigure(class_weight=None) drops them first.')
         self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
         self.policy.configure(self.config, num_classes)
         if self.config.dense:
@@ -222,7 +228,7 @@ class MultiMixModel(nn.Module):
             self.first_check(len(input))
             input, target, plan = self.policy.begin(input, target, asked)
         else:
-            plan = Plan(self.policy.step, bool(asked), '', self.config.layers[0], self.policy.seed)
+            plan = Plan(0, bool(asked), '', self.config.layers[0], 0)
         if not plan.embeddings:
             return self._unmixed(input, target, plan)
         if generator is None and lam is None and not torch.compiler.is_compiling():
@@ -275,7 +281,8 @@ class MultiMixModel(nn.Module):
         mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
         if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
             agree(mixtures.alpha)
-        if self.sampler is not None and isinstance(mixtures, LamSampler):
+        if self.sampler is not None and lam is None:
+            assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, label_smoothing=smoothing, normalize=config.normalize or 'position',
@@ -290,7 +297,8 @@ class MultiMixModel(nn.Module):
         B, config, name = len(input), self.config, self.multimix_layers[plan.layer]
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         mixtures = self._mixtures(lam, B, 1, B, generator, input.device, dtype)
-        if self.sampler is not None and isinstance(mixtures, LamSampler):
+        if self.sampler is not None and lam is None:
+            assert isinstance(mixtures, LamSampler)
             y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss)
             mixtures = self.sampler(mixtures, y, None)
         lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
@@ -364,6 +372,8 @@ class MultiMixModel(nn.Module):
             return lam.to(device)
         m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
         alpha = self.config.alpha_range(batch, m)
+        if self.sampler is not None and generator is not None and generator.device != device:
+            generator = None  # a sampler of the user's draws where the logits are
         if generator is None or generator.device == device:
             return LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
         return sample_lam(n, positions, batch, alpha, generator, m=m, dtype=dtype).to(device)
@@ -374,7 +384,7 @@ class MultiMixModel(nn.Module):
         w = self.config.clean_weight
         loss = (loss_mixed + w * loss_clean) / (1 + w) if w and loss_clean is not None else loss_mixed
         report['loss_mixed'] = loss_mixed.detach()
-        if loss_clean is not None:
+        if loss_clean is not None and not plan.inputs:
             report['loss_clean'] = loss_clean.detach()
         return MultiMixOutput(loss, logits, report, plan.mixed)
 
@@ -534,10 +544,8 @@ def wrap(
         config = config.replace(**settings) if settings else config
     else:
         config = MultiMixConfig.from_dict({'mode': config, **settings})
-    wrapped = MultiMixModel(model, config, input_size, parts)
-    wrapped.policy = policy(config, wrapped.policy.num_classes, seed=seed, mixup_fn=mixup_fn, schedule=schedule)
-    wrapped.sampler = sampler
-    return wrapped
+    policy = partial(policy, seed=seed, mixup_fn=mixup_fn, schedule=schedule)
+    return MultiMixModel(model, config, input_size, parts, policy, sampler)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -74,11 +74,11 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def check_affine(model: Model) -> None:
+def check_affine(model: Model, input_size: Optional[tuple[int, ...]] = None) -> None:
     """Logits must be an affine map of what the last linear layer gives, or mixing them is not mixing embeddings.
 
-    It is tried with values: the layer is made to give two rows and their mean. Heads that cannot be run by themselves
-    are believed.
+    It is tried with values: the layer is made to give two rows and their mean. A network with `Parts` runs whole, one
+    of timm's its classifier alone. What cannot be run so is believed.
 
     Raises:
         SettingError: something not linear follows the layer, such as a Softmax.
@@ -86,7 +86,8 @@ def check_affine(model: Model) -> None:
     found = model.get_classifier()  # type: ignore[operator]
     for head in found if isinstance(found, (tuple, list)) else [found]:
         linear = [m for m in head.modules() if _classes(m) is not None] if isinstance(head, nn.Module) else []
-        if not linear or linear[-1] is head:
+        whole = isinstance(model, InTimmsWords)
+        if not linear or (linear[-1] is head and not whole):
             continue
         first, leaf = linear[0], linear[-1]
         given: list[Tensor] = []
@@ -101,7 +102,7 @@ def check_affine(model: Model) -> None:
             with evaluating(model):
                 weight: Any = first.weight
                 z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))
-                out = head(z)
+                out = model.net(probe(model, input_size).repeat(3, 1, 1, 1)) if whole else head(z)  # type: ignore
         except Exception:  # it takes more than embeddings
             continue
         finally:
@@ -112,9 +113,9 @@ def check_affine(model: Model) -> None:
         if not error <= 1e-2 * given[0].abs().max():
             raise SettingError(
                 f'Mixing embeddings needs a linear last layer, but the logits of {name_of(model)} are no linear '
-                f'function of what its last Linear gives: something follows it, such as a Softmax or a Sigmoid '
-                f'({type(head).__name__} ends in {type(list(head.modules())[-1]).__name__}). Remove it: the loss '
-                f'takes logits.')
+                f'function of what its last Linear gives: something follows it, such as a Softmax or a Sigmoid'
+                + ('' if whole else f' ({type(head).__name__} ends in {type(list(head.modules())[-1]).__name__})')
+                + '. Remove it: the loss takes logits.')
 
 
 def name_of(model: Model) -> str:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Optional
@@ -32,11 +31,10 @@ def check_links(root: Path) -> None:
                                f'and again. Remove the link.')
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if os.path.isdir(entry.path):
                     open_folders.append((entry.path, (*above, own)))
-                elif os.path.splitext(entry.name)[1].lower() in extensions and not entry.is_file():
-                    kind = stat.S_IFMT(entry.stat().st_mode) if os.path.exists(entry.path) else None
-                    if kind is not None:  # a dangling link is an unreadable image like others
+                elif os.path.splitext(entry.name)[1].lower() in extensions and not os.path.isfile(entry.path):
+                    if os.path.exists(entry.path):  # a dangling link is an unreadable image like others
                         raise SettingError(f'{entry.path} is no file (but a pipe, a socket or a device): reading it '
                                            f'may never end. Remove it.')
 
@@ -120,7 +118,7 @@ def describe_images(dataset: Any, names: Optional[list[str]]) -> Optional[str]:
         classes = f'{known[0]} to {known[-1]}, of {min(counts.values())} to {max(counts.values())} images'
     looks: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
-    for path, _ in samples[::max(1, len(samples) // SAMPLE)]:
+    for path, _ in samples[::-(-len(samples) // SAMPLE)]:
         try:
             with Image.open(path) as image:  # its head only
                 looks[image.mode] += 1

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from ..errors import SettingError
 
+# A logit of −∞, which masks a class: far below any other, whatever it is multiplied by.
+MASKED = -1e30
+
 # A row of soft targets may sum to more than 1 by this, or by its dtype's rounding, a few times over.
-SLACK = 1e-3
+# (timm's Mixup computes shares of bfloat16 images in bfloat16, and gives float32.)
+SLACK = 8e-3
 
 
 def soft_target(
@@ -85,7 +89,7 @@ def cross_entropy(
     check_target(target, C, batch=B)
     check_smoothing(label_smoothing)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    x, hard = logits.to(dtype), target.ndim == 1
+    x, hard = logits.to(dtype).clamp(min=MASKED), target.ndim == 1  # 0 · −∞ would be NaN
     y = target.long() if hard else target.to(dtype)
     label_smoothing = label_smoothing if hard else 0.0
     if class_weight is None:

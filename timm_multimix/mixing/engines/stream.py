@@ -24,12 +24,10 @@ from torch import Tensor
 from ..dirichlet import LamSampler, Sticks
 from ..options import LossOptions
 from ..ranks import total, world
+from ..targets import MASKED
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
-
-# A logit of −∞, which masks a class: far below any other, whatever it is multiplied by.
-MASKED = -1e30
 
 # Elements of Λ drawn or cut, or of the logits, at a time.
 CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
