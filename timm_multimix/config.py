@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                      mixup=0.0, cutmix=0.0),
 }
 PRESET_WORDS = {
-    'default': 'embeddings on one step of four, and inputs, by mixup or CutMix, on the others; it begins slowly',
+    'default': 'embeddings on one step of four and inputs, by mixup or CutMix, on the others, beginning slowly',
     'embeddings': 'embeddings on every step, and no inputs',
     'paper': 'the published setting: whole batches, on half of the steps, and input mixup on the others',
     'manifold': 'pairs of embeddings on every step, as manifold mixup at the last layer',
