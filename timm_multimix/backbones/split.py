@@ -87,7 +87,7 @@ def check_affine(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
     for head in found if isinstance(found, (tuple, list)) else [found]:
         linear = [m for m in head.modules() if _classes(m) is not None] if isinstance(head, nn.Module) else []
         whole = isinstance(model, InTimmsWords)
-        if not linear or (linear[-1] is head and not whole):
+        if not linear or (linear[-1] is head and not whole) or linear[0].weight.is_meta:  # type: ignore[union-attr]
             continue
         first, leaf = linear[0], linear[-1]
         given: list[Tensor] = []

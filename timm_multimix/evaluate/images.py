@@ -41,11 +41,11 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     except Exception as e:  # whatever the library behind the name raises
         raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
     if not name:
+        _check_folder(dataset, str(root), split)
         where = Path(str(getattr(dataset.reader, 'root', '')))
         if where.is_dir():  # not a tar
             check_links(where)
             tidy(dataset, where, split, class_map)
-        _check_folder(dataset, str(root), split)
     if not hasattr(dataset, '__getitem__') or not hasattr(dataset, '__len__'):
         raise SettingError(f'--dataset is {name!r}, a stream: figures need a data set of known images, such as a '
                            f'folder.')
