@@ -305,7 +305,7 @@ def test_flags_reach_the_training_images_alone(image_folder: Path) -> None:
             'crop_pct': 1.0, 'crop_mode': 'center'}
     sets = create_train_val('', str(image_folder))
     train.build_loaders(args, *sets, data, torch.device('cpu'))
-    a, b = ([type(t).__name__ for t in s.transform.transforms] for s in sets)
+    a, b = ([type(t).__name__ for t in s.transform.then.transforms] for s in sets)
     assert a == ['Resize', 'RandomCrop', 'RandomHorizontalFlip', 'ColorJitter', 'PCALighting', 'MaybeToTensor',
                  'Normalize']
     assert b == ['Resize', 'CenterCrop', 'MaybeToTensor', 'Normalize']
