@@ -39,3 +39,5 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 if __name__ == '__main__':
     sys.exit(main())
+# `import timm_multimix.describe` would put this module in the place of the public function of that name.
+sys.modules[__name__] = describe  # type: ignore[assignment]

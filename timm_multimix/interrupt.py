@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the training loop asks when it is ready for the answer."""
+"""SIGTERM, SIGHUP and Ctrl-C as a question that the training loop asks when it is ready for the answer."""
 from __future__ import annotations
 
 import os
@@ -46,7 +46,9 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in filter(None, (signal.SIGTERM, signal.SIGINT, getattr(signal, 'SIGHUP', None))):
+                if signum != signal.SIGINT and signal.getsignal(signum) == signal.SIG_IGN:  # under nohup it goes on
+                    continue
                 self._before[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -65,6 +65,9 @@ def test_command_line() -> None:
          '--img-size', '64', '--num-classes', '5'], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('5 classes') == 2 and 'images 3×64×64' in done.stdout
+    code = "import timm, timm_multimix.describe; timm_multimix.describe(timm.create_model('test_resnet'))"
+    imported = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert imported.returncode == 0 and 'multimix' in imported.stdout, imported.stderr
     wrong = subprocess.run([sys.executable, '-m', 'timm_multimix.describe', 'resnet81'], capture_output=True,
                            text=True, cwd=ROOT, timeout=120)
     assert wrong.returncode == 2 and 'Did you mean resnet18' in wrong.stderr
