@@ -19,6 +19,7 @@ from .config import (
     ENGINES,
     MODES,
     NORMALIZATIONS,
+    PAIRS,
     PRESET_WORDS,
     PRESETS,
     MultiMixConfig,
@@ -41,8 +42,8 @@ FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'd
                   *NOT_TAKEN)
 NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
-OLD_RAMP = float('100')  # of the default preset, in versions whose args.yaml knows no multimix_ramp
-PAIRS = (('multimix_ramp', 'multimix_ramp_epochs'), ('multimix_alpha', 'multimix_effective'))  # of one meaning
+# Of the default preset, in versions whose args.yaml knows no multimix_ramp. An object of its own: a file may say 100.
+OLD_RAMP = float('100')
 _FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 
@@ -406,7 +407,8 @@ def _on_the_line(argv: Optional[list[str]]) -> dict[str, Any]:
 def _under_flags(settings: dict[str, Any], argv: Optional[list[str]]) -> dict[str, Any]:
     """A file's settings, without those that a flag says in another way."""
     given = _on_the_line(argv)
-    dropped = {other for pair in PAIRS for one, other in (pair, pair[::-1]) if one in given and other not in given}
+    pairs = [tuple(f'multimix_{name}' for name in pair) for pair in PAIRS]
+    dropped = {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given and other not in given}
     if settings.get('multimix_ramp_epochs') is OLD_RAMP and given.get('multimix_preset', 'default') != 'default':
         dropped.add('multimix_ramp_epochs')
     return {name: value for name, value in settings.items() if name not in dropped}

@@ -44,6 +44,8 @@ ALIASES = {'alone': 'embeddings'}  # what `embeddings` was called
 _DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=True, normalize='position')
 
 
+PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'))  # two ways of saying one thing each
+
 # Settings that are flags of timm's too, and keep their names.
 TIMMS = ('mixup', 'cutmix', 'bce_loss', 'bce_sum', 'bce_target_thresh')
 
@@ -382,7 +384,7 @@ class MultiMixConfig:
     def replace(self, **changes: Any) -> MultiMixConfig:
         """A copy with some settings changed; everything given before stays given, the rest follows the preset anew."""
         given = {name: getattr(self, name) for name in self._given}
-        for pair in (('alpha', 'effective'), ('ramp', 'ramp_epochs')):
+        for pair in PAIRS:
             if changes.keys() & pair:
                 given = {name: value for name, value in given.items() if name not in pair}
         return type(self).from_dict({**given, **changes})
