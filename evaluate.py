@@ -24,11 +24,12 @@ from tqdm import tqdm
 from timm_multimix import SettingError, evaluate
 from timm_multimix.data import DIGITS
 from timm_multimix.distributed import start
-from timm_multimix.evaluate import Checkpoint, Outputs, Table, detection_data, images, load_checkpoint, report
-from timm_multimix.evaluate.cli import parse_args
+from timm_multimix.evaluate import Checkpoint, Outputs, Table, images, load_checkpoint, report
+from timm_multimix.evaluate.detection import data as detection_data
+from timm_multimix.evaluate.detection.transfer import need_packages
+from timm_multimix.evaluate.flags import parse_args
 from timm_multimix.evaluate.load import unique_names
-from timm_multimix.evaluate.transfer import need_packages
-from timm_multimix.screen import say
+from timm_multimix.runs.screen import say
 
 
 class Evaluation:

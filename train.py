@@ -7,7 +7,7 @@
     torchrun --nproc_per_node=4 train.py --model resnet50 …                   # on four GPUs
 
 Read it from `run` downwards: data, model, optimizer, task, then the loop. Flags are timm's where timm has them
-(`timm_multimix/cli.py`); the loss is `timm_multimix.MultiMixTask`.
+(`timm_multimix/runs/flags.py`); the loss is `timm_multimix.MultiMixTask`.
 """
 from __future__ import annotations
 
@@ -47,10 +47,6 @@ from timm.utils import (
 from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
-from timm_multimix.backbones import classifier_leaves
-from timm_multimix.checkpoint import AtomicCheckpointSaver, candidates, drop_unfinished, load_own_state
-from timm_multimix.checks import check_args, ema_note, find_task, mismatch, rehearse
-from timm_multimix.cli import multimix_config, parse_args, resume_checkpoint, smoothing
 from timm_multimix.data import (
     DIGITS,
     PlacedLoader,
@@ -62,29 +58,27 @@ from timm_multimix.data import (
     drop_unreadable,
 )
 from timm_multimix.data.augment import as_published
-from timm_multimix.distributed import finish, from_first, local_rank, mean_of_ranks, one_by_one, start
-from timm_multimix.finite import Statistics, finite_gradient
-from timm_multimix.hub import BackgroundPush, is_repo, save_plain, starting_point
-from timm_multimix.interrupt import Interrupt, Stopped
-from timm_multimix.loggers import open_loggers
-from timm_multimix.mixing.ranks import rank, world
+from timm_multimix.distributed import finish, from_first, local_rank, mean_of_ranks, one_by_one, rank, start, world
+from timm_multimix.heads import classifier_leaves
+from timm_multimix.hub import BackgroundPush, save_plain, starting_point
 from timm_multimix.policy import InputMixing, told
-from timm_multimix.progress import Averages, Progress
-from timm_multimix.report import (
-    append_summary,
-    describe,
-    epoch_line,
-    expected_line,
-    few_warning,
-    headline,
-    in_plain_timm,
-    plot_curves,
-    trim_summary,
-    write_report,
-)
-from timm_multimix.resuming import Save, not_finite, place_of, resume, seen
-from timm_multimix.screen import say
+from timm_multimix.runs.find import candidates, is_repo, resume_checkpoint
+from timm_multimix.runs.screen import say
+from timm_multimix.runs.settings import multimix_config, parse_args, smoothing
+from timm_multimix.runs.summary import append_summary, trim_summary
 from timm_multimix.seeding import seed_place
+from timm_multimix.training.build import ema_note, find_task
+from timm_multimix.training.checkpoint import AtomicCheckpointSaver, drop_unfinished, load_own_state
+from timm_multimix.training.checks import check_args, mismatch
+from timm_multimix.training.curves import plot_curves
+from timm_multimix.training.interrupt import Interrupt, Stopped
+from timm_multimix.training.loggers import open_loggers
+from timm_multimix.training.nonfinite import Statistics, finite_gradient
+from timm_multimix.training.progress import Averages, Progress
+from timm_multimix.training.rehearsal import rehearse
+from timm_multimix.training.report import write_report
+from timm_multimix.training.state import Save, not_finite, place_of, resume, seen
+from timm_multimix.training.words import describe, epoch_line, expected_line, few_warning, headline, in_plain_timm
 from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -535,10 +529,10 @@ def run(args: argparse.Namespace) -> None:
             os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
         except OSError as e:
             raise SettingError(f'{folder}/args.yaml cannot be written: {e.strerror or e}.') from e
-    ending = None if config is None else wrapped.ending
+    head_info = None if config is None else wrapped.head_info
     say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
         f'{data["input_size"][1]}×{data["input_size"][2]}'
-        + (f', {ending.positions} positions of {ending.width} features' if ending else '')
+        + (f', {head_info.positions} positions of {head_info.width} features' if head_info else '')
         + f', on {device.type if world() > 1 else device}'
         + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
     say(describe(config, mixed, args.num_classes))
@@ -550,7 +544,7 @@ def run(args: argparse.Namespace) -> None:
         say('Labels are not smoothed, since --smoothing is not given: smoothing beside mixing worsens calibration '
             "(timm's default is 0.1).")
     if config is not None:
-        messages.append(one_position_note(config, ending.positions if ending else 1))
+        messages.append(one_position_note(config, head_info.positions if head_info else 1))
     for message in filter(None, messages):
         say(f'Warning: {message}')
     say(f'{len(train_set)} training and {len(val_set)} validation images, {args.num_classes} classes; '

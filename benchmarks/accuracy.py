@@ -1,7 +1,7 @@
 """Does it help? Trains a grid of settings and seeds with `train.py`, and reports them side by side.
 
     python -m benchmarks.accuracy run benchmarks/studies/methods_resnet.yaml --data-dir cifar10 --budget 60
-    python -m benchmarks.accuracy report benchmarks/studies/methods_resnet.jsonl --plot methods.png
+    python -m benchmarks.accuracy report benchmarks/results/methods_resnet.jsonl --plot methods.png
 
 A study is a YAML file: `data` (how many images train, are held out of the training data, and test; with `images:
 digits`, of the embedded digits and without --data-dir), `base` (flags of train.py for all), `seeds`, `judge`
@@ -42,21 +42,26 @@ from filelock import FileLock, Timeout
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 
+from benchmarks.measure import describe, make_room
+from benchmarks.variants import VARIANTS
+from benchmarks.variants import __name__ as VARIANTS_MODULE
 from timm_multimix.data import DigitsReader
 from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
-from timm_multimix.evaluate.calibration import confidence_and_right, ece
 from timm_multimix.evaluate.collect import collect
-from timm_multimix.report import read_summary
-
-from .measure import describe, make_room
-from .variants import VARIANTS
-from .variants import __name__ as VARIANTS_MODULE
+from timm_multimix.evaluate.tables.calibration import confidence_and_right, ece
+from timm_multimix.runs.summary import read_summary
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
 MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
+
+
+def beside(path: Path, folder: str, other: str, suffix: str) -> Path:
+    """The file of the same name beside a study or its results; those that come with us lie in folders of their own."""
+    place = path.resolve().parent
+    return (place.parent / other if place.name == folder else place) / f'{path.stem}{suffix}'
 
 
 def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
@@ -353,10 +358,10 @@ def main() -> None:
     train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
     train.add_argument('--only', nargs='+', metavar='RUN', help="instead of all of the study's")
-    train.add_argument('--results', type=Path, metavar='STUDY.jsonl', help='default: beside the study')
+    train.add_argument('--results', type=Path, metavar='STUDY.jsonl', help='default: beside it; of studies/, in results/')
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
-    show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside the results')
+    show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside it; of results/, in studies/')
     show.add_argument('--subset', type=int, default=0, help='of the runs with that --subset')
     show.add_argument('--against', metavar='RUN', help='compare with it, instead of the first')
     show.add_argument('--out', help='write it to this file as well')
@@ -365,10 +370,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, on which subprocess.run ends train.py
     try:
         if args.command == 'run':
-            results = args.results or args.study.with_suffix('.jsonl')
+            results = args.results or beside(args.study, 'studies', 'results', '.jsonl')
+            results.parent.mkdir(exist_ok=True)
             run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only)
         else:
-            study = read_study(args.study or args.results.with_suffix('.yaml'), args.subset)
+            study = read_study(args.study or beside(args.results, 'results', 'studies', '.yaml'), args.subset)
             text = report(args.results, study, args.against)
             print(text)
             if args.out:

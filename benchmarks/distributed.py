@@ -21,8 +21,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 import timm_multimix
-
-from .measure import describe, save
+from benchmarks.measure import describe, save
 
 MODES = ('plain', 'multimix', 'multimix, gather', 'dense', 'dense, gather')
 

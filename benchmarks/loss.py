@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measure import Run, describe, machine_peaks, make_room, medians, peak_mib, save
 from timm_multimix import LamSampler, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing.engines.stream import CHUNK
-
-from .measure import Run, describe, machine_peaks, make_room, medians, peak_mib, save
 
 #         name              B    P    D     C     N
 SHAPES = {

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from timm.utils import ParseKwargs
 
 import timm_multimix
-
-from .measure import Run, describe, make_room, medians, peak_mib, save
+from benchmarks.measure import Run, describe, make_room, medians, peak_mib, save
 
 MODES = ('plain', 'multimix', 'dense')
 

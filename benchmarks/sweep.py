@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.loss import SHAPES, literal
+from benchmarks.measure import describe, make_room, medians, peak_mib, save
 from timm_multimix import LamSampler, attention, mixed_cross_entropy
-
-from .loss import SHAPES, literal
-from .measure import describe, make_room, medians, peak_mib, save
 
 
 def measure(n: int, args: argparse.Namespace) -> dict[str, Any]:

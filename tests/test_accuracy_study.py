@@ -17,12 +17,11 @@ import yaml
 from filelock import FileLock
 
 from benchmarks import accuracy, variants
+from tests.conftest import ROOT, write_images
 from timm_multimix import SettingError, wrap
-from timm_multimix.checks import check_args
-from timm_multimix.cli import multimix_config, parse_args
 from timm_multimix.mixing import LamSampler, effective_examples
-
-from .conftest import ROOT, write_images
+from timm_multimix.runs.settings import multimix_config, parse_args
+from timm_multimix.training.checks import check_args
 
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
@@ -119,7 +118,7 @@ def test_rows_of_other_settings_are_not_shown(study: Path) -> None:
     settings['runs']['dense']['multimix_effective'] = 4
     settings['runs']['never mixed'] = settings['runs'].pop('none')  # a run may be called otherwise later
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
-    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study))
+    table = accuracy.report(accuracy.beside(study, 'studies', 'results', '.jsonl'), accuracy.read_study(study))
     assert '| never mixed | 2 |' in table and '| dense |' not in table
 
 
@@ -217,19 +216,19 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
             config.check_batch(args.batch_size)
 
 
-REPORTS = re.findall(r'accuracy report benchmarks/studies/(\w+)\.jsonl(?: --subset (\d+))?',
+REPORTS = re.findall(r'accuracy report benchmarks/results/(\w+)\.jsonl(?: --subset (\d+))?',
                      (ROOT / 'docs' / 'results.md').read_text())
 
 
 @pytest.mark.parametrize('name, subset', REPORTS)
 def test_the_results_page_shows_what_was_measured(name: str, subset: str) -> None:
     study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
-    table = accuracy.report(study.with_suffix('.jsonl'), accuracy.read_study(study, int(subset or 0)))
+    table = accuracy.report(accuracy.beside(study, 'studies', 'results', '.jsonl'), accuracy.read_study(study, int(subset or 0)))
     assert table in (ROOT / 'docs' / 'results.md').read_text()
 
 
 def test_the_results_page_leaves_out_no_study() -> None:
-    assert {name for name, _ in REPORTS} == {path.stem for path in (ROOT / 'benchmarks' / 'studies').glob('*.jsonl')}
+    assert {name for name, _ in REPORTS} == {path.stem for path in (ROOT / 'benchmarks' / 'results').glob('*.jsonl')}
 
 
 @pytest.mark.parametrize('name', ['dominant', 'same-class', 'neighbours'])

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from timm_multimix import SettingError
-from timm_multimix.checks import check_args
-from timm_multimix.cli import build_parser, multimix_config, parse_args, read_yaml
-
-from .conftest import ROOT
+from timm_multimix.runs.flags import build_parser
+from timm_multimix.runs.settings import multimix_config, parse_args
+from timm_multimix.runs.yaml_file import read_yaml
+from timm_multimix.training.checks import check_args
 
 RECIPES = sorted((ROOT / 'hparams').glob('*.yaml'))
 DIGITS = ROOT / 'hparams' / 'digits_vit_small.yaml'

@@ -14,10 +14,9 @@ from sklearn.datasets import load_digits
 from timm.data import ImageDataset, create_loader
 
 import train
+from tests.conftest import write_images
 from timm_multimix import SettingError
 from timm_multimix.data import DigitsReader, class_names, create_train_val, unreadable_images
-
-from .conftest import write_images
 
 
 def test_digits_are_all_there_once_and_stratified() -> None:

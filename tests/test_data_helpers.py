@@ -18,10 +18,10 @@ from torchvision.datasets import imagenet as archives
 
 import train
 from timm_multimix import SettingError
-from timm_multimix.cli import parse_args
 from timm_multimix.data import create_train_val, prepare
 from timm_multimix.data.__main__ import main
 from timm_multimix.data.augment import as_published
+from timm_multimix.runs.settings import parse_args
 
 
 def picture(path: Path, colour: int, size: int = 16) -> None:

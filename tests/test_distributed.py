@@ -10,11 +10,10 @@ import pytest
 import torch
 from timm.data import create_loader
 
+from tests.conftest import ROOT
 from timm_multimix import MultiMixConfig, SettingError
 from timm_multimix.data import PlacedLoader, create_train_val
-from timm_multimix.report import read_summary
-
-from .conftest import ROOT
+from timm_multimix.runs.summary import read_summary
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
@@ -46,7 +45,7 @@ for mode, settings in (
         net = timm.create_model('test_vit2', num_classes=5, img_size=64).double()
         return wrap(net, mode, n=7, gather=gather, label_smoothing=0.1, **settings)
     one, two = make(False), make(True)
-    P = one.ending.positions if one.ending else 1
+    P = one.head_info.positions if one.head_info else 1
     lam = sample_lam(7, P, 8, 0.5, torch.Generator().manual_seed(2), m=settings.get('m'), dtype=torch.float64)
     alone = one(images, target, lam=lam)
     alone.loss.backward()

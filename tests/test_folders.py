@@ -17,7 +17,7 @@ from timm_multimix.data import create_train_val, describe_images
 from timm_multimix.data.factory import class_names
 from timm_multimix.evaluate.images import open_split, prepared
 from timm_multimix.evaluate.load import load_checkpoint
-from timm_multimix.report import read_summary
+from timm_multimix.runs.summary import read_summary
 
 SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '6', '--warmup-epochs', '0')
 

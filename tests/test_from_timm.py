@@ -19,14 +19,14 @@ from PIL import Image
 from timm.optim import Lookahead
 
 import train
+from tests.conftest import ROOT
 from timm_multimix import SettingError
-from timm_multimix.checks import check_args
-from timm_multimix.cli import build_parser, changed_settings, parse_args
 from timm_multimix.data import create_train_val
-from timm_multimix.from_timm import NOT_TAKEN, OLD
-from timm_multimix.report import read_summary
-
-from .conftest import ROOT
+from timm_multimix.runs.flags import build_parser
+from timm_multimix.runs.not_taken import NOT_TAKEN, OLD
+from timm_multimix.runs.settings import changed_settings, parse_args
+from timm_multimix.runs.summary import read_summary
+from timm_multimix.training.checks import check_args
 
 spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'docs' / 'from_timm.py')
 assert spec and spec.loader
@@ -49,7 +49,7 @@ def test_every_flag_of_timms_is_taken_or_not() -> None:
 
 def test_the_page_has_the_table() -> None:
     page = (ROOT / 'docs' / 'from_timm.md').read_text()
-    assert docs.table() in page and docs.lists() in page, 'write it anew: python docs/from_timm.py'
+    assert docs.table() in page and docs.lists() in page, 'write it anew: python tools/from_timm.py'
 
 
 @pytest.mark.parametrize('name', sorted(set(docs.TIMM) & set(SHOWN) - set(docs.DIFFERENT)))

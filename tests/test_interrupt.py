@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from timm_multimix.interrupt import Interrupt, Stopped
+from timm_multimix.training.interrupt import Interrupt, Stopped
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

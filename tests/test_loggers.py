@@ -12,10 +12,11 @@ import pytest
 
 import train
 from timm_multimix import SettingError
-from timm_multimix.checks import check_args
-from timm_multimix.cli import parse_args
-from timm_multimix.loggers import LOGGERS, open_loggers
-from timm_multimix.report import read_summary
+from timm_multimix.runs.flags import LOGGERS
+from timm_multimix.runs.settings import parse_args
+from timm_multimix.runs.summary import read_summary
+from timm_multimix.training.checks import check_args
+from timm_multimix.training.loggers import open_loggers
 
 ROWS = [{'epoch': e, 'train_loss': 1 / (e + 1), 'eval_top1': 10.0 * e, 'eval_raw_top1': '', 'lr': 0.1}
         for e in range(3)]

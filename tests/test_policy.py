@@ -23,14 +23,13 @@ from torch._dynamo.utils import counters
 
 import timm_multimix
 import train
+from tests import recording
+from tests.conftest import ROOT
 from timm_multimix import MultiMixConfig, MultiMixModel, MultiMixTask, SettingError, wrap
 from timm_multimix.config import PRESETS
 from timm_multimix.mixing import LamSampler
 from timm_multimix.policy import InputMixing, MixingPolicy, told
-from timm_multimix.report import read_summary
-
-from . import recording
-from .conftest import ROOT
+from timm_multimix.runs.summary import read_summary
 
 IMAGES, TARGET = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
 

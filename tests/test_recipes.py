@@ -16,12 +16,11 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
 
 import train
-from timm_multimix.checks import check_args
-from timm_multimix.cli import multimix_config, parse_args
-from timm_multimix.report import read_summary
-
-from .conftest import ROOT
-from .test_data_helpers import raw_cifar
+from tests.conftest import ROOT
+from tests.test_data_helpers import raw_cifar
+from timm_multimix.runs.settings import multimix_config, parse_args
+from timm_multimix.runs.summary import read_summary
+from timm_multimix.training.checks import check_args
 
 README = (ROOT / 'hparams' / 'README.md').read_text()
 SYSTEMS = {'cifar10_preactresnet18': (10, 32), 'cifar10_wideresnet16_8': (10, 32), 'cifar100_preactresnet18': (100, 32),

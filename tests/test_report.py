@@ -15,27 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from timm.data import Mixup
 
+from tests.conftest import ROOT
 from timm_multimix import MultiMixConfig, SettingError
-from timm_multimix.cli import parse_args
 from timm_multimix.config import PRESET_WORDS, PRESETS
 from timm_multimix.mixing import expected_signal
 from timm_multimix.policy import FEW, MixingPolicy
-from timm_multimix.report import (
-    append_summary,
-    describe,
-    draw_curves,
-    epoch_line,
-    expected_line,
-    few_warning,
-    headline,
-    in_plain_timm,
-    plot_curves,
-    read_summary,
-    trim_summary,
-    write_report,
-)
-
-from .conftest import ROOT
+from timm_multimix.runs.settings import parse_args
+from timm_multimix.runs.summary import append_summary, read_summary, trim_summary
+from timm_multimix.training.curves import draw_curves, plot_curves
+from timm_multimix.training.report import write_report
+from timm_multimix.training.words import describe, epoch_line, expected_line, few_warning, headline, in_plain_timm
 
 OLD = ROOT / 'checkpoints' / 'test_efficientnet_digits' / 'summary.csv'  # as version 0.1.0 wrote it
 

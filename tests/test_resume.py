@@ -16,11 +16,10 @@ import torch
 import yaml
 
 import train
+from tests.conftest import ROOT, write_images
 from timm_multimix import MultiMixTask
-from timm_multimix.checkpoint import candidates, damage, newest_whole
-from timm_multimix.report import read_summary
-
-from .conftest import ROOT, write_images
+from timm_multimix.runs.find import candidates, damage, newest_whole
+from timm_multimix.runs.summary import read_summary
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 RUN = ('--model', 'test_resnet', '--img-size', '32', '-b', '4', '--epochs', '4', '--opt', 'adamw', '--lr', '3e-3',

@@ -17,11 +17,10 @@ import yaml
 from PIL import Image
 
 import train
-from timm_multimix.checkpoint import AtomicCheckpointSaver
+from tests.conftest import ROOT, run_train
 from timm_multimix.policy import told
-from timm_multimix.report import read_summary
-
-from .conftest import ROOT, run_train
+from timm_multimix.runs.summary import read_summary
+from timm_multimix.training.checkpoint import AtomicCheckpointSaver
 
 SMALL = ('--model', 'test_resnet', '--epochs', '2', '-j', '0', '--img-size', '32')
 

@@ -10,11 +10,10 @@ import timm
 import torch
 import torch.nn as nn
 
+from tests.models import build, quiet_wrap
 from timm_multimix import SettingError, attention, sample_lam, unwrap, wrap
-from timm_multimix.backbones.depth import layer_name, output_of
+from timm_multimix.heads.layers import layer_name, output_of
 from timm_multimix.mixing import reference
-
-from .models import build, quiet_wrap
 
 
 def test_one_step_is_the_paper_resnet() -> None:
@@ -185,7 +184,7 @@ def test_cam_with_soft_targets_under_autocast(dtype: torch.dtype) -> None:
 def test_head_dropout_reaches_the_positions(name: str) -> None:
     model, images, target = build(name, drop_rate=0.5)
     wrapped = quiet_wrap(model, 'dense', clean_weight=0.0).train()
-    lam = sample_lam(20, wrapped.ending.positions if name == 'vit averaged' else 4, 6, 1.0)
+    lam = sample_lam(20, wrapped.head_info.positions if name == 'vit averaged' else 4, 6, 1.0)
     assert wrapped(images, target, lam=lam).loss.item() != wrapped(images, target, lam=lam).loss.item()
 
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn as nn
 
 import timm_multimix
+from tests.models import MODELS, build, quiet_wrap
 from timm_multimix import MultiMixConfig, SettingError, sample_lam, unwrap, wrap
-
-from .models import MODELS, build, quiet_wrap
 
 
 def logits_in_both_modes(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -199,7 +198,7 @@ def test_batch_norm_inside_the_classifier(name: str) -> None:
         wrapped.load_state_dict(state)
         losses.append(wrapped.eval()(images, target, generator=torch.Generator().manual_seed(0)).loss)
     torch.testing.assert_close(*losses)
-    assert not fresh.ending.bare
+    assert not fresh.head_info.bare
 
 
 @pytest.mark.parametrize('name, kwargs', [

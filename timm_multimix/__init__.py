@@ -1,7 +1,8 @@
 """MultiMix and Dense MultiMix for timm models (arXiv 2311.05538)."""
-from .backbones import Parts, describe
+from . import models  # noqa: F401  # registers them with timm
 from .config import MultiMixConfig
 from .errors import SettingError
+from .heads import Parts, describe
 from .hub import from_pretrained, list_checkpoints, push_to_hub
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
 from .policy import MixingPolicy

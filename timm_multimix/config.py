@@ -404,3 +404,16 @@ class MultiMixConfig:
                 raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(key, names)} '
                                    f'There are: {", ".join(names)}.')
         return cls(**settings)
+
+
+# The methods' names, by `mode`.
+METHODS = {'multimix': 'MultiMix', 'dense': 'Dense MultiMix'}
+
+
+def setting_text(name: str, value: Any) -> str:
+    """The value of a setting for people, as short as it can be."""
+    if name == 'class_weight':
+        return f'{len(value)} weights'
+    if isinstance(value, (list, tuple)):  # layers, of which one is drawn; or the ends of a range, often the same
+        return (' or ' if name == 'layer' else ' to ').join(dict.fromkeys(setting_text('', v) for v in value))
+    return f'{value:g}' if isinstance(value, float) else str(value)

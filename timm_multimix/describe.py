@@ -8,8 +8,8 @@ from typing import Any, Optional
 
 import timm
 
-from .backbones.description import describe
 from .errors import SettingError, nearest
+from .heads.description import describe
 
 
 def main(argv: Optional[list[str]] = None) -> int:

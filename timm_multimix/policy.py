@@ -16,8 +16,8 @@ from timm.data import Mixup
 from torch import Tensor
 
 from .config import Layer, MultiMixConfig
+from .distributed import rank
 from .errors import SettingError
-from .mixing.ranks import rank
 from .mixing.targets import check_target
 from .seeding import seeded_place
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import MultiMixConfig
 from .errors import SettingError
-from .mixing.signal import signal_warning
+from .mixing.diagnostics import signal_warning
 from .mixing.targets import cross_entropy
 from .policy import MixingPolicy, MixupFn
 from .wrapper import MultiMixModel, unwrap

@@ -12,24 +12,24 @@ import torch.nn.functional as F
 from timm.utils.model import unwrap_model
 from torch import Tensor
 
-from .backbones import (
-    Ending,
-    InTimmsWords,
+from .config import MultiMixConfig
+from .distributed import agree, gather, rank, share_of, world
+from .errors import SettingError
+from .heads import (
+    HeadInfo,
     Parts,
+    TimmAdapter,
     check_affine,
     classifier_leaves,
-    inspect_ending,
+    inspect_head,
     position_logits,
     switch_class_token,
 )
-from .backbones.depth import layer_name, output_of
-from .backbones.self_attention import attended, last_attention, recorded
-from .backbones.split import evaluating, probe
-from .config import MultiMixConfig
-from .errors import SettingError
+from .heads.layers import layer_name, output_of
+from .heads.positions import evaluating, probe
+from .heads.self_attention import attended, last_attention, recorded
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
-from .mixing.ranks import agree, gather, rank, share_of, world
-from .mixing.signal import signal_warning
+from .mixing.diagnostics import signal_warning
 from .mixing.targets import cross_entropy, smooth, soft_target
 from .policy import MixingPolicy, MixupFn, Plan, Schedule
 
@@ -49,7 +49,7 @@ class MultiMixOutput(NamedTuple):
         logits: (B, C), of the images as the network saw them: mixed ones where inputs were mixed; and of mixtures when
             `layer` is not the embedding and `clean_weight` 0.
         signal: scalars on the device, detached. Where embeddings were mixed 'effective' and 'target_entropy' (see
-            `mixing.signal`), 'loss_mixed', 'loss_clean'; where nothing was, 'loss_clean'.
+            `mixing.diagnostics`), 'loss_mixed', 'loss_clean'; where nothing was, 'loss_clean'.
         mixed: what was done: 'nothing', 'embeddings', 'mixup', 'cutmix', or 'mixup and embeddings'; 'inputs' in place
             of 'mixup' for a `mixup_fn` that does not say which way it goes.
     """
@@ -83,17 +83,17 @@ class MultiMixModel(nn.Module):
         self.sampler = sampler
         self.policy: MixingPolicy = None  # type: ignore[assignment]
         self.model = model
-        classifier_leaves(self.in_timms_words)
-        check_affine(self.in_timms_words, input_size)
+        classifier_leaves(self.timm_adapter)
+        check_affine(self.timm_adapter, input_size)
         self.input_size = input_size
         self.timm_args: dict[str, Any] = {}
-        self.ending: Optional[Ending] = None
+        self.head_info: Optional[HeadInfo] = None
         self.attending: Optional[str] = None  # the layer whose attention is 'self'
         self.needs_first_check = self.needs_position_check = True
         self.training = model.training
         self.register_load_state_dict_pre_hook(_load_inside_a_parent)
         self.multimix_layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
-        self.policy = policy(config, int(self.in_timms_words.num_classes))
+        self.policy = policy(config, int(self.timm_adapter.num_classes))
         self._without_target = 0
         self._class_weights: dict[Any, Tensor] = {}
         self._check_class_weight()
@@ -132,19 +132,19 @@ class MultiMixModel(nn.Module):
         self.policy.set_progress(done, of)
 
     @property
-    def in_timms_words(self) -> Any:
+    def timm_adapter(self) -> Any:
         """What answers to `forward_features`, `forward_head` and `get_classifier`: the model, or its `Parts`."""
-        return self.model if self.parts is None else InTimmsWords(self.model, self.parts)
+        return self.model if self.parts is None else TimmAdapter(self.model, self.parts)
 
     def _make_dense(self) -> None:
-        model = self.in_timms_words
+        model = self.timm_adapter
         before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
         args = switch_class_token(model) if self.parts is None else {}
         try:
-            self.ending = inspect_ending(model, self.input_size)
+            self.head_info = inspect_head(model, self.input_size)
             leaves = classifier_leaves(model)
             if self.config.attention == 'cam' and not (
-                    len(leaves) == 1 and self._cam_weight().shape[1] == self.ending.width):
+                    len(leaves) == 1 and self._cam_weight().shape[1] == self.head_info.width):
                 raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's row "
                                    f'of a class, but {type(self.model).__name__} has no single linear classifier on '
                                    f"its embedding. Use 'gap'.")
@@ -163,10 +163,10 @@ class MultiMixModel(nn.Module):
                 f'{", ".join(f"{k}={v!r}" for k, v in args.items())}): same keys, same weights.', stacklevel=5)
 
     def _find_self_attention(self) -> None:
-        assert self.ending is not None
+        assert self.head_info is not None
         with evaluating(self.model):
             self.attending = last_attention(
-                self.in_timms_words, probe(self.in_timms_words, self.input_size), self.ending)
+                self.timm_adapter, probe(self.timm_adapter, self.input_size), self.head_info)
         if self.attending is None:
             raise SettingError(f"attention 'self' (--multimix-attention) reads the last self-attention over all "
                                f'positions, but {type(self.model).__name__} has none that can be read. Use '
@@ -248,18 +248,18 @@ class MultiMixModel(nn.Module):
         """Mix what the classifier sees, once for the image or at every position."""
         z = None
         ranks = world() if self.config.gather else 1
-        if self.ending is None:
+        if self.head_info is None:
             logits = self.model(input)
             dense = logits.unsqueeze(1)
         else:
-            model = self.in_timms_words
+            model = self.timm_adapter
             if self.attending and getattr(self.model, 'grad_checkpointing', False):
                 raise SettingError("attention 'self' (--multimix-attention) reads what a block computes, which "
                                    "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
             with recorded(self.model.get_submodule(self.attending) if self.attending else None) as seen:
                 features = model.forward_features(input)
             logits = model.forward_head(features)
-            z, dense = position_logits(model, self.ending, features)
+            z, dense = position_logits(model, self.head_info, features)
         B, P, C = dense.shape
         config = self.config
         self._note_one_position(P)
@@ -401,7 +401,7 @@ class MultiMixModel(nn.Module):
         return attention(z, config.attention, config.attention_norm, **cam)
 
     def _cam_weight(self) -> Tensor:
-        return classifier_leaves(self.in_timms_words)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
+        return classifier_leaves(self.timm_adapter)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
 
     def first_check(self, batch: int) -> None:
         """Tell the user, once and on the first training step, when the settings cannot do what they are for.
@@ -442,7 +442,7 @@ class MultiMixModel(nn.Module):
             if 'model' not in modules:  # while being copied or unpickled
                 raise
             parts = self.__dict__.get('parts')
-            return getattr(InTimmsWords(modules['model'], parts) if parts else modules['model'], name)
+            return getattr(TimmAdapter(modules['model'], parts) if parts else modules['model'], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         inner = self.__dict__.get('_modules', {}).get('model')

@@ -9,11 +9,10 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score, top_k_accuracy_score
 from torch import Tensor
 
+from tests.evaluate.conftest import batches
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import Outputs, accuracy, collect
-from timm_multimix.evaluate.accuracy import compare, interval
-
-from .conftest import batches
+from timm_multimix.evaluate.tables.accuracy import compare, interval
 
 
 def random_outputs(n: int = 500, classes: int = 12, seed: int = 0) -> Outputs:

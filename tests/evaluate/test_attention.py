@@ -12,7 +12,7 @@ from torch import Tensor
 
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import attention
-from timm_multimix.evaluate.attention import THRESHOLDS, Maps, localisation, rank_correlation
+from timm_multimix.evaluate.tables.attention import THRESHOLDS, Maps, localisation, rank_correlation
 
 
 def test_localisation_by_hand() -> None:

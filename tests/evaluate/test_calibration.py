@@ -6,11 +6,10 @@ import pytest
 import torch
 import torch.nn as nn
 
+from tests.evaluate.test_accuracy import random_outputs
 from timm_multimix import SettingError
 from timm_multimix.evaluate import Outputs, calibration
-from timm_multimix.evaluate.calibration import confidence_and_right, ece, reliability, temperature
-
-from .test_accuracy import random_outputs
+from timm_multimix.evaluate.tables.calibration import confidence_and_right, ece, reliability, temperature
 
 
 @pytest.mark.parametrize('bins', [1, 10, 15])

@@ -8,11 +8,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from tests.evaluate.test_accuracy import random_outputs
 from timm_multimix import SettingError
 from timm_multimix.evaluate import Outputs, embedding
-from timm_multimix.evaluate.embedding import CHUNK, fisher_ratio, pair_figures
-
-from .test_accuracy import random_outputs
+from timm_multimix.evaluate.tables.embedding import CHUNK, fisher_ratio, pair_figures
 
 
 def unit(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from timm_multimix import SettingError
 from timm_multimix.evaluate import Outputs, hull
-from timm_multimix.evaluate.hull import DEFAULT, PAIRS, PAPER, draw_lam, nearest, place, reach
+from timm_multimix.evaluate.tables.hull import DEFAULT, PAIRS, PAPER, draw_lam, nearest, place, reach
 
 
 def cloud(n: int = 300, d: int = 6, classes: int = 4) -> Outputs:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
+from tests.conftest import write_images
 from timm_multimix import SettingError
 from timm_multimix.evaluate import load_checkpoint
 from timm_multimix.evaluate.images import (
@@ -29,8 +30,6 @@ from timm_multimix.evaluate.images import (
 )
 from timm_multimix.evaluate.load import split_name, unique_names
 from timm_multimix.hub import save_plain
-
-from ..conftest import write_images
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 DATA = {'input_size': (3, 32, 32), 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6), 'interpolation': 'bilinear',

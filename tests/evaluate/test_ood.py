@@ -7,11 +7,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from tests.evaluate.test_accuracy import random_outputs
 from timm_multimix import SettingError
 from timm_multimix.evaluate import Outputs, ood
-from timm_multimix.evaluate.ood import detection, scores
-
-from .test_accuracy import random_outputs
+from timm_multimix.evaluate.tables.ood import detection, scores
 
 
 def test_by_hand() -> None:

@@ -6,11 +6,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from tests.evaluate.conftest import batches
 from timm_multimix import SettingError
 from timm_multimix.evaluate import robustness
-from timm_multimix.evaluate.robustness import CURVE, PixelModel, fgsm, gradient, pgd
-
-from .conftest import batches
+from timm_multimix.evaluate.tables.robustness import CURVE, PixelModel, fgsm, gradient, pgd
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

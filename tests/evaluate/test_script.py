@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
+from tests.conftest import ROOT
 from timm_multimix.data import DigitsReader
 from timm_multimix.evaluate.report import markdown, plain, table_lines
 from timm_multimix.evaluate.table import Table, Value, rows_of
 from timm_multimix.hub import save_plain
-
-from ..conftest import ROOT
 
 DATA = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear', 'crop_pct': 1.0,
         'crop_mode': 'center'}

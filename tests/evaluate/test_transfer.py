@@ -16,10 +16,10 @@ from torchvision.transforms import v2
 
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import transfer
-from timm_multimix.evaluate.detection_data import Annotated, DetectionSet, read
-from timm_multimix.evaluate.detectors import Pyramid, faster_rcnn, ssd
+from timm_multimix.evaluate.detection.data import Annotated, DetectionSet, read
+from timm_multimix.evaluate.detection.detectors import Pyramid, faster_rcnn, ssd
+from timm_multimix.evaluate.detection.transfer import fine_tune, measure
 from timm_multimix.evaluate.shapes import SHAPES, draw, write
-from timm_multimix.evaluate.transfer import fine_tune, measure
 
 SMALL = {'box_batch_size_per_image': 16, 'rpn_post_nms_top_n_train': 50, 'rpn_post_nms_top_n_test': 20}
 
@@ -276,6 +276,6 @@ def test_settings(shapes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> N
                                                        'lower lr')):
         with pytest.raises(SettingError, match=says):
             transfer(model, train, test, classes, **kwargs)  # type: ignore[arg-type]
-    monkeypatch.setattr(sys.modules['timm_multimix.evaluate.transfer'], 'find_spec', lambda name: None)
+    monkeypatch.setattr(sys.modules['timm_multimix.evaluate.detection.transfer'], 'find_spec', lambda name: None)
     with pytest.raises(SettingError, match=r"torchmetrics and pycocotools.*pip install 'timm-multimix\[evaluate\]'"):
         transfer(model, train, test, classes)

@@ -13,12 +13,11 @@ import yaml
 from huggingface_hub import constants
 
 import timm_multimix
+from tests.conftest import ROOT
+from tests.hub.server import HubServer
 from timm_multimix import unwrap, wrap
-from timm_multimix.cli import parse_args
 from timm_multimix.hub import save_plain
-
-from ..conftest import ROOT
-from .server import HubServer
+from timm_multimix.runs.settings import parse_args
 
 SHIPPED = ROOT / 'checkpoints' / 'test_efficientnet_digits'
 SMALL = ('--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--img-size', '32')

@@ -12,16 +12,15 @@ import torch
 from huggingface_hub import ModelCard
 
 import train
+from tests.conftest import ROOT
+from tests.hub.conftest import SHIPPED, a_run, small_model, wrapped
+from tests.hub.server import HubServer
 from timm_multimix import MultiMixModel, from_pretrained, list_checkpoints, push_to_hub, unwrap, wrap
-from timm_multimix.cli import parse_args
 from timm_multimix.data import create_train_val
 from timm_multimix.hub import export
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.card import MARK, train_command
-
-from ..conftest import ROOT
-from .conftest import SHIPPED, a_run, small_model, wrapped
-from .server import HubServer
+from timm_multimix.runs.settings import parse_args
 
 
 def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_the_checkpoint_that_comes_with_the_repository(monkeypatch: pytest.Monke
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 1_000_000
     monkeypatch.chdir(ROOT)
     model = from_pretrained(f'local-dir:checkpoints/{SHIPPED.name}')
-    assert model.config.dense and model.ending.positions > 1
+    assert model.config.dense and model.head_info.positions > 1
     card = ModelCard.load(SHIPPED / 'README.md')
     _, val_set = create_train_val('sklearn/digits', None, 'train', 'validation')
     data = timm.data.resolve_model_data_config(unwrap(model))

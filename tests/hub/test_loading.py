@@ -18,14 +18,13 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 import train
+from tests.conftest import ROOT
+from tests.hub.conftest import SMALL, a_run, logits, wrapped
+from tests.hub.server import TOKEN, HubServer
 from timm_multimix import MultiMixConfig, SettingError, from_pretrained, push_to_hub, unwrap
-from timm_multimix.cli import parse_args
 from timm_multimix.evaluate.load import load_checkpoint
 from timm_multimix.hub import export, push, save_plain
-
-from ..conftest import ROOT
-from .conftest import SMALL, a_run, logits, wrapped
-from .server import TOKEN, HubServer
+from timm_multimix.runs.settings import parse_args
 
 
 def with_timm_alone(hub: HubServer, home: Path, name: str, out: Path, **kwargs: Any) -> torch.Tensor:

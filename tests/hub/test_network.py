@@ -10,11 +10,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from tests.hub.conftest import logits, small_model, wrapped
+from tests.hub.server import HubServer
 from timm_multimix import from_pretrained, list_checkpoints, push_to_hub
 from timm_multimix.hub import HubError
-
-from .conftest import logits, small_model, wrapped
-from .server import HubServer
 
 
 @pytest.mark.parametrize('method, path, status', [

@@ -11,13 +11,12 @@ import torch
 from huggingface_hub import constants
 
 import train
+from tests.hub.conftest import SMALL, a_run, logits, small_model, wrapped
+from tests.hub.server import READER, TOKEN, HubServer
 from timm_multimix import SettingError, from_pretrained, push_to_hub, unwrap
 from timm_multimix.hub import BackgroundPush, HubError, save_plain
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.errors import scrub
-
-from .conftest import SMALL, a_run, logits, small_model, wrapped
-from .server import READER, TOKEN, HubServer
 
 
 def test_what_cannot_be_loaded_again_is_not_pushed(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

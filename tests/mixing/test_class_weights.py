@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.measure import peak_mib
+from tests.mixing.test_loss import KINDS, compare, problem, values_and_grads
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, cross_entropy, reference
 from timm_multimix.mixing.dirichlet import Sticks
 from timm_multimix.mixing.engines import stream, torch_engine
-
-from .test_loss import KINDS, compare, problem, values_and_grads
 
 KINDS_OF_WEIGHTS = ['random', 'spread', 'some zero', 'all but one zero']
 

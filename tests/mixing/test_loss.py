@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.measure import peak_mib
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, reference
-from timm_multimix.mixing.attention import normalize_map
+from timm_multimix.mixing.attention_maps import normalize_map
 from timm_multimix.mixing.engines import stream, torch_engine
 
 KINDS = [('uniform', 'l1_relu'), ('gap', 'l1_relu'), ('gap', 'softmax'), ('cam', 'l1_relu'), ('cam', 'softmax')]

@@ -6,7 +6,7 @@ import torch
 
 from timm_multimix import MultiMixConfig, sample_lam
 from timm_multimix.mixing import expected_signal, signal
-from timm_multimix.mixing.signal import NO_SIGNAL, signal_warning
+from timm_multimix.mixing.diagnostics import NO_SIGNAL, signal_warning
 
 
 def test_measures_what_it_says() -> None:

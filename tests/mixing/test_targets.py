@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.mixing.test_loss import values_and_grads
 from timm_multimix import SettingError, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import cross_entropy, loss, soft_target, targets
-
-from .test_loss import values_and_grads
 
 B, C = 8, 4
 INDEX = torch.tensor([0, 1, 2, 3, 3, 2, 0, 1])

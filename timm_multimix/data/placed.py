@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from ..distributed import rank, world
 from ..errors import SettingError
-from ..mixing.ranks import rank, world
 from ..seeding import seed_place
 
 Place = tuple[int, int, int]  # seed, epoch, position in the epoch over all ranks

@@ -3,17 +3,17 @@
     from timm_multimix import evaluate
     print(evaluate.robustness(model, loader))
 """
-from .accuracy import accuracy
-from .attention import attention
-from .calibration import calibration
 from .collect import Outputs, collect
-from .embedding import embedding
-from .hull import hull
+from .detection.transfer import transfer
 from .load import Checkpoint, load_checkpoint
-from .ood import ood
-from .robustness import robustness
 from .table import Table, Value
-from .transfer import transfer
+from .tables.accuracy import accuracy
+from .tables.attention import attention
+from .tables.calibration import calibration
+from .tables.embedding import embedding
+from .tables.hull import hull
+from .tables.ood import ood
+from .tables.robustness import robustness
 
 __all__ = [
     'Checkpoint', 'Outputs', 'Table', 'Value', 'accuracy', 'attention', 'calibration', 'collect', 'embedding', 'hull',

@@ -11,9 +11,9 @@ from timm.utils.model import unwrap_model
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import classifier_leaves
-from ..backbones.split import evaluating
 from ..errors import SettingError
+from ..heads import classifier_leaves
+from ..heads.positions import evaluating
 
 Loader = Iterable[Sequence[Tensor]]
 
@@ -46,7 +46,7 @@ def last_linear(model: nn.Module) -> nn.Module:
     """
     plain = unwrap_model(model)
     try:
-        return classifier_leaves(getattr(plain, 'in_timms_words', plain))[0]
+        return classifier_leaves(getattr(plain, 'timm_adapter', plain))[0]
     except SettingError:
         linear = [m for m in plain.modules() if isinstance(m, nn.Linear)]
         if not linear:

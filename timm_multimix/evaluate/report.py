@@ -5,7 +5,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,23 @@ import timm
 import torch
 
 from ..version import __version__
+from .detection import transfer
 from .load import Checkpoint
 from .table import Table
+from .tables import accuracy, attention, calibration, embedding, hull, ood, robustness
 
 Tables = Mapping[str, Mapping[str, Table]]
 
-
-def module_of(name: str) -> Any:
-    """The module of a table: with its ABOUT, draw and perhaps compare."""
-    return import_module(f'timm_multimix.evaluate.{name}')
+# The module of each table, with its ABOUT, draw and perhaps compare.
+MODULES: dict[str, Any] = {
+    'accuracy': accuracy, 'calibration': calibration, 'robustness': robustness, 'ood': ood, 'embedding': embedding,
+    'hull': hull, 'attention': attention, 'transfer': transfer,
+}
 
 
 def finish(name: str, tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Compare the checkpoints with each other, where the table can, and draw its pictures."""
-    module = module_of(name)
+    module = MODULES[name]
     if len(tables) > 1 and hasattr(module, 'compare'):
         module.compare(tables)
     return module.draw(tables, folder)  # type: ignore[no-any-return]
@@ -74,7 +76,7 @@ def markdown(checkpoints: list[Checkpoint], tables: Tables, pictures: Mapping[st
         lines.append(f'| {c.name} | `{c.source}` | {size / 1e6:.2f} M | {shape} |')
     for name in dict.fromkeys([*tables, *missing]):
         columns = tables.get(name, {})
-        lines += ['', f'## {module_of(name).TITLE}', '', module_of(name).ABOUT, '']
+        lines += ['', f'## {MODULES[name].TITLE}', '', MODULES[name].ABOUT, '']
         if columns:
             lines += table_lines(columns)
         notes = [f'- {column}: {note}' for column, table in columns.items() for note in table.notes]

@@ -14,8 +14,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
+from ..config import METHODS, setting_text
 from ..policy import EMBEDDINGS, told
-from ..report import METHODS, read_summary, setting_text
+from ..runs.summary import read_summary
 from .save import CONFIG, COUNTS, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
@@ -181,8 +182,9 @@ def is_timms_own(architecture: str) -> bool:
 def train_command(args: dict[str, Any]) -> str:
     """The command line that differs from train.py's defaults, or from its recipe's, by the settings of args.yaml."""
     # Not above: it brings the data sets, which nobody needs who only loads a model.
-    from ..cli import OF_THE_MACHINE, build_parser, read_yaml
     from ..errors import SettingError
+    from ..runs.flags import OF_THE_MACHINE, build_parser
+    from ..runs.yaml_file import read_yaml
     parser = build_parser()
     words = ['python', 'train.py']
     if recipe := args.get('recipe'):

@@ -16,6 +16,7 @@ from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
 from ..errors import SettingError
+from ..runs.find import is_repo
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
 from .errors import HubError, check_repo_id, hub_error, offline
@@ -88,11 +89,6 @@ def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None,
         return sorted(found, key=lambda info: -(info.downloads or 0))
     except Exception as e:  # of huggingface_hub or of its HTTP client
         raise hub_error(e, f'the models of {author}' if author else 'the list of models', token=token) from e
-
-
-def is_repo(name: object) -> bool:
-    """Whether a name is one of a repository or of a folder like one, as timm.create_model takes it."""
-    return isinstance(name, str) and name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
 
 
 def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, Any]]:
@@ -267,4 +263,3 @@ def _create(folder: Path, name: Union[str, Path], num_classes: Optional[int]) ->
         lines = [line.strip()[:300] for line in str(e).splitlines() if line.strip()]
         raise SettingError(f'{str(name)!r} cannot be loaded; its files do not fit each other, or are damaged: '
                            f'{type(e).__name__}: ' + '\n  '.join(lines[:4])) from e
-

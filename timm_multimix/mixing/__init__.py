@@ -1,9 +1,9 @@
 """Pure tensors in, tensors out: the method without models."""
-from .attention import attention
+from ..distributed import gather
+from .attention_maps import attention
+from .diagnostics import expected_signal, signal
 from .dirichlet import LamSampler, effective_examples, sample_lam
 from .loss import mixed_cross_entropy
-from .ranks import gather
-from .signal import expected_signal, signal
 from .targets import cross_entropy, soft_target
 
 __all__ = [

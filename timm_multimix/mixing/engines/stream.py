@@ -21,9 +21,9 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from ...distributed import total, world
 from ..dirichlet import LamSampler, Sticks
 from ..options import LossOptions
-from ..ranks import total, world
 from ..targets import MASKED
 
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.

@@ -1,0 +1,115 @@
+"""Mixing elsewhere than at the embedding: the input, a stage, any module."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import timm_multimix
+from timm_multimix import MultiMixConfig, Parts, SettingError, sample_lam
+from timm_multimix.heads.layers import layer_name, stages
+
+
+def resnet() -> torch.nn.Module:
+    return timm.create_model('test_resnet', num_classes=5).double().eval()
+
+
+def test_the_input_is_mixed_literally() -> None:
+    model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
+    lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer='input', clean_weight=0.0)
+    out = wrapped(images, target, lam=lam)
+    mixed = torch.einsum('kb,bchw->kchw', lam[:, 0], images)
+    want = F.cross_entropy(model(mixed), lam[:, 0] @ torch.eye(5).double()[target])
+    torch.testing.assert_close(out.loss, want)
+    assert 'loss_clean' not in out.signal and out.signal['effective'] > 1
+
+
+@pytest.mark.parametrize('layer', [1, '1', 'layer2', 'layer3'])
+def test_a_stage_is_mixed_literally_and_clean_images_go_beside(layer: object) -> None:
+    model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
+    name = layer_name(model, layer)  # type: ignore[arg-type]
+    twin = copy.deepcopy(model)
+    lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=layer, clean_weight=0.5)
+    out = wrapped(images, target, lam=lam)
+    out.loss.backward()
+
+    x = twin.maxpool(twin.act1(twin.bn1(twin.conv1(images))))
+    for stage in ('layer1', 'layer2', 'layer3', 'layer4'):
+        x = getattr(twin, stage)(x)
+        if stage == name:
+            x = torch.einsum('kb,bchw->kchw', lam[:, 0], x)
+    Y = torch.eye(5).double()[target]
+    want = (F.cross_entropy(twin.forward_head(x), lam[:, 0] @ Y) + 0.5 * F.cross_entropy(twin(images), Y)) / 1.5
+    want.backward()
+    torch.testing.assert_close(out.loss, want)
+    torch.testing.assert_close(out.logits, twin(images))
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-10)
+    assert torch.equal(wrapped(images), model(images)) and not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize('name', [
+    'test_vit', 'test_convnext', 'test_efficientnet', 'levit_128s', 'swin_tiny_patch4_window7_224'])
+def test_every_stage_of_other_families(name: str) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    size = model.pretrained_cfg['input_size']
+    images, target = torch.randn(2, *size), torch.tensor([1, 3])
+    with torch.no_grad():
+        for stage in range(len(stages(model))):
+            out = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=stage)(images, target)
+            assert out.loss.isfinite() and torch.allclose(out.logits, model(images), atol=1e-4)
+
+
+def test_the_deepest_layer_is_the_embedding_up_to_the_pool() -> None:
+    """What lies behind the last stage of a ResNet is linear, so its mixtures are those of the embedding."""
+    model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
+    lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
+    losses = [timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=layer)(images, target, lam=lam).loss
+              for layer in ('layer4', 'embedding')]
+    torch.testing.assert_close(*losses)
+
+
+def test_one_of_several_is_drawn_each_step() -> None:
+    model = resnet().float()
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=['input', 0, 'embedding'], n=20).train()
+    images, target = torch.randn(4, 3, 64, 64), torch.arange(4)
+    lam = sample_lam(4, 1, 4, 0.5)
+    losses = {round(float(wrapped(images, target, lam=lam).loss.detach()), 5) for _ in range(30)}
+    assert len(losses) == 3
+    assert wrapped.config.to_dict()['layer'] == ['input', 0, 'embedding']
+    assert MultiMixConfig.from_dict(wrapped.config.to_dict()) == wrapped.config
+
+
+def test_mixing_runs_in_half_precision_and_with_parts() -> None:
+    wrapped = timm_multimix.wrap(
+        timm.create_model('test_resnet', num_classes=5), 'multimix', preset='embeddings', layer=2).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = wrapped(torch.randn(4, 3, 64, 64), torch.arange(4)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    parts = Parts(lambda net, x: net[1](net[0](x)), lambda net, f: net[2](f), '3')
+    assert timm_multimix.wrap(net, 'multimix', preset='embeddings', layer='1', parts=parts)(
+        torch.randn(4, 3, 16, 16), torch.arange(4)).loss.isfinite()
+
+
+@pytest.mark.parametrize('settings, words', [
+    (dict(layer='layer9'), "no such module. Did you mean layer4"), (dict(layer=7), 'stages 0 to 4'),
+    (dict(layer=[]), 'layer .--multimix-layer. is'), (dict(layer=-1), '--multimix-layer'),
+    (dict(mode='dense', layer='input'), 'only --multimix multimix')])
+def test_bad_layers(settings: dict, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        timm_multimix.wrap(resnet(), MultiMixConfig(**{'mode': 'multimix', **settings}))
+
+
+def test_layers_that_do_not_run_or_give_no_tensor() -> None:
+    model = timm.create_model('resnet18', num_classes=5)
+    model.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(SettingError, match="'unused', but that module of ResNet does not run"):
+        timm_multimix.wrap(model, 'multimix', preset='embeddings', layer='unused')(
+            torch.randn(2, 3, 32, 32), torch.arange(2))

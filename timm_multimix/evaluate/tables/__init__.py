@@ -1,0 +1,1 @@
+"""A table and its pictures each, for any nn.Module. `timm_multimix.evaluate` has the functions."""

@@ -1,0 +1,116 @@
+"""Accuracy, with how far it may be trusted."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch.nn as nn
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix
+
+from ..collect import Source, collect
+from ..table import Table, Value, pyplot, rows_of, save_figure
+
+TITLE = 'Accuracy'
+ABOUT = """\
+Top-1 and top-5: share of images whose class is the first, or among the first five, of the model's classes. NLL: mean
+negative log-likelihood of the true class, in nats. Per class: recall, the share of a class's images that are called
+by it. Intervals are 95 % percentile bootstrap intervals over the images (the weights are given: what another
+training run would give is not in them). The last row compares models image by image: its interval resamples both
+models' images together."""
+
+
+def accuracy(
+        model: nn.Module,
+        loader: Source,
+        *,
+        class_names: Optional[list[str]] = None,
+        resamples: int = 2000,
+        seed: int = 0,
+        progress: bool = False,
+) -> Table:
+    """Top-1, top-5, negative log-likelihood, accuracy per class and the confusion matrix.
+
+    Args:
+        model: any nn.Module that gives logits.
+        loader: of (images, target), or what `collect` returned.
+        class_names: for the table and the picture; default numbers.
+        resamples: of the bootstrap (Efron, 1979): images drawn with replacement; ends of the interval are the 2.5th
+            and 97.5th percentiles of the resampled means.
+        seed: of the bootstrap.
+
+    Returns:
+        A `Table`; data holds 'per_class' in percent and 'confusion', counts with true classes as rows.
+    """
+    outputs = collect(model, loader, progress=progress, text='accuracy')
+    logits, target = outputs.logits, outputs.target
+    C = logits.shape[1]
+    names = class_names or [str(c) for c in range(C)]
+    hit = logits.topk(min(5, C), 1).indices == target[:, None]
+    top1 = 100 * hit[:, 0].double().numpy()
+    nll = F.cross_entropy(logits.double(), target, reduction='none').numpy()
+    confusion = confusion_matrix(target, logits.argmax(1), labels=range(C))
+    present = confusion.sum(1) > 0
+    recall = 100 * confusion.diagonal()[present] / confusion.sum(1)[present]
+    rows: dict[str, Any] = {'images': len(outputs), 'top-1, %': interval(top1, resamples, seed)}
+    if C > 5:
+        rows['top-5, %'] = interval(100 * hit.any(1).double().numpy(), resamples, seed)
+    rows['NLL'] = interval(nll, resamples, seed)
+    rows['mean over classes, %'] = recall.mean()
+    worst = int(recall.argmin())
+    rows['worst class, %'] = recall[worst]
+    known = [name for name, there in zip(names, present) if there]
+    return Table(
+        'accuracy', rows_of(rows),
+        {'per_class': dict(zip(known, recall.tolist())), 'confusion': confusion.tolist(), 'classes': names[:C],
+         'resamples': resamples, 'seed': seed},
+        [f'The worst class is {known[worst]}.'],
+        {'top1': top1, 'resamples': resamples, 'seed': seed})
+
+
+def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Value:
+    """The mean of a value per image, and its 95 % percentile bootstrap interval."""
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:  # nothing to resample
+        return Value(mean, mean, mean)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return Value(mean, *(float(x) for x in np.percentile(means, (2.5, 97.5))))
+
+
+def compare(tables: Mapping[str, Table]) -> None:
+    """Add to every table but the first how much its top-1 differs from the first's, on the same images."""
+    (first, base), *others = tables.items()
+    for _, table in others:
+        a, b = base.arrays['top1'], table.arrays['top1']
+        if len(a) == len(b):
+            table.rows[f'top-1 minus that of {first}, points'] = interval(
+                b - a, table.arrays['resamples'], table.arrays['seed'])
+
+
+def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
+    """Confusion matrices as shares of each true class, and accuracy per class."""
+    plt = pyplot()
+    classes = next(iter(tables.values())).data['classes']
+    size = min(9.0, 2.2 + 0.32 * len(classes))
+    figure, axes = plt.subplots(1, len(tables), figsize=(size * len(tables), size), layout='constrained',
+                                squeeze=False, sharey=True)
+    image = None
+    for axis, (name, table) in zip(axes[0], tables.items()):
+        counts = np.array(table.data['confusion'], dtype=float)
+        share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
+        axis.set_title(f'{name}: {table["top-1, %"]:.1f} %', fontsize=11)
+        axis.set_xlabel('called')
+        if len(classes) <= 30:
+            axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+            axis.set_yticks(range(len(classes)), classes, fontsize=8)
+        if len(classes) <= 12:
+            for i, j in np.argwhere(share >= 0.5):
+                axis.text(j, i, f'{share[i, j]:.0f}', ha='center', va='center', fontsize=7,
+                          color='white' if share[i, j] > 55 else 'black')
+    axes[0, 0].set_ylabel('true class')
+    figure.colorbar(image, ax=axes[0].tolist(), label='% of the true class', shrink=0.7)
+    return [save_figure(figure, folder / 'confusion.png')]

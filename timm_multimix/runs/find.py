@@ -1,0 +1,138 @@
+"""Finding a run, and the checkpoints in it that are whole."""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+import yaml
+
+from ..errors import SettingError
+from .flags import FREE_ON_RESUME, on_the_line
+from .yaml_file import check_settings, read_yaml
+
+SUFFIX = '.pth.tar'
+
+
+def load(path: Union[str, Path]) -> dict[str, Any]:
+    """A checkpoint, on the CPU. Of pickle, plain values and tensors alone (and the Namespace of timm's own)."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(  # type: ignore[no-any-return]
+            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def damage(path: Union[str, Path]) -> Optional[str]:
+    """What is wrong with a checkpoint's file, or None. Reads all of it: torch.load does not look at checksums."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                record = archive.testzip()
+            if record is not None:
+                return f'the checksum of {record!r} in it is wrong'
+        load(path)
+    except Exception as e:  # broken bytes break the reader in any way
+        return (str(e) or type(e).__name__).splitlines()[0][:200]
+    return None
+
+
+def candidates(path: Union[str, Path]) -> list[Path]:
+    """Checkpoints that `--resume` may go on from, the furthest first; a file that is named comes before its folder's.
+
+    Within a folder: recovery checkpoints of the epoch after `last`, `last`, then what else there is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path, *(p for p in candidates(path.parent) if p.name != path.name)] if SUFFIX in path.name else [path]
+    last, best = path / f'last{SUFFIX}', path / f'model_best{SUFFIX}'
+    try:
+        done = int(load(last)['epoch']) + 1
+    except Exception:  # missing or damaged
+        done = 0
+    numbered: dict[Path, tuple[int, int]] = {}
+    for found in path.glob(f'*{SUFFIX}'):
+        if match := re.fullmatch(r'recovery-(\d+)-(\d+)', found.name.removesuffix(SUFFIX)):
+            numbered[found] = int(match[1]), int(match[2])
+        elif match := re.fullmatch(r'checkpoint-(\d+)', found.name.removesuffix(SUFFIX)):
+            numbered[found] = int(match[1]) + 1, 0
+    order = sorted(numbered, key=lambda p: numbered[p], reverse=True)
+    ahead = [p for p in order if p.name.startswith('recovery-') and numbered[p] >= (done, 0)]
+    return [p for p in (*ahead, last, *(p for p in order if p not in ahead), best) if p.exists()]
+
+
+def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
+    """The first of `candidates` that is not damaged, or None, and a sentence on each that is and came before it."""
+    problems: list[str] = []
+    for found in candidates(path):
+        problem = damage(found)
+        if problem is None:
+            return found, problems
+        problems.append(f'{found} is damaged ({problem}).')
+    return None, problems
+
+
+
+def resume_checkpoint(path: str) -> Path:
+    """The checkpoint of `--resume`, which may name it or the run folder it is in."""
+    found = candidates(path) if os.path.isdir(path) else []
+    return found[0] if found else Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
+
+
+def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
+    """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag contradicts; '' for none."""
+    root = Path(os.path.expanduser(args.output or './output/train'))
+    runs = [root / args.experiment] if args.experiment else [p for p in root.glob('*') if p.is_dir()]
+    newest = sorted(((max(p.stat().st_mtime for p in found), run) for run in runs if (found := candidates(run))),
+                    reverse=True)
+    if args.experiment:
+        return str(newest[0][1]) if newest else ''
+    given = {k: v for k, v in on_the_line(argv).items() if k not in FREE_ON_RESUME}
+    if 'data' in given:
+        given.setdefault('data_dir', given.pop('data'))
+    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_weight'):  # as args.yaml has them
+        if given.get(name):
+            given[name] = given[name] if given[name] == 'auto' else os.path.abspath(os.path.expanduser(given[name]))
+    for _, run in newest:
+        try:
+            saved = yaml.safe_load((run / 'args.yaml').read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        if not isinstance(saved, dict):
+            continue
+        same_recipe = not args.config or Path(saved.get('recipe') or '').name in (Path(args.config).name, 'args.yaml')
+        if same_recipe and all(saved.get(k) == v for k, v in given.items()):
+            return str(run)
+    return ''
+
+
+def settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Optional[Path], dict[str, Any]]:
+    """The settings of a run that is resumed, and the file that says them: args.yaml, else its checkpoint."""
+    checkpoint = resume_checkpoint(resume)
+    path = checkpoint.parent / 'args.yaml'
+    problem = 'is missing'
+    if path.exists():
+        try:
+            return path, read_yaml(path, parser)
+        except SettingError as e:
+            problem = f'cannot be read ({e})'
+    try:
+        saved = load(checkpoint).get('args')
+    except Exception:  # no checkpoint, or a damaged one: whoever resumes it says so
+        saved = None
+    if not isinstance(saved, dict):
+        if path.exists():
+            raise SettingError(f'{path} {problem}, and {checkpoint} does not hold the settings of the run.')
+        return None, {}
+    warnings.warn(f'{path} {problem}: the settings of the run are taken from {checkpoint.name}.', stacklevel=3)
+    known = {a.dest for a in parser._actions}
+    known = {*known, 'recipe'} - {'resume', 'config'}
+    return path, check_settings({k: v for k, v in saved.items() if k in known}, str(checkpoint), parser)
+
+
+def is_repo(name: object) -> bool:
+    """Whether a name is one of a repository or of a folder like one, as timm.create_model takes it."""
+    return isinstance(name, str) and name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))

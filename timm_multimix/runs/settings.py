@@ -1,0 +1,140 @@
+"""Settings of a run: flags over the YAML that applies."""
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from ..config import (
+    MODES,
+    PAIRS,
+    MultiMixConfig,
+)
+from ..data import DIGITS
+from ..errors import SettingError
+from .find import find_run, is_repo, settings_of_run
+from .flags import MULTIMIX_FLAGS, build_parser, on_the_line
+from .not_taken import drop_not_taken, note_defaults
+from .yaml_file import OLD_RAMP, read_yaml
+
+_FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
+
+
+def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path, None] = None) -> argparse.Namespace:
+    """Parse flags over the YAML that applies: `--config`; or args.yaml of a resumed run; or, on the embedded data set,
+    its recipe. `--multimix none` leaves out the settings of MultiMix that the YAML has. The namespace gets `recipe`,
+    the path of the YAML that was used ('' for none).
+
+    Raises:
+        SettingError: a YAML that is missing, not a mapping, or holds an unknown key or an impossible value.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    flags = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_FLAGS_WIN)))  # None: it was not a flag
+    if flags.data and flags.data_dir and flags.data != flags.data_dir:
+        raise SettingError(f'DIR is {flags.data!r} and --data-dir is {flags.data_dir!r}: give only one.')
+    flags.data_dir = flags.data_dir or flags.data
+    for name in ('output', 'experiment'):
+        if args.resume and args.resume != 'auto' and getattr(flags, name):
+            raise SettingError(f'--{name} is {getattr(flags, name)!r}, but a run that is resumed stays in its folder: '
+                               f'drop it, or start afresh from the weights with --initial-checkpoint.')
+    recipe: Optional[Path] = None
+    if args.config:
+        recipe = Path(args.config)
+        settings = _under_flags(read_yaml(recipe, parser), argv)
+        parser.set_defaults(**settings)
+        args = parser.parse_args(argv)
+    auto = args.resume == 'auto'
+    resume = find_run(args, argv) if auto else args.resume
+    if recipe is None:
+        if resume:
+            recipe, settings = settings_of_run(resume, parser)
+            settings = _under_flags(settings, argv)
+            parser.set_defaults(**settings)
+            args = parser.parse_args(argv)
+        elif not flags.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
+            recipe = Path(digits_recipe)
+            settings = _under_flags(read_yaml(recipe, parser), argv)
+            parser.set_defaults(**settings)
+            args = parser.parse_args(argv)
+    if recipe is not None:
+        note_defaults(settings, str(recipe))
+        if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
+            names = ['multimix_' + name for name in MULTIMIX_FLAGS]
+            on_line = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
+            vars(args).update({name: getattr(on_line, name) for name in names})
+    drop_not_taken(args)
+    args.resume, args.resume_auto = resume, auto
+    args.data_dir = flags.data_dir or args.data_dir or args.data
+    del args.data
+    if is_repo(args.initial_checkpoint) and not parser.parse_args(argv, argparse.Namespace(model='')).model:
+        args.model = args.initial_checkpoint  # its architecture, not the default's or the recipe's
+    if args.data_dir and (args.dataset or '').lower() == DIGITS:
+        if flags.dataset:
+            raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '
+                               f'scikit-learn and has no folder: give only one.')
+        args.dataset = None  # the folder that was asked for, not the data set of the recipe
+    if not args.data_dir and not args.dataset:
+        args.dataset = DIGITS
+    if args.log_wandb:
+        args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
+    # YAML has no shell to do it
+    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint', 'pretrained_path', 'class_weight'):
+        if getattr(args, name):
+            setattr(args, name, os.path.expanduser(getattr(args, name)))
+    args.recipe = str(recipe or '')
+    return args
+
+
+def _under_flags(settings: dict[str, Any], argv: Optional[list[str]]) -> dict[str, Any]:
+    """A file's settings, without those that a flag says in another way."""
+    given = on_the_line(argv)
+    pairs = [tuple(f'multimix_{name}' for name in pair) for pair in PAIRS]
+    dropped = {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given and other not in given}
+    if settings.get('multimix_ramp_epochs') is OLD_RAMP and given.get('multimix_preset', 'default') != 'default':
+        dropped.add('multimix_ramp_epochs')
+    return {name: value for name, value in settings.items() if name not in dropped}
+
+
+def changed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of args.yaml that differ from the flags' defaults, in the order of the flags."""
+    defaults = {a.dest: a.default for a in build_parser()._actions}
+    defaults['smoothing'] = smoothing(argparse.Namespace(smoothing=None, multimix=settings.get('multimix', 'none')))
+    return {name: settings[name] for name, default in defaults.items()
+            if name in settings and settings[name] != default and not (settings[name] is None and default == '')}
+
+
+def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
+    """The method's settings from the flags; None for `--multimix none`.
+
+    Raises:
+        SettingError: settings that do not fit together, or any of them with `--multimix none`.
+    """
+    given = {name: tuple(v) if isinstance(v, list) else v for name in MULTIMIX_FLAGS
+             if (v := getattr(args, 'multimix_' + name)) is not None}
+    if args.multimix == 'none':
+        if given:
+            name = next(iter(given))
+            raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: '
+                               f'choose --multimix {" or ".join(MODES)}, or drop it.')
+        return None
+    # Whoever asks for one of mixup and cutmix does not get the preset's other one with it.
+    asked = args.mixup or args.cutmix or args.cutmix_minmax
+    for name in ('mixup', 'cutmix'):
+        value = getattr(args, name)
+        if value is not None or asked:
+            given[name] = value or 0.0
+    if args.cutmix_minmax:
+        given['cutmix'] = 1.0  # as timm's Mixup has it
+    if args.bce_loss:
+        given.update({name: getattr(args, name) for name in ('bce_loss', 'bce_sum', 'bce_target_thresh')})
+    return MultiMixConfig.from_dict({'mode': args.multimix, 'label_smoothing': smoothing(args), **given})
+
+
+def smoothing(args: argparse.Namespace) -> float:
+    """Label smoothing: as it was given, else timm's 0.1, and none beside mixing, which it makes worse calibrated."""
+    if args.smoothing is not None:
+        return float(args.smoothing)
+    return 0.1 if args.multimix == 'none' else 0.0

@@ -1,0 +1,105 @@
+"""Settings in a YAML file, checked against the flags."""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+from timm.utils import ParseKwargs
+
+from ..errors import SettingError, nearest
+from .not_taken import NOT_TAKEN
+
+NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
+_AS_DEFAULT = object()
+# Of the default preset, in versions whose args.yaml knows no multimix_ramp. An object of its own: a file may say 100.
+OLD_RAMP = float('100')
+
+
+def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Settings of a YAML file, checked against the parser's flags. Dashes in keys mean underscores."""
+    if not os.path.isfile(path):
+        raise SettingError(f'--config is {str(path)!r}, but there is no such file.'
+                           f'{nearest(Path(path).name, (p.name for p in Path(path).parent.glob("*.y*ml")))}')
+    try:
+        with open(path) as f:
+            loaded = yaml.load(f, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise SettingError(f'{path} is not YAML: {e}') from e
+    if not isinstance(loaded, dict):
+        raise SettingError(f'{path} must hold settings, one "key: value" a line; it holds {type(loaded).__name__}.')
+    return check_settings(loaded, str(path), parser)
+
+
+def check_settings(loaded: dict[Any, Any], path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Settings that a file holds, checked against the parser's flags. Dashes in keys mean underscores."""
+    actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
+    settings: dict[str, Any] = {}
+    for key, value in loaded.items():
+        name = str(key).replace('-', '_')
+        if name in settings:
+            raise SettingError(f'{path} has {name!r} twice, once with dashes: keep one.')
+        if name in ('recipe', 'resume_auto'):  # how a run came about, in its args.yaml
+            continue
+        if name not in actions:
+            raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
+        settings[name] = value if name in NOT_TAKEN else _yaml_value(actions[name], value, f'{path}: {key}')
+    if 'recipe' in loaded and 'multimix_ramp' not in loaded and settings.get('multimix', 'none') != 'none' and (
+            settings.get('multimix_preset') in (None, 'default') and settings.get('multimix_ramp_epochs') is None):
+        settings['multimix_ramp_epochs'] = OLD_RAMP
+    return {name: value for name, value in settings.items() if value is not _AS_DEFAULT}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and says nothing: here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in seen:
+                raise SettingError(f'{key.start_mark.name} has {key.value!r} twice, in lines {seen[key.value]} and '
+                                   f'{key.start_mark.line + 1}: keep one.')
+            seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
+    if value is None or (value == '' and action.choices is not None and '' not in action.choices):
+        if action.dest in NULL_IN_TIMM:
+            return _AS_DEFAULT
+        if action.default not in (None, ''):
+            raise SettingError(f'{where} is empty. Give it a value, or leave the line out for {action.default!r}.')
+        return None
+    if action.dest == 'torchcompile' and isinstance(value, bool):
+        return action.const if value else None
+    if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+        if not isinstance(value, bool):
+            raise SettingError(f'{where} is {value!r}, but it is true or false.')
+        return value
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise SettingError(f'{where} is {value!r}, but it is a mapping of arguments.')
+        return value
+    values = value if isinstance(value, list) else [value]
+    many = action.nargs in ('+', '*') or isinstance(action.nargs, int)
+    wrong_count = isinstance(action.nargs, int) and len(values) != action.nargs
+    if wrong_count or (isinstance(value, (list, dict)) and not many):
+        count = f'{action.nargs} values' if many else 'one value'
+        raise SettingError(f'{where} is {value!r}, but it is {count}.')
+    kind: Any = action.type or str
+    whole = kind is int or hasattr(kind, 'whole')
+    if whole:
+        values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    try:
+        values = [kind(str(v)) for v in values]
+    except ValueError as e:
+        what = 'whole number' if whole else 'number'
+        raise SettingError(f'{where} is {value!r}, but it is {what + "s" if many else "a " + what}.') from e
+    for v in values:
+        if action.choices is not None and v not in action.choices:
+            choices = [str(c) for c in action.choices]
+            raise SettingError(f'{where} is {v!r}, but it is one of {", ".join(filter(None, choices))}.'
+                               f'{nearest(str(v), choices)}')
+    return values if many else values[0]

@@ -1,0 +1,1 @@
+"""The parts of train.py: what it builds, checks, keeps, writes and says."""

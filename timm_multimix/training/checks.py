@@ -1,0 +1,220 @@
+"""Values that no model or data set could make right, found before anything is built."""
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import warnings
+
+import timm
+import timm.optim
+import torch
+import torch._dynamo
+
+from ..data.factory import MODES
+from ..errors import SettingError, nearest
+from ..runs.find import resume_checkpoint
+from .loggers import check_loggers
+
+LARGEST = 16384  # side of an image in pixels
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise `SettingError` for values that no model or data set could make right."""
+    for name, least in (('epochs', 1), ('batch_size', 1), ('grad_accum_steps', 1), ('checkpoint_hist', 1),
+                        ('log_interval', 1), ('workers', 0), ('warmup_epochs', 0), ('img_size', 1), ('num_classes', 1),
+                        ('validation_batch_size', 1), ('in_chans', 1), ('lr_base_size', 1), ('cooldown_epochs', 0),
+                        ('recovery_interval', 0), ('nonfinite_limit', 1), ('push_every', 1),
+                        ('patience_epochs', 0), ('mixup_off_epoch', 0), ('recount', 1), ('val_interval', 1),
+                        ('start_epoch', 0), ('lr_cycle_limit', 1), ('train_num_samples', 1), ('val_num_samples', 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be at least {least}.')
+    for name in ('lr', 'lr_base', 'weight_decay', 'warmup_lr', 'min_lr', 'mixup', 'cutmix',
+                 'color_jitter', 'epoch_repeats', 'aug_repeats', 'opt_eps', 'bce_pos_weight', 'lr_noise_pct',
+                 'lr_noise_std'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be a number of at least 0.')
+    for name in ('decay_rate', 'decay_epochs', 'layer_decay', 'lr_cycle_mul', 'lr_cycle_decay', 'lr_k_decay', 'bn_eps',
+                 'lr_stable_timescale', 'clip_grad'):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be above 0.')
+    for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'drop', 'drop_path', 'drop_block',
+                 'smoothing', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob',
+                 'bn_momentum', 'bce_target_thresh', 'layer_decay_min_scale', 'layer_decay_no_opt_scale'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise SettingError(f'--{name.replace("_", "-")} is {value}, but it must be from 0 to 1.')
+    _check_it_trains(args)
+    for name in ('scale', 'ratio'):
+        low, high = getattr(args, name)
+        if not 0 < low <= high < float('inf'):
+            raise SettingError(f'--{name} is {low:g} {high:g}, but it is a range: two numbers above 0, the smaller '
+                               f'first.')
+    if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
+        raise SettingError(f'--cutmix-minmax is {args.cutmix_minmax}, but it is a range within 0 and 1, the smaller '
+                           f'first.')
+    if args.layer_decay is not None and args.layer_decay > 1:
+        raise SettingError(f'--layer-decay is {args.layer_decay}, but it is the share that a layer gets of the '
+                           f'learning rate of the one above: above 0 and up to 1.')
+    if args.input_size is not None:
+        if min(args.input_size) < 1:
+            raise SettingError(f'--input-size is {args.input_size}, but it is channels, height and width: at least 1.')
+        if args.in_chans not in (None, args.input_size[0]):
+            raise SettingError(f'--in-chans is {args.in_chans} and --input-size begins with {args.input_size[0]}: they '
+                               f'are the same.')
+    milestones = args.decay_milestones
+    if min(milestones) < 1 or milestones != sorted(set(milestones)):
+        raise SettingError(f'--decay-milestones is {milestones}, but they are epochs, from 1 on and each later than '
+                           f'the one before.')
+    noise = args.lr_noise
+    if noise is not None and (len(noise) > 2 or sorted(noise) != noise or not 0 <= noise[0] <= noise[-1] <= 1):
+        raise SettingError(f'--lr-noise is {noise}, but it is where in the run the noise begins, and perhaps ends: one '
+                           f'or two shares from 0 to 1, the smaller first.')
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    for name in ('mean', 'std'):
+        values = getattr(args, name)
+        if values is not None and (len(values) not in (1, channels) or (name == 'std' and min(values) <= 0)):
+            raise SettingError(f'--{name} is {values}, but it takes 1 or {channels} numbers'
+                               + (' above 0.' if name == 'std' else '.'))
+    if args.input_img_mode and args.input_img_mode not in MODES:
+        raise SettingError(f'--input-img-mode is {args.input_img_mode!r}, but transforms take 8 bits a channel: '
+                           f'{", ".join(MODES)}. Grey images of 16 bits are scaled to 8 by themselves.')
+    if args.crop_pct is not None and not 0 < args.crop_pct <= 2:
+        raise SettingError(f'--crop-pct is {args.crop_pct}, but it is the share of the image that is kept: above 0, '
+                           f'usually up to 1.')
+    if not 0 <= args.seed < 2**32:
+        raise SettingError(f'--seed is {args.seed}, but it must be from 0 to {2**32 - 1}.')
+    for name, instead in (('num_classes', 'num-classes'), ('in_chans', 'in-chans'), ('global_pool', 'gp'),
+                          ('drop_rate', 'drop'), ('drop_path_rate', 'drop-path')):
+        if name in args.model_kwargs:
+            raise SettingError(f'--model-kwargs has {name}={args.model_kwargs[name]!r}; use --{instead}, which the '
+                               f'rest of the program sees too.')
+    if args.push_every is not None and not args.push_to_hub:
+        raise SettingError(f'--push-every is {args.push_every}, but there is no --push-to-hub user/name to push to.')
+    inner = args.model_kwargs.get('img_size')
+    if inner is not None and args.img_size is not None and inner != args.img_size:
+        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has img_size={inner!r}: they are the '
+                           f'same.')
+    if not args.val_split:
+        raise SettingError('--val-split is empty, but every run is validated: name the split, or with a folder the '
+                           'sub-folder.')
+    if args.torchcompile:
+        backends = torch._dynamo.list_backends(None)  # type: ignore[arg-type]
+        if args.torchcompile not in backends:
+            raise SettingError(f'--torchcompile is {args.torchcompile!r}, but torch has no such backend: '
+                               f'{", ".join(backends)}.')
+    if args.smoothing == 1:
+        raise SettingError('--smoothing is 1, but then targets hold no class: it must be below 1.')
+    _check_optimizer(args)
+    _check_bce(args)
+    check_loggers(args.log)
+    if args.wandb_resume_id and not (args.resume and 'wandb' in (args.log or ())):
+        raise SettingError(f'--wandb-resume-id is {args.wandb_resume_id!r}, but that goes with --resume and --log '
+                           f'wandb.')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise SettingError(f'--model-dtype is {args.model_dtype} and --amp is on, but mixed precision keeps the '
+                           f'weights in float32: give only one.')
+    if args.model_dtype == 'float16':
+        warnings.warn('--model-dtype float16 has no loss scaling: gradients vanish. Prefer bfloat16.', stacklevel=2)
+    if args.torchcompile_mode and not args.torchcompile:
+        raise SettingError(f'--torchcompile-mode is {args.torchcompile_mode!r}, but nothing is compiled: add '
+                           f'--torchcompile.')
+    if args.pretrained_path and not os.path.isfile(args.pretrained_path):
+        raise SettingError(f'--pretrained-path is {args.pretrained_path!r}, but there is no such file.')
+    if args.aug_repeats and int(os.environ.get('WORLD_SIZE', '1')) == 1:
+        raise SettingError(f'--aug-repeats is {args.aug_repeats:g}, but it gives every process another augmentation of '
+                           f'the same image, and there is one process: start several with torchrun, or drop it.')
+    if args.resplit and args.no_prefetcher:
+        warnings.warn('--resplit has no effect with --no-prefetcher: the prefetcher erases.', stacklevel=2)
+    if args.multimix_m == 1:
+        warnings.warn('--multimix-m is 1, but a mixture of one example is that example: nothing is mixed.',
+                      stacklevel=2)
+    if args.experiment in ('.', '..') or os.path.basename(args.experiment) != args.experiment:
+        raise SettingError(f'--experiment is {args.experiment!r}, but it names one folder inside --output. For another '
+                           f'place use --output.')
+    for name in ('train_crop_pad', 'pca_lighting'):
+        if not 0 <= (getattr(args, name) or 0) < float('inf'):
+            raise SettingError(f'--{name.replace("_", "-")} is {getattr(args, name)}, but it must be at least 0.')
+    if args.train_crop_pad is not None and (args.no_aug or args.train_crop_mode):
+        other = '--no-aug' if args.no_aug else f'--train-crop-mode {args.train_crop_mode}'
+        raise SettingError(f'--train-crop-pad is {args.train_crop_pad}, but {other} crops in another way: give one.')
+    if args.resume and not resume_checkpoint(args.resume).is_file():
+        raise SettingError(f'--resume is {args.resume!r}, but there is no checkpoint at '
+                           f'{str(resume_checkpoint(args.resume))!r}.')
+    if args.resume and args.resume.endswith('.safetensors'):
+        raise SettingError(weights_alone(args.resume))
+    if ':' not in args.model and not timm.is_model(args.model.split('.')[0]):
+        raise SettingError(f'--model is {args.model!r}, but timm has no such model.'
+                           f'{nearest(args.model, timm.list_models())}')
+    if (args.mixup or args.cutmix or args.cutmix_minmax) and args.batch_size % 2:
+        raise SettingError(f'--batch-size is {args.batch_size}, but timm pairs the images of a batch for mixup and '
+                           f'cutmix: it must be even.')
+
+
+def _check_it_trains(args: argparse.Namespace) -> None:
+    """Values that are numbers of the right kind, and with which nothing is learned or no machine copes."""
+    for name in ('drop', 'drop_path', 'drop_block'):
+        if getattr(args, name) == 1:
+            raise SettingError(f'--{name.replace("_", "-")} is 1, but then nothing is left to learn from: it must be '
+                               f'below 1.')
+    if args.scale[1] > 1:
+        raise SettingError(f'--scale is {args.scale[0]:g} {args.scale[1]:g}, but a crop is a share of the image: up '
+                           f'to 1.')
+    if args.img_size is not None and args.img_size > LARGEST:
+        raise SettingError(f'--img-size is {args.img_size}, but it is the side of an image in pixels: up to {LARGEST}.')
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise SettingError(f'--start-epoch is {args.start_epoch} and --epochs is {args.epochs}, so nothing would be '
+                           f'trained: the first epoch is 0, and the last one {args.epochs - 1}.')
+    if args.workers > (most := 16 * (os.cpu_count() or 1)):
+        warnings.warn(f'--workers is {args.workers}, and each is a process, but this machine has {os.cpu_count()} '
+                      f'cores: more than {most} only cost memory.', stacklevel=3)
+    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
+        warnings.warn(f'--warmup-epochs is {args.warmup_epochs} and --epochs is {args.epochs}, so all of the training '
+                      f'is warm-up, and the learning rate never gets to where it was set. Try --warmup-epochs '
+                      f'{args.epochs // 10}.', stacklevel=3)
+
+
+def _check_optimizer(args: argparse.Namespace) -> None:
+    optimizers = [str(name) for name in timm.optim.list_optimizers()]
+    name = args.opt.lower().removeprefix('lookahead_')
+    if name not in optimizers:
+        raise SettingError(f'--opt is {args.opt!r}, but timm has no such optimizer.{nearest(name, optimizers)}')
+    if args.opt_betas is None:
+        return
+    if not all(0 <= beta < 1 for beta in args.opt_betas):
+        raise SettingError(f'--opt-betas is {args.opt_betas}, but each must be from 0 up to, not including, 1.')
+    known = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters.get('betas')
+    if known is not None and isinstance(known.default, tuple) and len(known.default) != len(args.opt_betas):
+        raise SettingError(f'--opt-betas is {args.opt_betas}, but --opt {args.opt} has {len(known.default)} of them '
+                           f'({" ".join(map(str, known.default))}).')
+
+
+def _check_bce(args: argparse.Namespace) -> None:
+    if args.bce_loss and args.class_weight:
+        raise SettingError(f'--class-weight is {args.class_weight!r} and --bce-loss is on, which compares every class '
+                           f'for itself and has no weighted mean: give one of the two.')
+    if args.bce_loss and args.bce_pos_weight is not None and args.multimix != 'none':
+        raise SettingError(
+            f'--bce-pos-weight is {args.bce_pos_weight} and --multimix is {args.multimix}, whose loss has no such '
+            f'weight: drop it, or choose --multimix none.')
+    for name in ('bce_sum', 'bce_target_thresh', 'bce_pos_weight'):
+        value = getattr(args, name)
+        if not args.bce_loss and value not in (None, False):
+            warnings.warn(f'--{name.replace("_", "-")} is {value}, but it has no effect without --bce-loss.',
+                          stacklevel=3)
+
+
+def weights_alone(path: str) -> str:
+    """What to say when `--resume` names weights."""
+    return (f'--resume is {path!r}, but that holds weights alone, not a run to go on with. To start from them: '
+            f'--initial-checkpoint {path}')
+
+
+def mismatch(flag: str, path: str, model: str, error: Exception) -> str:
+    """What to say when a checkpoint cannot be loaded into the model."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (f'{flag} is {path!r}, but its weights do not fit --model {model}: it comes from another model, image size '
+            f'or number of classes, or it is damaged.\n  ' + '\n  '.join(line[:300] for line in lines[:4]))

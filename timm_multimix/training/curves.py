@@ -1,0 +1,101 @@
+"""`curves.png`: loss, accuracy and mixing over the epochs."""
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from ..runs.summary import read_summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_curves(summary: Union[str, Path], path: Union[str, Path], title: str = '') -> Optional[Path]:
+    """Draw a summary.csv as a PNG (`draw_curves`); None if it has no rows."""
+    rows = read_summary(summary)
+    if not rows:
+        return None
+    temporary = f'{path}.tmp'
+    draw_curves(rows, title).savefig(temporary, dpi=130, format='png')
+    os.replace(temporary, path)
+    return Path(path)
+
+
+def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
+    """Loss and accuracy over the epochs; which steps mixed and how much, where that was measured.
+
+    Args:
+        rows: of a summary.csv, at least one.
+        title: wrapped where it is long.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    def column(name: str) -> list[float]:
+        return [float(row[name]) if row.get(name) not in (None, '') else float('nan') for row in rows]
+
+    def measured(*names: str) -> bool:
+        return any(value == value for name in names for value in column(name))
+
+    epochs = [int(row['epoch']) + 1 for row in rows]
+
+    def line(axis: Any, values: list[float], label: str, color: str, **style: Any) -> None:
+        if any(v == v for v in values):
+            axis.plot(epochs, values, label=label, color=color, marker='.' if len(epochs) < 40 else None, **style)
+
+    blue, orange, green, purple, grey = '#2f6db3', '#e07b22', '#3a9a5b', '#7b4fa6', '#9a9a9a'
+    counted, signal = measured('train_steps'), measured('train_effective')
+    mixes, apart = counted or signal, measured('train_top1_unmixed', 'train_top1_mixed')
+    height, width, size = {2: (1, 2, (9, 3.8)), 3: (1, 3, (13, 3.8)), 4: (2, 2, (9.5, 7.2))}[2 + counted + signal]
+    figure = Figure(figsize=size, layout='constrained')
+    panels = list(figure.subplots(height, width).flat)
+    margin = max(0.5, 0.04 * (epochs[-1] - epochs[0]))
+    for axis in panels:
+        axis.set_xlabel('epoch')
+        axis.set_xlim(epochs[0] - margin, epochs[-1] + margin)  # the same for all, whatever is missing in them
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+
+    axis = panels[0]
+    axis.set_title('Loss')
+    line(axis, column('train_loss'), 'train loss, all steps' if mixes else 'train loss', grey if mixes else blue)
+    line(axis, column('train_loss_mixed'), 'train loss, mixed embeddings', orange)
+    line(axis, column('train_loss_clean'), 'train loss, unmixed', blue)
+    line(axis, column('eval_loss'), 'validation loss', green)
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize='small')
+
+    axis = panels[1]
+    last = [value for value in column('eval_top1') if value == value][-1:]
+    axis.set_title('Top-1 accuracy, %' + ''.join(f' (validation, last: {value:.2f})' for value in last))
+    if not apart:  # nothing mixes, or an older version that did not tell the images apart
+        line(axis, column('train_top1'), 'train, all steps' if mixes else 'train', blue)
+    line(axis, column('train_top1_unmixed'), 'train, unmixed images', blue)
+    line(axis, column('train_top1_mixed'), 'train, mixed images', orange)
+    line(axis, column('eval_top1'), 'validation', green)
+    axis.legend(frameon=False, fontsize='small')
+
+    if counted:
+        axis, steps = panels[2], column('train_steps')
+        axis.set_title('Steps that mix, %')
+        for name, label, color, style in (
+                ('mixed_embeddings', 'mixed embeddings', orange, '-'), ('mixed_inputs', 'mixed inputs', orange, '--'),
+                ('unmixed', 'unmixed', blue, '-')):
+            line(axis, [100 * n / of if of else float('nan') for n, of in zip(column(f'train_{name}'), steps)], label,
+                 color, linestyle=style)
+        axis.set_ylim(-3, 103)
+        axis.legend(frameon=False, fontsize='small')
+    if signal:
+        axis, other = panels[-1], panels[-1].twinx()
+        axis.set_title('How much is mixed')
+        line(axis, column('train_effective'), 'effective examples', orange)
+        axis.set_ylabel('effective examples in a mixture', color=orange)
+        axis.set_ylim(bottom=1)
+        line(other, [100 * (1 - e) for e in column('train_target_entropy')], 'class information', purple)
+        other.set_ylabel('class information left, % (0: none)', color=purple)
+        other.set_ylim(0, 100)
+    if title:
+        figure.suptitle(textwrap.fill(title, int(9 * size[0])), fontsize=11)  # letters to the inch, and room to spare
+    return figure

@@ -1,0 +1,72 @@
+"""Where within an epoch a run is, and what it has measured there: all of it goes into a checkpoint."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ..distributed import total
+
+
+class Averages:
+    """Means of named values over the steps that had them, kept on the device: nothing waits for it.
+
+    Steps whose value is no finite number are left out.
+    """
+
+    def __init__(self, names: Sequence[str], device: Optional[torch.device] = None) -> None:
+        self.names = list(names)
+        self.sums = torch.zeros(2, len(self.names), device=device)  # of values, and how many
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            finite, at = torch.isfinite(value), self.names.index(name)
+            self.sums[0, at] += torch.where(finite, value, 0).to(self.sums.dtype)
+            self.sums[1, at] += finite
+
+    def means(self, of_all_ranks: bool = False) -> dict[str, Optional[float]]:
+        """None for what no step had."""
+        sums, counts = (total(self.sums.clone()) if of_all_ranks else self.sums).tolist()
+        return {name: s / n if n else None for name, s, n in zip(self.names, sums, counts)}
+
+
+@dataclass
+class Progress:
+    """What a run must know to go on with an epoch.
+
+    Attributes:
+        epoch: from 0.
+        batch: how many of its batches are done; all of an update's or none.
+        rate: learning rate at its start.
+        averages: of the training metrics.
+        skipped: updates left out because their gradient was no number.
+        in_a_row: how many of the last updates were, of earlier epochs too.
+        statistics_agreed: BatchNorm's are the same on all ranks already (`--dist-bn`).
+        counted: what the policy had counted before its first step.
+    """
+
+    epoch: int
+    averages: Averages
+    batch: int = 0
+    rate: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+    statistics_agreed: bool = False
+    counted: Counter[str] = field(default_factory=Counter)
+    _plain: tuple[str, ...] = field(
+        default=('epoch', 'batch', 'rate', 'skipped', 'in_a_row', 'statistics_agreed'), init=False, repr=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: self.averages.sums[:, i].tolist() for i, name in enumerate(self.averages.names)}
+        return {**{name: getattr(self, name) for name in self._plain}, 'averages': sums, 'counted': dict(self.counted)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self._plain:
+            setattr(self, name, state[name])
+        self.counted = Counter(state.get('counted', {}))  # older versions did not count
+        for i, name in enumerate(self.averages.names):  # settings may have changed, and what is measured with them
+            self.averages.sums[:, i] = torch.tensor(state['averages'].get(name, [0.0, 0.0]))

@@ -1,0 +1,56 @@
+"""A small first step on a copy: what cannot work says so before training."""
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from ..errors import SettingError
+from ..policy import MixingPolicy
+from ..task import MultiMixTask
+
+_LOOKED_AT = 1000  # steps, for one of every kind
+
+
+def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any], loaders: list[Any], autocast: Any,
+             device: torch.device) -> None:
+    """A small step and validation on a copy, with real images: what cannot work says so now, not an epoch later."""
+    count = max(args.multimix_m or 0, min(4, args.batch_size))
+    count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
+    count += count % 2 if task.mixup_fn is not None else 0
+    copied = copy.deepcopy(task)
+    kinds: dict[Any, tuple[int, tuple[float, float]]] = {}  # the number of a step of every kind, and how far it is
+    whole = max(1.0, getattr(copied.config, 'ramp_epochs', None) or 1.0)
+    for at in (0.25, 0.5, 0.75, 1.0) if training_is_scheduled(copied) else (1.0,):
+        copied.set_progress(at * whole, whole)
+        for step in range(_LOOKED_AT):
+            plan = copied.policy.choose(step)
+            kinds[plan.mixed, plan.layer if plan.embeddings else ''] = step, (at * whole, whole)
+    dtype = getattr(torch, args.model_dtype or 'float32')
+    try:
+        for dataset, loader, training in zip(data_sets, loaders, (True, False)):
+            if isinstance(dataset, torch.utils.data.IterableDataset):  # a stream: opening it twice may download twice
+                continue
+            collate = getattr(loader, 'loader', loader).collate_fn  # under timm's prefetcher lies the real loader
+            images, target = collate([dataset[i % len(dataset)] for i in range(count)])
+            images, target = images.to(device, dtype), target.to(device)
+            copied.train(training)
+            for step, progress in kinds.values() if training else [(0, (1.0, 1.0))]:
+                copied.policy.step = step
+                copied.set_progress(*progress)
+                with autocast():
+                    loss = copied(images, target)['loss']
+                if training:
+                    loss.backward()
+    except Exception as e:  # any library below may refuse: the user needs to know which of the settings it was about
+        raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
+                           f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '
+                           f'the flags of data and of augmentation.)') from e
+
+
+def training_is_scheduled(task: MultiMixTask) -> bool:
+    """Whether what is mixed may become less again, as a ramp's does not."""
+    return task.policy.schedule is not None or type(task.policy) is not MixingPolicy

@@ -1,0 +1,99 @@
+"""`report.md`: what came out of a run, of what, and what to do next."""
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import torch
+import torchvision
+import yaml
+
+from ..config import ALIASES
+from ..policy import told
+from ..runs.summary import read_summary
+from ..version import __version__
+from .words import clock, headline
+
+
+def write_report(
+        folder: Path, settings: Mapping[str, Any], data: str, mixing: str, commands: tuple[str, str],
+        device: torch.device, seconds: float, epochs: int, counts: Optional[Mapping[str, int]] = None) -> Path:
+    """Write `report.md` beside the summary and the curves of a run: what came out, of what, and what to do next.
+
+    Args:
+        folder: of the run; its summary.csv and curves.png are what the report shows.
+        settings: as args.yaml holds them.
+        data: a sentence on the data set.
+        mixing: `describe`'s.
+        commands: `in_plain_timm`'s.
+        device, seconds, epochs: of this session, which may have resumed a run.
+        counts: `MixingPolicy.counts` of the whole run.
+    """
+    from ..runs.settings import changed_settings
+    rows = read_summary(folder / 'summary.csv')
+    valid = [row for row in rows if row.get('eval_top1')]
+    preset = '' if settings['multimix'] == 'none' else settings.get('multimix_preset') or 'default'
+    head = headline(f'`{settings["model"]}`', settings['multimix'], ALIASES.get(preset, preset), counts)
+    lines = [f'# {folder.name}', '', f'{head}; {data}.', '']
+    if counts and counts.get('steps'):
+        lines += [told(counts), '']
+    if valid:
+        key = f'eval_{settings["eval_metric"]}'
+        best = (min if key == 'eval_loss' else max)(valid, key=lambda row: float(row[key]))
+        lines += ['| | epoch | top-1 | top-5 | validation loss |', '|---|---|---|---|---|']
+        for name, row in (('best', best), ('last', valid[-1])):
+            top1, top5, loss = (float(row[f'eval_{name}']) for name in ('top1', 'top5', 'loss'))
+            lines.append(f'| {name} | {int(row["epoch"]) + 1} | {top1:.2f} % | {top5:.2f} % | {loss:.4f} |')
+        lines += ['', f'The best epoch was chosen by {key[5:]} on these validation images, so its numbers are a little '
+                      f'too good. `model_best.pth.tar` holds it, `model/` the last one.', '']
+    if (folder / 'curves.png').exists():
+        lines += ['![Loss, accuracy and mixing over the epochs](curves.png)', '']
+    if epochs > 0:
+        speed = [float(row['train_images_per_second']) for row in rows[-epochs:] if row.get('train_images_per_second')]
+        lines += [f'{epochs} epochs in {clock(seconds)}' + (f', {statistics.median(speed):.0f} images/s in training '
+                  f'(the median epoch).' if speed else '.'), '']
+    changed = yaml.safe_dump(changed_settings(settings), default_flow_style=None, sort_keys=False).rstrip()
+    lines += ['## Settings', '', mixing, '',
+              'What differs from the defaults (`args.yaml` has all):', '', '```yaml', changed, '```', '',
+              '## Made with', '', f'- `{shlex.join(["python", *sys.argv])}`']
+    lines += [f'- {line}' for line in environment(device)]
+    lines += ['', '## Next', '', '```sh',
+              f'python train.py --resume {shlex.quote(str(folder))} --epochs N   # go on with it',
+              f'python train.py -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again',
+              '```', '', 'In plain timm, from the folder or from the weights alone:', '', '```python',
+              'import timm', '', f'model = {commands[0]}', f'model = {commands[1]}', '```', '']
+    temporary = folder / 'report.md.tmp'
+    temporary.write_text('\n'.join(lines), encoding='utf-8')
+    os.replace(temporary, folder / 'report.md')
+    return folder / 'report.md'
+
+
+def environment(device: torch.device) -> list[str]:
+    """Versions, git revision and device, a sentence each."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
+    return [f'timm-multimix {__version__}{git_revision(Path(__file__).parent)}',
+            f'timm {timm.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
+            f'Python {platform.python_version()}, {platform.system()}',
+            f'{device} ({name})']
+
+
+def git_revision(folder: Path) -> str:
+    """', revision abc1234' of the checkout a folder is in, with a note when it was changed; '' outside of one."""
+    def git(*words: str) -> str:
+        return subprocess.run(['git', '-C', str(folder), *words], capture_output=True, text=True, timeout=20,
+                              check=True).stdout.strip()
+    try:
+        if not git('ls-files', 'report.py'):  # installed below somebody else's checkout
+            return ''
+        return f', revision {git("rev-parse", "HEAD")[:12]}' + (
+            ' with changes' if git('status', '--porcelain', '--untracked-files=no') else '')
+    except (OSError, subprocess.SubprocessError):
+        return ''

@@ -1,0 +1,163 @@
+"""What will happen and what happened, in sentences."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Optional
+
+from ..config import METHODS, PRESET_WORDS, MultiMixConfig, setting_text
+from ..mixing import expected_signal
+from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
+
+
+def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:
+    """What the settings do with batches of this size, and which of them the preset does not say: one line.
+
+    Raises:
+        SettingError: the settings do not fit the batch.
+    """
+    if config is None:
+        return 'MultiMix: none.'
+    at = ' and position' if config.dense else ''
+    effective = expected_signal(config, batch, num_classes)['effective']
+    mixtures = (f'{config.mixtures(batch)} mixtures a step{at}, each of about {effective:.1f} effective examples of '
+                f'{batch}' if config.prob else 'embeddings are never mixed')
+    changed = ', '.join(f'{name}={setting_text(name, value)}' for name, value in config.differences().items()
+                        if name != 'engine')  # which changes no result
+    return (f'{METHODS[config.mode]}, preset {config.preset} ({PRESET_WORDS[config.preset]}): {mixtures}'
+            + f'; changed: {changed}' * bool(changed) + '.')
+
+
+def expected_line(policy: MixingPolicy, steps: int, epochs: float, input_epochs: Optional[float] = None,
+                  ) -> Optional[str]:
+    """Before training: how many of its steps will mix what; None where none can.
+
+    Args:
+        policy: of the run.
+        steps: of the whole training.
+        epochs: of the whole training.
+        input_epochs: from here on inputs are left alone.
+    """
+    if not steps or not policy.mixes_anything:
+        return None
+    expected = policy.expected(epochs, input_epochs)
+    names = [EMBEDDINGS] * (policy.config is not None and policy.config.prob > 0) + (
+        [INPUTS] * (policy.mixup_fn is not None)) + [NOTHING]
+    parts = [f'{thousands(expected[name] * steps)}{"" if i else " will mix"} {name}' for i, name in enumerate(names)]
+    line = (f'Of {thousands(steps)} steps about {", ".join(parts[:-1])}' + ',' * (len(parts) > 2)
+            + f' and {parts[-1]}.')
+    ramp = _ramp(policy, epochs)
+    return line + (f' {ramp}' if ramp else '')
+
+
+def _ramp(policy: MixingPolicy, epochs: float) -> str:
+    """How the share of the steps that mix grows, where it does."""
+    config = policy.config
+    own = type(policy).share is not MixingPolicy.share or policy.schedule is not None
+    if config is None or own or not (config.ramp or config.ramp_epochs):
+        return ''
+    if config.ramp_epochs:
+        long = f'{config.ramp_epochs:g}'
+        return (f'The share that mixes grows over the first {long} epochs (--multimix-ramp-epochs {long})'
+                + (f', and this training has {epochs:g}.' if config.ramp_epochs > epochs else '.'))
+    assert config.ramp is not None
+    part = {0.5: 'the first half of ', 1.0: ''}.get(config.ramp, f'the first {100 * config.ramp:g} % of ')
+    return f'The share that mixes grows over {part}the training (--multimix-ramp {config.ramp:g}).'
+
+
+def few_warning(policy: MixingPolicy, steps: int, epochs: float, input_epochs: Optional[float] = None,
+                ) -> Optional[str]:
+    """Before training: a warning where embeddings are asked for and next to none will be mixed, else None.
+
+    Arguments are those of `expected_line`.
+    """
+    config = policy.config
+    if config is None or not config.prob or not steps:
+        return None
+    share = policy.expected(epochs, input_epochs)[EMBEDDINGS]
+    if share >= FEW:
+        return None
+    why, instead = [], []
+    if share < 0.49 * config.prob:  # a ramp that fits into the training takes half at most
+        if policy.schedule is None and (config.ramp_epochs or 0) > epochs:
+            why.append(f'ramp_epochs (--multimix-ramp-epochs) is {config.ramp_epochs:g}, and the training has '
+                       f'{epochs:g} epoch{"s" * (epochs != 1)}')
+            instead.append('--multimix-ramp 0.5 (ramp=0.5), which grows over half of the training however long it is')
+        else:
+            why.append(f'its schedule lets {share / config.prob:.1%} of the steps mix')
+            instead.append('a schedule that lets more of them mix')
+    if config.prob <= 2 * FEW or not why:
+        why.append(f'prob (--multimix-prob) is {config.prob:g}')
+        instead.append('--multimix-prob 0.25 (prob=0.25)')
+    number = f'about {thousands(share * steps)}' if share * steps >= 1 else 'fewer than 1'
+    return (f'{number} of {thousands(steps)} steps will mix embeddings, so this run will hardly differ from one that '
+            f'mixes none: {"; and ".join(why)}. Give {"; and ".join(instead)}.')
+
+
+def epoch_line(epoch: int, epochs: int, start: int, found: Mapping[str, Any], evaluated: Mapping[str, Any],
+               seconds: float) -> str:
+    """An epoch in a line of a terminal; everything else is in summary.csv.
+
+    Args:
+        epoch: this one, from 0.
+        epochs: how many are planned.
+        start: where this session began.
+        found: what training measured, by the names of summary.csv's columns without their prefix; None for no value.
+        evaluated: what validation measured; empty where it was not due.
+        seconds: since `start`.
+    """
+    left = seconds / (epoch + 1 - start) * (epochs - epoch - 1)
+    loss = float('nan') if found['loss'] is None else found['loss']  # None: no step had a finite one
+    parts = [f'train loss {loss:.3f}' + _train_top1(found)]
+    if evaluated:
+        raw = f' (raw {evaluated["raw_top1"]:.2f})' if 'raw_top1' in evaluated else ''  # beside the averaged weights'
+        parts.append(f'val loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw}')
+    if found.get('skipped'):
+        parts.append(f'{found["skipped"]} updates without a finite gradient left out')
+    parts.append(f'{found["images_per_second"]:.0f} img/s, ' + (f'{clock(left)} left' if left else clock(seconds)))
+    return f'Epoch {epoch + 1:{len(str(epochs))}d}/{epochs}: {"; ".join(parts)}'
+
+
+def _train_top1(found: Mapping[str, Any]) -> str:
+    unmixed, mixed = found.get('top1_unmixed'), found.get('top1_mixed')
+    if unmixed is not None:
+        return f', top-1 {unmixed:.1f} %' + ('' if mixed is None else f' ({mixed:.1f} % if mixed)')
+    if mixed is not None:
+        return f', top-1 {mixed:.1f} % (mixed images)'
+    return '' if found.get('top1') is None else f', top-1 {found["top1"]:.1f} %'
+
+
+def headline(model: str, multimix: str, preset: str, counts: Optional[Mapping[str, int]] = None) -> str:
+    """What a run was, by what it did: 'resnet50, dense (default): embeddings mixed on 219 of 1 170 steps'.
+
+    Args:
+        model: its name.
+        multimix: --multimix.
+        preset: '' for none.
+        counts: `MixingPolicy.counts`; None or empty where nobody counted, as in runs of older versions.
+    """
+    counts = counts or {}
+    steps = counts.get('steps', 0)
+
+    def on(what: str) -> str:
+        return f': {what} mixed on {thousands(counts[what])} of {thousands(steps)} steps'
+
+    if multimix == 'none':
+        return f'{model}, without MultiMix' + (on(INPUTS) if counts.get(INPUTS) else '')
+    if steps and not counts.get(EMBEDDINGS):
+        return f'{model}, --multimix {multimix}, but no step mixed embeddings'
+    return f'{model}, {multimix}' + f' ({preset})' * bool(preset) + (on(EMBEDDINGS) if steps else '')
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def in_plain_timm(folder: Path, model: str, num_classes: int, model_args: Mapping[str, Any]) -> tuple[str, str]:
+    """Two commands that make the trained model again in plain timm: from its folder, and from its weights."""
+    named = ''.join(f', {k}={v!r}' for k, v in model_args.items())
+    return (f"timm.create_model({f'local-dir:{folder}/model'!r}, pretrained=True)",
+            f'timm.create_model({model!r}, num_classes={num_classes}{named},\n'
+            f"                        checkpoint_path={f'{folder}/model/model.safetensors'!r})")
