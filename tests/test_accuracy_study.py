@@ -223,7 +223,8 @@ REPORTS = re.findall(r'accuracy report benchmarks/results/(\w+)\.jsonl(?: --subs
 @pytest.mark.parametrize('name, subset', REPORTS)
 def test_the_results_page_shows_what_was_measured(name: str, subset: str) -> None:
     study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
-    table = accuracy.report(accuracy.beside(study, 'studies', 'results', '.jsonl'), accuracy.read_study(study, int(subset or 0)))
+    results = accuracy.beside(study, 'studies', 'results', '.jsonl')
+    table = accuracy.report(results, accuracy.read_study(study, int(subset or 0)))
     assert table in (ROOT / 'docs' / 'results.md').read_text()
 
 

@@ -22,6 +22,7 @@ from timm_multimix.data import create_train_val, prepare
 from timm_multimix.data.__main__ import main
 from timm_multimix.data.augment import as_published
 from timm_multimix.runs.settings import parse_args
+from timm_multimix.training.images import load_images
 
 
 def picture(path: Path, colour: int, size: int = 16) -> None:
@@ -304,7 +305,7 @@ def test_flags_reach_the_training_images_alone(image_folder: Path) -> None:
     data = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic',
             'crop_pct': 1.0, 'crop_mode': 'center'}
     sets = create_train_val('', str(image_folder))
-    train.build_loaders(args, *sets, data, torch.device('cpu'))
+    load_images(args, *sets, None, data, torch.device('cpu'))
     a, b = ([type(t).__name__ for t in s.transform.then.transforms] for s in sets)
     assert a == ['Resize', 'RandomCrop', 'RandomHorizontalFlip', 'ColorJitter', 'PCALighting', 'MaybeToTensor',
                  'Normalize']

@@ -26,7 +26,9 @@ from timm_multimix.runs.flags import build_parser
 from timm_multimix.runs.not_taken import NOT_TAKEN, OLD
 from timm_multimix.runs.settings import changed_settings, parse_args
 from timm_multimix.runs.summary import read_summary
+from timm_multimix.training import build
 from timm_multimix.training.checks import check_args
+from timm_multimix.training.images import load_images, open_data_sets
 
 spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'docs' / 'from_timm.py')
 assert spec and spec.loader
@@ -168,7 +170,7 @@ def test_a_folder_with_one_class(image_folder: Path) -> None:
         for c in (1, 2):
             (image_folder / split / f'class_{c}').rename(image_folder.parent / f'{split}_{c}')
     with pytest.warns(UserWarning, match='one class only'):
-        train.build_data(parse_args([str(image_folder), '-b', '4']))
+        open_data_sets(parse_args([str(image_folder), '-b', '4']))
 
 
 def test_a_resumed_run_keeps_its_folder(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_a_resumed_run_keeps_its_folder(tmp_path: Path) -> None:
 
 def model_of(*flags: str, name: str = 'test_resnet') -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(0)
-    return train.build_model(parse_args(['--model', name, '--num-classes', '5', *flags]))
+    return build.build_model(parse_args(['--model', name, '--num-classes', '5', *flags]))
 
 
 def test_initial_classifier() -> None:
@@ -221,7 +223,7 @@ def test_drop_block() -> None:
 def test_binary_cross_entropy_by_hand() -> None:
     x, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
     def loss(*flags: str) -> Any:
-        criterion = train.build_criterion(parse_args(['--bce-loss', *flags]))
+        criterion = build.build_criterion(parse_args(['--bce-loss', *flags]))
         assert criterion is not None
         return criterion(x, target), criterion(x, soft)
     soft = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.9, 0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]])
@@ -235,7 +237,7 @@ def test_binary_cross_entropy_by_hand() -> None:
     assert torch.allclose(both[1], F.binary_cross_entropy_with_logits(x, (soft > 0.2).float(), reduction='sum') / 4)
     weighted = F.binary_cross_entropy_with_logits(x, hard, pos_weight=torch.tensor(3.0))
     assert torch.allclose(loss('--smoothing', '0', '--bce-pos-weight', '3')[0], weighted)
-    assert train.build_criterion(parse_args([])) is None
+    assert build.build_criterion(parse_args([])) is None
 
 
 def first_batch(folder: Path, *flags: str) -> torch.Tensor:
@@ -244,8 +246,8 @@ def first_batch(folder: Path, *flags: str) -> torch.Tensor:
     data = {'input_size': (3, 32, 32), 'mean': (0, 0, 0), 'std': (1, 1, 1), 'interpolation': 'bilinear',
             'crop_pct': 1.0, 'crop_mode': 'center'}
     torch.manual_seed(0)
-    loader, _ = train.build_loaders(args, train_set, val_set, data, torch.device('cpu'))
-    return next(iter(loader))[0]
+    loader = load_images(args, train_set, val_set, None, data, torch.device('cpu')).train_loader
+    return next(iter(loader.batches(0)))[0]
 
 
 def test_augmentation(image_folder: Path) -> None:
@@ -351,7 +353,7 @@ def test_compiled(tmp_path: Path, image_folder: Path) -> None:
 def test_lookahead_keeps_its_slow_weights(image_folder: Path) -> None:
     args = parse_args([str(image_folder), '--opt', 'lookahead_sgd', '--lr', '0.1'])
     check_args(args)
-    assert isinstance(train.build_optimizer(args, timm.create_model('test_resnet')), Lookahead)
+    assert isinstance(build.build_optimizer(args, timm.create_model('test_resnet')), Lookahead)
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 from tests.test_data_helpers import raw_cifar
 from timm_multimix.runs.settings import multimix_config, parse_args
 from timm_multimix.runs.summary import read_summary
+from timm_multimix.training import build
 from timm_multimix.training.checks import check_args
 
 README = (ROOT / 'hparams' / 'README.md').read_text()
@@ -79,7 +80,7 @@ def learning_rates(name: str) -> tuple[list[float], torch.optim.Optimizer]:
     """Of each epoch, as train.py sets them."""
     args = parse_args(['-c', f'hparams/{name}.yaml'])
     args.decay_epochs = args.decay_epochs or 90
-    optimizer = train.build_optimizer(args, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    optimizer = build.build_optimizer(args, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=10)
     rates = []
     for epoch in range(epochs):
@@ -123,7 +124,7 @@ def test_batches_of_eight_gpus_are_the_published_ones() -> None:
 
 def test_weight_decay_of_the_vit_is_as_timm_has_it() -> None:
     args = parse_args(['-c', 'hparams/imagenet_vit_small.yaml'])
-    optimizer = train.build_optimizer(args, timm.create_model('test_vit'))
+    optimizer = build.build_optimizer(args, timm.create_model('test_vit'))
     assert {g['weight_decay'] for g in optimizer.param_groups} == {0.0, 0.05}
     assert type(optimizer) is type(create_optimizer_v2(timm.create_model('test_vit'), 'adamw'))
 

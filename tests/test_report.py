@@ -21,7 +21,7 @@ from timm_multimix.config import PRESET_WORDS, PRESETS
 from timm_multimix.mixing import expected_signal
 from timm_multimix.policy import FEW, MixingPolicy
 from timm_multimix.runs.settings import parse_args
-from timm_multimix.runs.summary import append_summary, read_summary, trim_summary
+from timm_multimix.runs.summary import read_summary, write_summary
 from timm_multimix.training.curves import draw_curves, plot_curves
 from timm_multimix.training.report import write_report
 from timm_multimix.training.words import describe, epoch_line, expected_line, few_warning, headline, in_plain_timm
@@ -207,8 +207,7 @@ def rows(kind: str, epochs: int = 12) -> list[dict[str, Any]]:
 
 
 def write(path: Path, kind: str, epochs: int = 12) -> Path:
-    for row in rows(kind, epochs):
-        append_summary(path, row)
+    write_summary(path, rows(kind, epochs))
     return path
 
 
@@ -289,7 +288,7 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
     last = rows('dense')[-1]
     for key in ('eval_loss', 'eval_top1', 'eval_top5'):
         last[key] = ''  # --val-interval
-    append_summary(summary, {**last, 'epoch': 12})
+    write_summary(summary, [*read_summary(summary), {**last, 'epoch': 12}])
     assert 'Top-1 accuracy, % (validation, last: 86.50)' in labels(draw_curves(read_summary(summary)))
 
 
@@ -304,14 +303,12 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
         'How much is mixed': ['effective examples']}
     # A run that goes on with this version writes more columns; what was there stays as it was.
     row = {**rows('dense')[-1], 'epoch': 30}
-    append_summary(tmp_path / 'summary.csv', row)
+    write_summary(tmp_path / 'summary.csv', [*old, row])
     both = read_summary(tmp_path / 'summary.csv')
     assert [{k: r[k] for k in old[0]} for r in both[:-1]] == old and {r['train_steps'] for r in both[:-1]} == {''}
     assert {k: both[-1][k] for k in row} == {k: str(v) for k, v in row.items()}
     figure = draw_curves(both)
     assert 'Steps that mix, %' in labels(figure) and len(figure.axes) == 5
-    trim_summary(tmp_path / 'summary.csv', 30)
-    assert [{k: r[k] for k in old[0]} for r in read_summary(tmp_path / 'summary.csv')] == old
     (tmp_path / 'small.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,2,1.5,61.25,90\n')
     assert plot_curves(tmp_path / 'small.csv', tmp_path / 'small.png') is not None
 

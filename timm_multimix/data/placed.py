@@ -41,7 +41,7 @@ class PlacedLoader:
     def __init__(self, loader: Any, seed: int) -> None:
         self.loader = loader
         inner = getattr(loader, 'loader', loader)  # under timm's prefetcher lies the real loader
-        self.dataset = inner.dataset
+        self.dataset, self.collate_fn = inner.dataset, inner.collate_fn
         self.exact = not isinstance(self.dataset, IterableDataset)
         if not self.exact:
             return

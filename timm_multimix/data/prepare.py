@@ -21,6 +21,7 @@ from torchvision.datasets import imagenet as archives
 from tqdm import tqdm
 
 from ..errors import SettingError
+from ..files import whole_folder
 
 Paths = Union[str, Path]
 
@@ -70,16 +71,11 @@ def check(folder: Path, counts: Counts, even: bool = True, origin: Optional[Path
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, which takes its name if nothing goes wrong and is removed otherwise."""
-    temporary = folder.with_name(folder.name + '.tmp')
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
+        with whole_folder(folder, flushed=False) as temporary:
+            yield temporary
     except OSError as e:
         raise SettingError(f'{folder} cannot be written: {e.strerror or e}.') from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def ready(folder: Path, counts: Counts) -> bool:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import timm
 import torch
 
+from ..files import write_text
 from ..version import __version__
 from .detection import transfer
 from .load import Checkpoint
@@ -53,7 +53,7 @@ def write(
         about: what was run, on which images: shown at the top.
     """
     about = {**about, 'versions': f'timm-multimix {__version__}, timm {timm.__version__}, torch {torch.__version__}'}
-    _replace(folder / 'report.md', markdown(checkpoints, tables, pictures, missing, about))
+    write_text(folder / 'report.md', markdown(checkpoints, tables, pictures, missing, about))
     results = {
         **about,
         'checkpoints': {c.name: {'source': c.source, 'data_config': c.data_config} for c in checkpoints},
@@ -62,7 +62,7 @@ def write(
             'notes': table.notes, 'data': table.data} for column, table in columns.items()}
             for name, columns in tables.items()},
         'missing': missing}
-    _replace(folder / 'results.json', json.dumps(plain(results), indent=1, allow_nan=False) + '\n')
+    write_text(folder / 'results.json', json.dumps(plain(results), indent=1, allow_nan=False) + '\n')
 
 
 def markdown(checkpoints: list[Checkpoint], tables: Tables, pictures: Mapping[str, list[Path]],
@@ -112,9 +112,3 @@ def plain(x: Any) -> Any:
     if isinstance(x, float):
         return float(x) if math.isfinite(x) else None
     return x
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -1,11 +1,12 @@
 """What an evaluation returns: rows for people, data for programs."""
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
+
+from ..files import whole
 
 
 class Value(NamedTuple):
@@ -72,9 +73,8 @@ def colour(index: int) -> str:
 
 
 def save_figure(figure: Any, path: Union[str, Path]) -> Path:
-    """Write a PNG under a temporary name, rename it, and forget the figure."""
-    temporary = f'{path}.tmp'
-    figure.savefig(temporary, dpi=120, format='png')
+    """Write a PNG, whole, and forget the figure."""
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format='png')
     pyplot().close(figure)
-    os.replace(temporary, path)
     return Path(path)

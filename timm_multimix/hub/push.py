@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ..errors import SettingError
+from ..files import whole_folder
 from ..wrapper import unwrap
 from .card import MARK, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
@@ -85,11 +86,9 @@ def export(source: Union[nn.Module, str, Path], folder: Union[str, Path], name: 
     folder = Path(folder)
     if folder.exists():
         raise SettingError(f'{folder} exists. Name a folder that does not.')
-    staged = folder.with_name(f'{folder.name}.tmp')
-    shutil.rmtree(staged, ignore_errors=True)
-    stage(source, staged, **save)
-    (staged / 'README.md').write_text(model_card(staged, name or f'local-dir:{folder}', license))
-    staged.rename(folder)
+    with whole_folder(folder) as new:
+        stage(source, new, **save)
+        (new / 'README.md').write_text(model_card(new, name or f'local-dir:{folder}', license))
     return folder
 
 
@@ -106,7 +105,7 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
                            + (f': python train.py --resume {source}' if (run / 'last.pth.tar').exists() else '') + '.')
     if save:
         raise SettingError(f'{", ".join(save)} is for pushing a model; a run folder has its own {CONFIG}.')
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in OURS:
         places = (model, model.parent) if model != run and name in FROM_A_RUN else (model,)
         found = next((place / name for place in places if (place / name).is_file()), None)

@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from timm.utils.model import unwrap_model
 
 from ..config import MultiMixConfig
+from ..files import whole_folder
 from ..policy import COUNTED
 from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
@@ -70,24 +71,17 @@ def save_plain(
         extra['data_config'] = data_config
     else:
         model_args = {**getattr(plain, '_model_args', {}), **(model_args or {})}
-    temporary = folder.with_name(folder.name + '.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_for_hf(plain, str(temporary), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
-                **extra)
-    if config is not None:
-        (temporary / SETTINGS).write_text(settings_text(config, counts))
-    if raw is not None:
-        (temporary / RAW).mkdir()
-        shutil.copyfile(temporary / CONFIG, temporary / RAW_CONFIG)
-        save_file(plain_copy(raw).state_dict(), temporary / RAW_WEIGHTS)
-    for path in temporary.rglob('*.safetensors'):  # which safetensors makes readable by its owner alone
-        shutil.copymode(temporary / CONFIG, path)
-    old = folder.with_name(folder.name + '.old')
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder) as new:
+        save_for_hf(plain, str(new), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
+                    **extra)
+        if config is not None:
+            (new / SETTINGS).write_text(settings_text(config, counts))
+        if raw is not None:
+            (new / RAW).mkdir()
+            shutil.copyfile(new / CONFIG, new / RAW_CONFIG)
+            save_file(plain_copy(raw).state_dict(), new / RAW_WEIGHTS)
+        for path in new.rglob('*.safetensors'):  # which safetensors makes readable by its owner alone
+            shutil.copymode(new / CONFIG, path)
     return folder
 
 

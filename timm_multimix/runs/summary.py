@@ -3,36 +3,20 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
-
-def trim_summary(path: Union[str, Path], epoch: int) -> None:
-    """Drop rows from this epoch on, which a resumed run will write again."""
-    rows = read_summary(path)
-    if not rows:  # a run that was stopped in its first epoch
-        Path(path).unlink(missing_ok=True)
-    kept = [row for row in rows if int(row['epoch']) < epoch]
-    if rows and len(kept) < len(rows):
-        temporary = f'{path}.tmp'
-        with open(temporary, 'w', newline='') as f:
-            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
+from ..files import whole
 
 
-def append_summary(path: Union[str, Path], row: dict[str, Any]) -> None:
-    """Add an epoch. A run that is resumed with other settings measures other things: its table gets both' columns."""
-    rows = read_summary(path)
-    columns = list(rows[0]) if rows else list(row)
-    missing = [name for name in row if name not in columns]
-    temporary = f'{path}.tmp'
-    with open(temporary, 'w', newline='') as f:  # never half a row, whenever the run is killed or the disk full
-        writer = csv.DictWriter(f, columns + missing, restval='')
+def write_summary(path: Union[str, Path], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the whole table. A run that is resumed with other settings measures other things: it gets both' columns."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with whole(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, columns, restval='')
         writer.writeheader()
-        writer.writerows([*rows, row])
-    os.replace(temporary, path)
+        writer.writerows(rows)
 
 
 def read_summary(path: Union[str, Path]) -> list[dict[str, Any]]:

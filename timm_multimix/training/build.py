@@ -1,13 +1,176 @@
-"""From settings to data, model, optimizer and task."""
+"""From settings to model, task, optimizer and schedule."""
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
-from typing import Optional
+from functools import partial
+from typing import Any, Optional
 
-from ..errors import SettingError
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.loss import BinaryCrossEntropy
+from timm.models import load_checkpoint
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.utils import NativeScaler
+
+from ..config import MultiMixConfig
+from ..distributed import world
+from ..errors import SettingError, in_words
+from ..heads import classifier_leaves
+from ..hub import starting_point
+from ..policy import InputMixing
 from ..task import MultiMixTask
+from .checks import mismatch
+
+
+def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The timm model, and how to make it again: arguments of create_model beyond name and classes.
+
+    Raises:
+        SettingError: timm cannot build it, or weights that are missing or do not fit.
+    """
+    extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
+    if args.bn_eps is not None:
+        extra['bn_eps'] = args.bn_eps
+    repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
+    create = partial(timm.create_model, repo or args.model,
+                     pretrained=bool(repo) or args.pretrained or bool(args.pretrained_path),
+                     num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
+                     drop_block_rate=args.drop_block)
+    if args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
+        create = partial(create, pretrained_cfg_overlay={'file': args.pretrained_path, 'num_classes': -1})
+    try:
+        try:
+            model = create(**extra)
+        except TypeError as e:
+            if 'img_size' not in str(e) or args.img_size is None:
+                raise
+            extra.pop('img_size')  # convolutional networks take any size and no such argument
+            model = create(**extra)
+    except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
+        raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
+    if args.initial_checkpoint and not repo:
+        path = args.initial_checkpoint
+        if not os.path.isfile(path):
+            raise SettingError(f'--initial-checkpoint is {path!r}, but there is no such file.')
+        try:
+            load_checkpoint(model, path)
+        except Exception as e:  # broken bytes break the reader in any way
+            raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        with torch.no_grad():
+            for leaf in classifier_leaves(model):
+                for p in leaf.parameters():
+                    p.mul_(1.0 if args.head_init_scale is None else args.head_init_scale)
+                if args.head_init_bias is not None and leaf.bias is not None:
+                    leaf.bias.fill_(args.head_init_bias)  # type: ignore[operator, union-attr]
+    for module in model.modules():
+        if args.bn_momentum is not None and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = args.bn_momentum
+    return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
+
+
+def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:
+    """Move the model where and as it trains."""
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+    model.to(device, getattr(torch, args.model_dtype or 'float32'))
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
+    """timm's data config of this model and these flags."""
+    found = resolve_data_config(vars(args), model=model)
+    for name in ('mean', 'std'):  # the model's three, for another number of channels
+        if len(found[name]) != found['input_size'][0]:
+            found[name] = (sum(found[name]) / len(found[name]),) * found['input_size'][0]
+    return found
+
+
+def build_task(args: argparse.Namespace, model: torch.nn.Module, config: Optional[MultiMixConfig],
+               class_weight: Optional[tuple[float, ...]], device: torch.device) -> MultiMixTask:
+    """The task of `--multimix-task` around a model that is wrapped where `config` is not None."""
+    criterion = build_criterion(args) if config is None else None
+    own = {} if criterion else {'label_smoothing': args.smoothing, 'class_weight': class_weight}
+    return find_task(args.multimix_task)(
+        model, criterion, mixup_fn=build_mixup(args, config), seed=args.seed, device=device, verbose=False, **own)
+
+
+def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer; sets `args.lr` where it follows from the batch size.
+
+    Raises:
+        SettingError: flags that it refuses, or an optimizer of second order.
+    """
+    if args.lr is None:  # as timm: by batch size
+        ratio = args.batch_size * world() * args.grad_accum_steps / args.lr_base_size
+        scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
+        args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    try:
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except Exception as e:  # each optimizer refuses in its own way
+        raise in_words(f'--opt {args.opt} cannot be built: {e or type(e).__name__}', e) from e
+    if getattr(optimizer, 'is_second_order', False):
+        raise SettingError(f'--opt is {args.opt}, but training takes first derivatives only: choose an optimizer of '
+                           f'first order.')
+    return optimizer
+
+
+def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Any, Optional[NativeScaler]]:
+    """What `with autocast():` is, and the loss scaler, which only float16 needs."""
+    dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
+    autocast = partial(torch.autocast, device.type, dtype=dtype, enabled=args.amp)
+    return autocast, NativeScaler(device=device.type) if args.amp and dtype == torch.float16 else None
+
+
+def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
+    """timm's schedule (None for `--sched none`), and the number of epochs with those that it adds.
+
+    Raises:
+        SettingError: a schedule that timm does not have or that refuses its flags.
+    """
+    if args.decay_epochs is None:
+        args.decay_epochs = 0.2 if args.sched in ('wsd', 'rsqrt') else 90
+    try:
+        scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    except (TypeError, ValueError, AssertionError) as e:
+        raise SettingError(f'--sched {args.sched} cannot be built: {e}') from e
+    if scheduler is None and args.sched != 'none':  # older timm takes any name
+        raise SettingError(f'--sched is {args.sched!r}, but timm {timm.__version__} has no such schedule.')
+    return scheduler, epochs
+
+
+def build_ema(args: argparse.Namespace, task: MultiMixTask) -> None:
+    """Averaged weights, where they are asked for."""
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device=torch.device('cpu') if args.model_ema_force_cpu else None)
+
+
+def build_mixup(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> Optional[InputMixing]:
+    """timm's mixup and CutMix, where either is on."""
+    mixup, cutmix = (config or args).mixup or 0.0, (config or args).cutmix or 0.0
+    if not (mixup or cutmix or args.cutmix_minmax):
+        return None
+    return InputMixing(
+        mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=args.num_classes)
+
+
+def build_criterion(args: argparse.Namespace) -> Optional[torch.nn.Module]:
+    """Binary cross-entropy where it is asked for; None leaves cross-entropy to the task."""
+    if not args.bce_loss:
+        return None
+    return BinaryCrossEntropy(  # smooths class indices; Mixup has smoothed its own targets
+        smoothing=args.smoothing, target_threshold=args.bce_target_thresh, sum_classes=args.bce_sum,
+        pos_weight=args.bce_pos_weight)
 
 
 def find_task(name: Optional[str]) -> type[MultiMixTask]:
@@ -38,8 +201,11 @@ def find_task(name: Optional[str]) -> type[MultiMixTask]:
     return found
 
 
-def ema_note(decay: float, updates: int) -> str:
-    """What to say when averaged weights will still be mostly the initial ones at the end."""
+def ema_note(args: argparse.Namespace, updates: int) -> Optional[str]:
+    """What to say when averaged weights will still be mostly the initial ones at the end, else None."""
+    decay = args.model_ema_decay
+    if not args.model_ema or args.model_ema_warmup or decay ** updates <= 0.05:
+        return None
     return (f'--model-ema-decay {decay:g} over {updates} updates leaves {decay ** updates:.0%} of the untrained '
             f'weights in the average, which is validated and saved. Add --model-ema-warmup, or use a decay of about '
             f'{max(0.0, 1 - 10 / updates):.3g}.')

@@ -5,15 +5,19 @@ import argparse
 import inspect
 import os
 import warnings
+from typing import Any
 
 import timm
 import timm.optim
 import torch
 import torch._dynamo
 
+from ..data import DIGITS
 from ..data.factory import MODES
 from ..errors import SettingError, nearest
 from ..runs.find import resume_checkpoint
+from ..runs.screen import say
+from ..runs.settings import smoothing
 from .loggers import check_loggers
 
 LARGEST = 16384  # side of an image in pixels
@@ -218,3 +222,28 @@ def mismatch(flag: str, path: str, model: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (f'{flag} is {path!r}, but its weights do not fit --model {model}: it comes from another model, image size '
             f'or number of classes, or it is damaged.\n  ' + '\n  '.join(line[:300] for line in lines[:4]))
+
+
+def settle(args: argparse.Namespace) -> dict[str, Any]:
+    """Check the flags and resolve what needs no data, in `args`; returns the settings that args.yaml keeps.
+
+    Raises:
+        SettingError: values that cannot be right.
+    """
+    unsmoothed = args.smoothing is None and args.multimix != 'none'
+    args.smoothing = smoothing(args)
+    settings = dict(vars(args))
+    check_args(args)
+    if args.input_size is not None:
+        args.in_chans, *size = args.input_size
+        args.img_size = size[0] if size[0] == size[1] else tuple(size)
+    args.img_size = args.img_size or args.model_kwargs.get('img_size')
+    if (args.dataset or '').lower() == DIGITS:
+        args.img_size = args.img_size or 32
+        say(f'Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.')
+    if args.recipe:
+        say(f'Settings: {args.recipe}, then your flags.')
+    if unsmoothed:
+        say('Labels are not smoothed, since --smoothing is not given: smoothing beside mixing worsens calibration '
+            "(timm's default is 0.1).")
+    return settings

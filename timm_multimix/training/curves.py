@@ -1,11 +1,11 @@
 """`curves.png`: loss, accuracy and mixing over the epochs."""
 from __future__ import annotations
 
-import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from ..files import whole
 from ..runs.summary import read_summary
 
 if TYPE_CHECKING:
@@ -17,9 +17,8 @@ def plot_curves(summary: Union[str, Path], path: Union[str, Path], title: str = 
     rows = read_summary(summary)
     if not rows:
         return None
-    temporary = f'{path}.tmp'
-    draw_curves(rows, title).savefig(temporary, dpi=130, format='png')
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        draw_curves(rows, title).savefig(temporary, dpi=130, format='png')
     return Path(path)
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from ..errors import SettingError
+from ..errors import in_words
 from ..policy import MixingPolicy
 from ..task import MultiMixTask
+from .images import Images
 
 _LOOKED_AT = 1000  # steps, for one of every kind
 
 
-def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any], loaders: list[Any], autocast: Any,
-             device: torch.device) -> None:
+def rehearse(args: argparse.Namespace, task: MultiMixTask, images: Images, autocast: Any, device: torch.device) -> None:
     """A small step and validation on a copy, with real images: what cannot work says so now, not an epoch later."""
     count = max(args.multimix_m or 0, min(4, args.batch_size))
     count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
@@ -31,24 +31,24 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, data_sets: list[Any],
             kinds[plan.mixed, plan.layer if plan.embeddings else ''] = step, (at * whole, whole)
     dtype = getattr(torch, args.model_dtype or 'float32')
     try:
-        for dataset, loader, training in zip(data_sets, loaders, (True, False)):
+        for dataset, loader, training in ((images.train_set, images.train_loader, True),
+                                          (images.val_set, images.val_loader, False)):
             if isinstance(dataset, torch.utils.data.IterableDataset):  # a stream: opening it twice may download twice
                 continue
-            collate = getattr(loader, 'loader', loader).collate_fn  # under timm's prefetcher lies the real loader
-            images, target = collate([dataset[i % len(dataset)] for i in range(count)])
-            images, target = images.to(device, dtype), target.to(device)
+            input, target = loader.collate_fn([dataset[i % len(dataset)] for i in range(count)])
+            input, target = input.to(device, dtype), target.to(device)
             copied.train(training)
             for step, progress in kinds.values() if training else [(0, (1.0, 1.0))]:
                 copied.policy.step = step
                 copied.set_progress(*progress)
                 with autocast():
-                    loss = copied(images, target)['loss']
+                    loss = copied(input, target)['loss']
                 if training:
                     loss.backward()
     except Exception as e:  # any library below may refuse: the user needs to know which of the settings it was about
-        raise SettingError(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
+        raise in_words(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
                            f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '
-                           f'the flags of data and of augmentation.)') from e
+                           f'the flags of data and of augmentation.)', e) from e
 
 
 def training_is_scheduled(task: MultiMixTask) -> bool:

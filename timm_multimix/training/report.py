@@ -1,7 +1,6 @@
 """`report.md`: what came out of a run, of what, and what to do next."""
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import statistics
@@ -17,6 +16,7 @@ import torchvision
 import yaml
 
 from ..config import ALIASES
+from ..files import write_text
 from ..policy import told
 from ..runs.summary import read_summary
 from ..version import __version__
@@ -70,9 +70,7 @@ def write_report(
               f'python train.py -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again',
               '```', '', 'In plain timm, from the folder or from the weights alone:', '', '```python',
               'import timm', '', f'model = {commands[0]}', f'model = {commands[1]}', '```', '']
-    temporary = folder / 'report.md.tmp'
-    temporary.write_text('\n'.join(lines), encoding='utf-8')
-    os.replace(temporary, folder / 'report.md')
+    write_text(folder / 'report.md', '\n'.join(lines))
     return folder / 'report.md'
 
 

@@ -1,14 +1,53 @@
 """What will happen and what happened, in sentences."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional
 
 from ..config import METHODS, PRESET_WORDS, MultiMixConfig, setting_text
+from ..distributed import world
 from ..mixing import expected_signal
 from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
+from ..runs.screen import say
+from ..wrapper import one_position_note, unwrap
+from .images import Images
+from .state import TrainState
+
+
+def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing: str,
+             notes: Iterable[Optional[str]]) -> None:
+    """Say what is about to be trained on what.
+
+    Args:
+        args: the flags.
+        state: where the run begins.
+        images: of the run.
+        mixing: `describe`'s sentence.
+        notes: warnings; None for none.
+    """
+    task, batches, size = state.task, state.shape['batches'], images.config['input_size']
+    head = task.wrapped.head_info if task.is_wrapped else None
+    millions = sum(p.numel() for p in unwrap(task.trainable_module).parameters()) / 1e6
+    say(f'Model: {args.model}, {millions:.1f} M parameters, images {size[1]}×{size[2]}'
+        + (f', {head.positions} positions of {head.width} features' if head else '')
+        + f', on {state.device.type if world() > 1 else state.device}'
+        + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
+    say(mixing)
+    plan = task.policy, state.epochs * batches, state.epochs, args.mixup_off_epoch or None
+    if expected := expected_line(*plan):
+        say(expected)
+    config = task.config
+    one_position = config and one_position_note(config, head.positions if head else 1)
+    for note in filter(None, (*notes, few_warning(*plan), one_position)):
+        say(f'Warning: {note}')
+    progress = state.progress
+    say(f'{len(images.train_set)} training and {len(images.val_set)} validation images, {args.num_classes} classes; '
+        f'{state.epochs} epochs of {batches} batches; output in {state.folder}'
+        + (f'; resuming at epoch {state.start + 1}' if state.start or progress.batch else '')
+        + (f', after batch {progress.batch}' if progress.batch else '') + '.')
 
 
 def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:

@@ -1,0 +1,230 @@
+"""`RunFolder`: all that a run leaves behind beside its checkpoints."""
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch.nn as nn
+import yaml
+from safetensors import SafetensorError
+from timm.utils import get_outdir
+
+from ..distributed import from_first, rank
+from ..errors import SettingError
+from ..files import check_writable, write_text
+from ..hub import BackgroundPush, save_plain
+from ..policy import told
+from ..runs.find import candidates, is_repo, resume_checkpoint
+from ..runs.screen import say
+from ..runs.summary import read_summary, write_summary
+from ..task import MultiMixTask
+from .curves import plot_curves
+from .images import Images
+from .loggers import Logger, open_loggers
+from .report import write_report
+from .words import headline, in_plain_timm
+
+# How a run was started, which the next one with this args.yaml is not.
+_OF_THE_START = ('config', 'resume', 'resume_auto', 'wandb_resume_id', 'start_epoch')
+_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight')
+REDRAWN = 60  # seconds, at least, between drawings of the curves
+
+
+class RunFolder:
+    """args.yaml, summary.csv, curves.png, report.md, model/; the loggers; and what is pushed to the Hub.
+
+    Files are written by the first rank alone. What a full disk does not take is written the next time.
+
+    Args:
+        args: the flags.
+        settings: those of args.yaml.
+        images, model_args, task: what `model/` is made of.
+
+    Attributes:
+        path: of the folder.
+        settings: as args.yaml holds them.
+
+    Raises:
+        SettingError: the folder cannot be written, or holds a run already.
+    """
+
+    def __init__(self, args: argparse.Namespace, settings: Mapping[str, Any], images: Images,
+                 model_args: dict[str, Any], task: MultiMixTask) -> None:
+        self.args, self.images, self.model_args, self.task = args, images, model_args, task
+        self.settings = _portable(settings)
+        self.path: Path = from_first(_open(args, images.config['input_size'][-1]) if rank() == 0 else None)
+        self.pusher = BackgroundPush(args.push_to_hub, self.path, args.push_private, say) if (
+            args.push_to_hub and rank() == 0) else None
+        self.summary, self.curves = self.path / 'summary.csv', self.path / 'curves.png'
+        self.rows: list[dict[str, Any]] = []
+        self.loggers: list[Logger] = []
+        self.started = self.drawn = time.time()
+        self.start = 0
+
+    def begin(self, start: int, epochs: int) -> None:
+        """Before the first step: rows from epoch `start` on will be written again; args.yaml; the loggers."""
+        self.start = start
+        if rank():
+            return
+        self.rows = [row for row in read_summary(self.summary) if int(row['epoch']) < start]
+        if self.rows:
+            write_summary(self.summary, self.rows)
+        else:
+            self.summary.unlink(missing_ok=True)
+        if start < epochs:  # a finished run keeps the settings that made it
+            try:
+                write_text(self.path / 'args.yaml', yaml.safe_dump(self.settings, default_flow_style=False))
+            except OSError as e:
+                raise SettingError(f'{self.path}/args.yaml cannot be written: {e.strerror or e}.') from e
+        args = self.args
+        self.loggers = open_loggers(args.log, self.path, self.settings, args.wandb_project, args.wandb_tags,
+                                    args.wandb_resume_id, start)
+        for logger in self.loggers:
+            say(f'Metrics also go to {logger.where}.')
+        self.started = self.drawn = time.time()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """An epoch: a row of summary.csv."""
+        if rank():
+            return
+        self.rows.append(row)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)  # somebody may have moved it away
+            write_summary(self.summary, self.rows)
+        except OSError as e:
+            say(f'Warning: {self.summary} could not be written ({e.strerror or e}).')
+
+    def log(self, row: dict[str, Any]) -> None:
+        """The same epoch to the loggers."""
+        for logger in self.loggers:
+            logger.log(row['epoch'], row)
+
+    def refresh(self, epoch: int, epochs: int) -> None:
+        """After an epoch's line: the curves, once a minute; and a push, where one is due or has ended."""
+        if rank():
+            return
+        if time.time() - self.drawn > REDRAWN:
+            self.draw()
+            self.drawn = time.time()
+        if self.pusher is None:
+            return
+        every = self.args.push_every
+        if every and (epoch + 1) % every == 0 and epoch + 1 < epochs:
+            try:
+                self.save_model()
+                self.draw()
+                self.pusher.push(f'epoch {epoch + 1}')
+            except (OSError, SafetensorError) as e:
+                say(f'Warning: nothing is pushed after epoch {epoch + 1}: {e}. Training goes on.')
+        else:
+            self.pusher.poll()
+
+    def draw(self, title: str = '') -> None:
+        """curves.png, of what summary.csv holds."""
+        try:
+            plot_curves(self.summary, self.curves, title)
+        except OSError as e:
+            say(f'Warning: {self.curves} could not be written ({e.strerror or e}).')
+
+    def save_model(self) -> Path:
+        """model/: the trained model as plain timm loads it."""
+        task, images, names = self.task, self.images, self.images.names
+        averaged: nn.Module = task.get_eval_model(ema=task.has_ema())  # type: ignore[assignment]
+        return save_plain(
+            averaged, self.path / 'model',
+            {k: images.config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            self.model_args, names if names and len(names) == self.args.num_classes else None, config=task.config,
+            counts=task.policy.counts, raw=task.get_eval_model() if task.has_ema() else None)
+
+    def finish(self, mixing: str, device: Any, epochs: int) -> None:
+        """After the last epoch: the curves, model/, report.md, what to do next, and the last push.
+
+        Args:
+            mixing: a sentence on what the settings do.
+            device, epochs: of the training.
+
+        Raises:
+            SettingError: model/ or report.md cannot be written.
+        """
+        if rank():
+            return
+        args, policy, config = self.args, self.task.policy, self.task.config
+        self.draw(headline(args.model, args.multimix, config.preset if config else '', policy.counts))
+        for logger in self.loggers:
+            logger.finish()
+        seconds = time.time() - self.started
+        train, val = len(self.images.train_set), len(self.images.val_set)
+        try:
+            self.save_model()
+            write_report(
+                self.path, self.settings, f'{train} training and {val} validation images of {args.num_classes} classes',
+                mixing, self._commands(), device, seconds, epochs - self.start,
+                counts=policy.counts if policy.mixes_anything else None)
+        except (OSError, SafetensorError) as e:
+            good = next(iter(candidates(self.path)), None)
+            raise SettingError(f'{self.path}/model could not be written: {e}. Make room and go on: --resume '
+                               f'{self.path} ' + (f'({good} is whole).' if good else '')) from e
+        if policy.mixes_anything:
+            say('\n' + told(policy.counts))
+        self._say_what_is_there(seconds)
+        if self.pusher:
+            self.pusher.finish()
+
+    def _commands(self) -> tuple[str, str]:
+        return in_plain_timm(self.path, self.args.model, self.args.num_classes, self.model_args)
+
+    def _say_what_is_there(self, seconds: float) -> None:
+        name, path = self.args.eval_metric, self.path
+        measured = [(float(row[f'eval_{name}']), int(row['epoch'])) for row in self.rows
+                    if row.get(f'eval_{name}') not in (None, '')]
+        line = f'\nDone in {seconds:.0f} s. Last epoch: '
+        line += f'{name} {measured[-1][0]:.2f}' if measured and self._trained() else 'nothing left to train'
+        if measured:
+            best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])
+            line += f'; best: {best[0]:.2f} in epoch {best[1] + 1}'
+        whole, weights = self._commands()
+        there = [p.name for p in candidates(path) if p.name in ('last.pth.tar', 'model_best.pth.tar')]
+        say(f'{line}.\n'
+            f'  {path}/model/             the trained model{" (averaged weights)" if self.args.model_ema else ""}, for '
+            f'plain timm:\n      {whole}\n'
+            f'  {path}/model/model.safetensors, or its weights alone:\n      {weights}\n'
+            f'  {path}/report.md   curves, settings, versions, what to do next\n'
+            f'  {path}/curves.png, summary.csv, args.yaml'
+            + (f'\n  {path}/{", ".join(there)}   checkpoints, for --resume' if there else ''))
+
+    def _trained(self) -> bool:
+        return bool(self.rows) and int(self.rows[-1]['epoch']) >= self.start
+
+
+def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """args.yaml: without what is about this start, and with paths that mean the same anywhere."""
+    saved = {k: v for k, v in settings.items() if k not in _OF_THE_START}
+    for name in _PATHS:
+        if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
+            saved[name] = os.path.abspath(saved[name])
+    return saved
+
+
+def _open(args: argparse.Namespace, size: int) -> Path:
+    """The folder of a new run, or that of the run which is resumed."""
+    root = args.output or './output/train'
+    name = args.experiment or '-'.join(
+        [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
+    try:
+        if args.resume:
+            folder = resume_checkpoint(args.resume).parent
+        else:
+            folder = Path(root) / name
+            if args.experiment and (candidates(folder) or (folder / 'last.pth.tar').exists()):
+                raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
+                                   f'another --experiment.')
+            folder = Path(get_outdir(root, name, inc=not args.experiment))
+        check_writable(folder)
+    except OSError as e:
+        raise SettingError(f'--output is {root!r}, but {name!r} cannot be written there: {e.strerror or e}.') from e
+    return folder
