@@ -24,12 +24,50 @@ from tqdm import tqdm
 from timm_multimix import SettingError, evaluate
 from timm_multimix.data import DIGITS
 from timm_multimix.distributed import start
+from timm_multimix.errors import shown
 from timm_multimix.evaluate import Checkpoint, Outputs, Table, images, load_checkpoint, report
 from timm_multimix.evaluate.detection import data as detection_data
 from timm_multimix.evaluate.detection.transfer import need_packages
 from timm_multimix.evaluate.flags import parse_args
 from timm_multimix.evaluate.load import unique_names
+from timm_multimix.files import check_writable
 from timm_multimix.runs.screen import say
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Load everything; then table by table: measure each checkpoint, draw, and write the report anew."""
+    evaluation = Evaluation(args)
+    folder = open_output(args)
+    about = {'command': f'`{command}`', 'device': str(evaluation.device)}
+    if evaluation.dataset is not None:
+        count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
+        about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
+    say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
+        f'report in {folder}.')
+    tables: dict[str, dict[str, Table]] = {}
+    pictures: dict[str, list[Path]] = {}
+    missing: dict[str, dict[str, str]] = {}
+    with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True) as bar:
+        for name in args.on:
+            for checkpoint in evaluation.checkpoints:
+                bar.set_description(f'{name}, {checkpoint.name}')
+                started = time.time()
+                try:
+                    table = getattr(evaluation, name)(checkpoint)
+                except SettingError as e:  # the other tables are still wanted
+                    missing.setdefault(name, {})[checkpoint.name] = str(e)
+                    say(f'{checkpoint.name}: {name} is not measured. {shown(e)}')
+                else:
+                    tables.setdefault(name, {})[checkpoint.name] = table
+                    figures = [f'{label} {value.text(label.endswith("%"))}' for label, value in table.rows.items()
+                               if label != 'images'][:4]
+                    say(f'{checkpoint.name}: {name}: {"; ".join(figures)} ({time.time() - started:.0f} s)')
+                bar.update()
+            if name in tables:
+                pictures[name] = report.finish(name, tables[name], folder)
+            report.write(folder, evaluation.checkpoints, tables, pictures, missing, about)
+    say(f'\n{folder}/report.md\n{folder}/results.json')
+    return 1 if missing and (args.on_given or not tables) else 0
 
 
 class Evaluation:
@@ -133,48 +171,10 @@ class Evaluation:
 def open_output(args: argparse.Namespace) -> Path:
     folder = Path(args.output or Path('output') / 'evaluate' / datetime.now().strftime('%Y%m%d-%H%M%S'))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / '.writable'
-        probe.touch()
-        probe.unlink()
+        check_writable(folder)
     except OSError as e:
         raise SettingError(f'--output is {str(folder)!r}, but it cannot be written: {e.strerror or e}.') from e
     return folder
-
-
-def run(args: argparse.Namespace, command: str) -> int:
-    evaluation = Evaluation(args)
-    folder = open_output(args)
-    about = {'command': f'`{command}`', 'device': str(evaluation.device)}
-    if evaluation.dataset is not None:
-        count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
-        about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
-    say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
-        f'report in {folder}.')
-    tables: dict[str, dict[str, Table]] = {}
-    pictures: dict[str, list[Path]] = {}
-    missing: dict[str, dict[str, str]] = {}
-    with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True) as bar:
-        for name in args.on:
-            for checkpoint in evaluation.checkpoints:
-                bar.set_description(f'{name}, {checkpoint.name}')
-                started = time.time()
-                try:
-                    table = getattr(evaluation, name)(checkpoint)
-                except SettingError as e:  # the other tables are still wanted
-                    missing.setdefault(name, {})[checkpoint.name] = str(e)
-                    say(f'{checkpoint.name}: {name} is not measured. {e}')
-                else:
-                    tables.setdefault(name, {})[checkpoint.name] = table
-                    shown = [f'{label} {value.text(label.endswith("%"))}' for label, value in table.rows.items()
-                             if label != 'images'][:4]
-                    say(f'{checkpoint.name}: {name}: {"; ".join(shown)} ({time.time() - started:.0f} s)')
-                bar.update()
-            if name in tables:
-                pictures[name] = report.finish(name, tables[name], folder)
-            report.write(folder, evaluation.checkpoints, tables, pictures, missing, about)
-    say(f'\n{folder}/report.md\n{folder}/results.json')
-    return 1 if missing and (args.on_given or not tables) else 0
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -183,7 +183,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         command = shlex.join(['python', 'evaluate.py', *(sys.argv[1:] if argv is None else argv)])
         return run(parse_args(argv), command)
     except SettingError as e:
-        print(f'evaluate.py: error: {e}', file=sys.stderr)
+        print(f'evaluate.py: error: {shown(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nStopped. The report holds the tables that were finished.', file=sys.stderr)

@@ -7,8 +7,10 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-# What libraries raise about the settings they were given.
+# What libraries raise about the settings they were given; and what a network raises that was given something else than
+# it takes.
 _OF_SETTINGS = (RuntimeError, ValueError, TypeError, KeyError, AssertionError, OSError)
+REFUSALS = (*_OF_SETTINGS, IndexError, AttributeError)
 
 
 class SettingError(ValueError):

@@ -17,7 +17,7 @@ from timm.data import ImageDataset, create_dataset
 from tqdm import tqdm
 
 from ..distributed import from_all, rank, world
-from ..errors import SettingError, nearest
+from ..errors import SettingError, in_words, nearest
 from .digits import DIGITS, DigitsReader
 from .folders import check_links, left_out_by, tidy
 
@@ -106,7 +106,7 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
         reason = '\n'.join(str(e).splitlines()[:5]) or type(e).__name__  # one library lists all its data sets
         hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in reason else ''
-        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {reason}{hint}') from e
+        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {reason}{hint}', e) from e
 
 
 def _same_splits(train_split: str, val_split: str) -> SettingError:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
 from ..data.folders import check_links, tidy
-from ..errors import SettingError, nearest
+from ..errors import SettingError, in_words, nearest
 from .load import Checkpoint
 
 PHOTOGRAPHS = 'photographs'
@@ -39,7 +39,7 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     try:
         dataset = create_dataset(name, root=root, split=split, class_map=class_map)  # type: ignore[arg-type]
     except Exception as e:  # whatever the library behind the name raises
-        raise SettingError(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}') from e
+        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}', e) from e
     if not name:
         _check_folder(dataset, str(root), split)
         where = Path(str(getattr(dataset.reader, 'root', '')))

@@ -11,7 +11,7 @@ import torch.nn as nn
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
 
-from ..errors import SettingError, nearest
+from ..errors import SettingError, in_words, nearest
 from ..hub.load import check_classes
 
 
@@ -121,7 +121,7 @@ def _create(source: str, name: str, **kwargs: Any) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except Exception as e:  # timm and the hub raise many kinds: the user needs to know which checkpoint, and why
-        raise SettingError(f'The checkpoint {source!r} cannot be loaded: {e or type(e).__name__}') from e
+        raise in_words(f'The checkpoint {source!r} cannot be loaded: {e or type(e).__name__}', e) from e
 
 
 def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_size: Optional[int],
@@ -151,6 +151,6 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
         net.load_state_dict(state)
     except Exception as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()][:4]
-        raise SettingError(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '
-                           + '\n  '.join(line[:300] for line in lines)) from e
+        raise in_words(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '
+                       + '\n  '.join(line[:300] for line in lines), e) from e
     return net

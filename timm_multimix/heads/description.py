@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from timm.utils.model import unwrap_model
 
-from ..errors import SettingError
+from ..errors import REFUSALS, SettingError
 from .parts import Model
 from .positions import HeadInfo, classifier_leaves, evaluating, input_size_of, inspect_head, name_of, switch_class_token
 
@@ -104,14 +104,14 @@ def _head(model: Model, size: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
         try:
             features = model.forward_features(  # type: ignore[operator]
                 torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
-        except Exception:  # no such method, or not for this image size: `refused` says it already
+        except REFUSALS:  # no such method, or not for this image size: `refused` says it already
             return ()
         hooks = [m.register_forward_hook(lambda m, *_, name=name: ran.append((name, type(m).__name__)))
                  for name, m in model.named_modules()
                  if not list(m.children()) and not isinstance(m, (nn.Identity, nn.Dropout))]
         try:
             model.forward_head(features)  # type: ignore[operator]
-        except Exception:
+        except REFUSALS:
             return ()
         finally:
             for hook in hooks:

@@ -17,7 +17,7 @@ import torch.nn as nn
 from timm.layers import SpaceToDepth
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import REFUSALS, SettingError, in_words
 from .parts import Model, TimmAdapter
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -103,7 +103,7 @@ def check_affine(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
                 weight: Any = first.weight
                 z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))
                 out = model.net(probe(model, input_size).repeat(3, 1, 1, 1)) if whole else head(z)  # type: ignore
-        except Exception:  # it takes more than embeddings
+        except REFUSALS:  # it takes more than embeddings
             continue
         finally:
             hook.remove()
@@ -176,8 +176,8 @@ def inspect_head(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
         try:
             features = model.forward_features(image)  # type: ignore[operator]
         except Exception as e:
-            raise SettingError(f'{name} cannot take an image of {tuple(image.shape[1:])}: {e}. Choose another '
-                               f'--img-size (input_size=(C, H, W) of wrap).') from e
+            raise in_words(f'{name} cannot take an image of {tuple(image.shape[1:])}: {e}. Choose another '
+                           f'--img-size (input_size=(C, H, W) of wrap).', e) from e
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
             raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "
@@ -212,7 +212,7 @@ def _prefix(model: Model, features: Tensor) -> int:
         other[:, prefix] += 1 + torch.arange(features.shape[2]).to(features)  # not a constant: a norm would hide it
         try:
             a, b = (model.forward_head(f, pre_logits=True) for f in (features, other))  # type: ignore[operator]
-        except Exception:  # `_try_head` tells
+        except REFUSALS:  # `_try_head` tells
             return 0
         if not isinstance(a, Tensor) or not torch.equal(a, b):
             return prefix
@@ -243,8 +243,8 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         why = (str(e) or type(e).__name__).rstrip('.')
         if getattr(model, 'aux_head', None) is not None:  # VOLO adds the largest of its tokens' logits
             instead = f'Create it with use_aux_head=False, if it has that argument. {instead}'
-        raise SettingError(f"'dense' applies the model's head to one position at a time, but that of "
-                           f'{name_of(model)} does not take one: {why}. {instead}') from e
+        raise in_words(f"'dense' applies the model's head to one position at a time, but that of "
+                       f'{name_of(model)} does not take one: {why}. {instead}', e) from e
     finally:
         for hook in hooks:
             hook.remove()
@@ -263,7 +263,7 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
     if isinstance(classifier, nn.Module) and norms <= set(classifier.modules()):
         try:
             direct = _same(classifier(z), logits)
-        except Exception:  # not a layer for flat embeddings, such as a convolution
+        except REFUSALS:  # not a layer for flat embeddings, such as a convolution
             direct = False
     dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in fired)
     bare = direct and not norms and not dropout and _same(_channels_last(features, layout, prefix).flatten(0, 1), z)

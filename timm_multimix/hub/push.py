@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ..errors import SettingError
+from ..errors import SettingError, in_words
 from ..files import whole_folder
 from ..wrapper import unwrap
 from .card import MARK, model_card
@@ -167,9 +167,9 @@ def _stage_model(model: nn.Module, target: Path, **save: Any) -> None:
             raise ValueError('its logits differ')
     except Exception as e:  # timm raises whatever the architecture raises
         shutil.rmtree(target, ignore_errors=True)
-        raise SettingError(f'timm does not get this model back from what it was saved as: {e}\n  Give what '
+        raise in_words(f'timm does not get this model back from what it was saved as: {e}\n  Give what '
                            f'timm.create_model was given beyond the name, and the images it was trained on: '
-                           f"model_args={{'img_size': …}}, data_config={{'input_size': (3, …, …)}}.") from e
+                           f"model_args={{'img_size': …}}, data_config={{'input_size': (3, …, …)}}.", e) from e
 
 
 def _push_once(staged: Path, repo_id: str, private: Optional[bool], revision: Optional[str], token: Optional[str],

@@ -17,7 +17,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ...errors import SettingError
+from ...errors import SettingError, in_words
 from ...heads.positions import evaluating
 from ...wrapper import unwrap
 
@@ -52,8 +52,8 @@ class Pyramid(nn.Module):
                 maps = net.forward_intermediates(torch.zeros(1, 3, size, size), output_fmt='NCHW',
                                                  intermediates_only=True)
             except Exception as e:  # such as a fixed image size
-                raise SettingError(f'{name} cannot take images of {size}×{size}, so it cannot be the backbone of a '
-                                   f'detector of that size: {e}') from e
+                raise in_words(f'{name} cannot take images of {size}×{size}, so it cannot be the backbone of a '
+                               f'detector of that size: {e}', e) from e
         # a later map of the same size replaces; finer ones than a quarter cost much and are not usual
         last = {x.shape[-1]: (i, x.shape[1]) for i, x in enumerate(maps) if x.shape[-1] * 4 <= size}
         chosen = sorted(last.items(), reverse=True)[-levels:]
