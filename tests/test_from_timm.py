@@ -30,7 +30,7 @@ from timm_multimix.training import build
 from timm_multimix.training.checks import check_args
 from timm_multimix.training.images import load_images, open_data_sets
 
-spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'docs' / 'from_timm.py')
+spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'tools' / 'from_timm.py')
 assert spec and spec.loader
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)

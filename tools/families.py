@@ -68,7 +68,7 @@ def main() -> None:
         if name:
             lines.append(row(module, name))
             print(lines[-1], flush=True)
-    (Path(__file__).parent / 'families.md').write_text(INTRO + '\n'.join(lines) + '\n')
+    (ROOT / 'docs' / 'families.md').write_text(INTRO + '\n'.join(lines) + '\n')
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ COLOURS = np.array([[0.18, 0.43, 0.70], [0.88, 0.48, 0.13], [0.23, 0.60, 0.35]])
 BATCH, N = 30, 600
 
 
-IMAGES = Path(__file__).parent / 'images'
+IMAGES = Path(__file__).parent.parent / 'docs' / 'images'
 
 
 def main() -> None:
