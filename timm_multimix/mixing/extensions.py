@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .reference import TINY, cross_entropy, factors
+from .reference import TINY, attention_at, cross_entropy, factors
 
 
 def smooth(Y: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -65,7 +65,8 @@ def dense_multimix_loss(
     """
     sums, weights, means = [], [], []
     for j in range(Z.shape[1]):
-        M_hat, s = factors(lam, a, j)
+        a_j = attention_at(a, j)
+        M_hat, s = factors(lam[:, j], a_j)
         X = M_hat @ Z[:, j] @ W.t() + beta
         if keep_norm:
             X = lengthen(X, M_hat)
@@ -73,7 +74,7 @@ def dense_multimix_loss(
         weight = s.sum() if v is None else (s * (M_hat @ v)).sum()  # Σ_k s_k, or Σ_k s_k v_k
         sums.append(loss)
         weights.append(weight)
-        if weight > TINY * a[:, j].max() * (1 if w is None else w.max()):
+        if weight > TINY * a_j.max() * (1 if w is None else w.max()):
             means.append(loss / weight)
     if not means:
         return (Z * 0).sum()

@@ -7,7 +7,7 @@ is not in the paper stands beside it, in `extensions.py`.
     Λ  (N, P, B)  interpolation vectors, λ ~ Dir(α)            a  (B, P)     attention maps
     W  (C, D), β  the linear classifier                        s  (N, P)     confidence of each mixture
 
-Where the paper divides 0 by 0, `l1_relu` and `factors` say what is taken instead.
+Where the paper divides 0 by 0, `l1_relu`, `attention_at` and `factors` say what is taken instead.
 """
 from __future__ import annotations
 
@@ -48,14 +48,17 @@ def l1_relu(scores: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def factors(lam: Tensor, a: Tensor, j: int) -> tuple[Tensor, Tensor]:
-    """M̂^j and s^j of position j, for lam (N, P, B) and a (B, P): (K, B) and (K,), one row per mixture.
+def attention_at(a: Tensor, j: int) -> Tensor:
+    """a^j; uniform where nobody attends. (B, P) → (B,)."""
+    return a[:, j] if bool((a[:, j] > TINY).any()) else torch.full_like(a[:, j], 1 / a.shape[1])
 
-    Where nobody attends, attention is uniform. A mixture of examples that do not attend here has no weight, and is
-    left out: K ≤ N.
+
+def factors(lam_j: Tensor, a_j: Tensor) -> tuple[Tensor, Tensor]:
+    """M̂^j and s^j of a position's Λ^j (N, B) and a^j (B,): (K, B) and (K,), one row per mixture.
+
+    A mixture of examples that do not attend here has no weight, and is left out: K ≤ N.
     """
-    a_j = a[:, j] if bool((a[:, j] > TINY).any()) else torch.full_like(a[:, j], 1 / a.shape[1])
-    M = lam[:, j] * a_j  # M^j = diag(a^j) Λ^j
+    M = lam_j * a_j  # M^j = diag(a^j) Λ^j
     s = M.sum(-1)  # s^j = 1ᵀM^j
     some = s > TINY * a_j.max()
     M, s = M[some], s[some]
@@ -70,7 +73,7 @@ def dense_multimix_loss(
     """
     sums, weights = [], []
     for j in range(Z.shape[1]):
-        M_hat, s = factors(lam, a, j)
+        M_hat, s = factors(lam[:, j], attention_at(a, j))
         Z_mix = M_hat @ Z[:, j]  # Z̃^j = Z^j M̂^j
         Y_mix = M_hat @ Y  # Ỹ^j = Y M̂^j
         X = Z_mix @ W.t() + beta  # the dense classifier: a 1×1 convolution, no pooling
