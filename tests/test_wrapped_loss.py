@@ -13,7 +13,7 @@ import torch.nn as nn
 from tests.models import build, quiet_wrap
 from timm_multimix import SettingError, attention, sample_lam, unwrap, wrap
 from timm_multimix.heads.layers import layer_name, output_of
-from timm_multimix.mixing import reference
+from timm_multimix.mixing import extensions, reference
 
 
 def test_one_step_is_the_paper_resnet() -> None:
@@ -47,7 +47,7 @@ def test_one_step_is_the_paper_vit(kind: str) -> None:
     Y = nn.functional.one_hot(target, 5).double()
     scores = {'gap': lambda: reference.gap_scores(Z), 'cam': lambda: reference.cam_scores(Z, Y, W)}
     a = torch.full((6, 4), 0.25).double() if kind == 'uniform' else reference.l1_relu(scores[kind]())
-    want = reference.dense_multimix_loss(Z, reference.smooth(Y, 0.1), lam, a, W, beta)
+    want = reference.dense_multimix_loss(Z, extensions.smooth(Y, 0.1), lam, a, W, beta)
     clean = nn.functional.cross_entropy(Z.mean(1) @ W.t() + beta, target, label_smoothing=0.1)
     torch.testing.assert_close(out.signal['loss_mixed'], want.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(out.loss, (want + 0.5 * clean) / 1.5, rtol=1e-10, atol=0)
@@ -134,7 +134,7 @@ def test_soft_targets_are_taken_as_they_are() -> None:
     hard = nn.functional.one_hot(target, 5).float()
     wrapped = quiet_wrap(model, 'dense', label_smoothing=0.1).eval()
     lam = sample_lam(20, 4, 6, 1.0)
-    soft = wrapped(images, reference.smooth(hard, 0.1), lam=lam)
+    soft = wrapped(images, extensions.smooth(hard, 0.1), lam=lam)
     torch.testing.assert_close(soft.loss, wrapped(images, target, lam=lam).loss)
 
 
@@ -157,7 +157,7 @@ def test_binary_cross_entropy(layer: Union[str, int], thresh: Optional[float], t
                          clean_weight=0.5, label_smoothing=0.1).eval()
     lam = sample_lam(6, 1, 6, 1.0)
     bce = nn.functional.binary_cross_entropy_with_logits
-    for given, y in ((soft, soft), (target, reference.smooth(nn.functional.one_hot(target, 5).float(), 0.1))):
+    for given, y in ((soft, soft), (target, extensions.smooth(nn.functional.one_hot(target, 5).float(), 0.1))):
         if thresh is not None:
             y = (y > thresh).float()
         out = wrapped(images, given, lam=lam)

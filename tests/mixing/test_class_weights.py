@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.measure import peak_mib
 from tests.mixing.test_loss import KINDS, compare, problem, values_and_grads
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import LamSampler, cross_entropy, reference
+from timm_multimix.mixing import LamSampler, cross_entropy, extensions, reference
 from timm_multimix.mixing.dirichlet import Sticks
 from timm_multimix.mixing.engines import stream, torch_engine
 
@@ -59,9 +59,9 @@ def test_dense_equals_the_equations(
         else:
             scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, plain.to(Z.dtype), W)
             a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
-        v = reference.weigh(plain.to(Z.dtype), w.to(Z.dtype))
-        return reference.dense_multimix_loss(Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize,
-                                             keep_norm=keep_norm, w=w.to(Z.dtype), v=v)
+        v = extensions.weigh(plain.to(Z.dtype), w.to(Z.dtype))
+        return extensions.dense_multimix_loss(Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize,
+                                              keep_norm=keep_norm, w=w.to(Z.dtype), v=v)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
@@ -84,9 +84,9 @@ def test_multimix_equals_the_equations(p: dict[str, Any], keep_norm: bool, weigh
                                    keep_norm=keep_norm, class_weight=w)
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        v = reference.weigh(plain.to(Z.dtype), w.to(Z.dtype))
-        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, keep_norm=keep_norm,
-                                       w=w.to(Z.dtype), v=v)
+        v = extensions.weigh(plain.to(Z.dtype), w.to(Z.dtype))
+        return extensions.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, keep_norm=keep_norm,
+                                        w=w.to(Z.dtype), v=v)
 
     compare(fast, literal, Z, p['W'], p['beta'])
 
@@ -111,8 +111,8 @@ def test_given_attention_with_or_without_anything_in_it(
 
     def literal(L: Tensor, a: Tensor) -> Tensor:
         eye = torch.eye(C, dtype=torch.float64)
-        return reference.dense_multimix_loss(L, reference.smooth(plain, p['smoothing']), p['lam'].double(), a, eye,
-                                             0 * eye[0], normalize, w=w, v=reference.weigh(plain, w))
+        return extensions.dense_multimix_loss(L, extensions.smooth(plain, p['smoothing']), p['lam'].double(), a, eye,
+                                              0 * eye[0], normalize, w=w, v=extensions.weigh(plain, w))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(torch_engine.TILE, 'cpu', tile)
@@ -132,8 +132,8 @@ def test_a_first_tile_of_little_weight_leaves_the_attentions_gradient_its_digits
     eye = torch.eye(4, dtype=torch.float64)
 
     def literal(L: Tensor, a: Tensor) -> Tensor:
-        return reference.dense_multimix_loss(
-            L, reference.smooth(eye, 0.1), lam, a, eye, 0 * eye[0], w=w, v=reference.weigh(eye, w))
+        return extensions.dense_multimix_loss(
+            L, extensions.smooth(eye, 0.1), lam, a, eye, 0 * eye[0], w=w, v=extensions.weigh(eye, w))
 
     compare(lambda L, a: mixed_cross_entropy(L, y, lam, a, label_smoothing=0.1, class_weight=w), literal, L, a)
 
@@ -159,9 +159,9 @@ def test_sticks_equal_the_equations(
     sticks, = drawn
     lam = sticks.dense().transpose(0, 1)
     eye = torch.eye(C, dtype=torch.float64)
-    want = values_and_grads(lambda L: reference.dense_multimix_loss(
-        L, reference.smooth(plain, 0.1), lam.double(), torch.ones(batch, P).double() if a is None else a.double(), eye,
-        0 * eye[0], keep_norm=keep_norm, w=w.double(), v=reference.weigh(plain, w.double())), L.double())
+    want = values_and_grads(lambda L: extensions.dense_multimix_loss(
+        L, extensions.smooth(plain, 0.1), lam.double(), torch.ones(batch, P).double() if a is None else a.double(), eye,
+        0 * eye[0], keep_norm=keep_norm, w=w.double(), v=extensions.weigh(plain, w.double())), L.double())
     whole = values_and_grads(lambda L: mixed_cross_entropy(
         L, target, lam, a, label_smoothing=0.1, keep_norm=keep_norm, class_weight=w), L)
     for got, given_, exact in zip(found, whole, want):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.measure import peak_mib
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import LamSampler, reference
+from timm_multimix.mixing import LamSampler, extensions, reference
 from timm_multimix.mixing.attention_maps import normalize_map
 from timm_multimix.mixing.engines import stream, torch_engine
 
@@ -54,7 +54,7 @@ def problem(draw: st.DrawFn) -> dict:
     alpha = draw(st.sampled_from([1e-3, 0.05, 1.0, (0.5, 2.0)]))
     return dict(
         Z=torch.randn(B, P, D, generator=g, dtype=dtype), W=torch.randn(C, D, generator=g, dtype=dtype),
-        beta=torch.randn(C, generator=g, dtype=dtype), target=target, Y=reference.smooth(Y, smoothing),
+        beta=torch.randn(C, generator=g, dtype=dtype), target=target, Y=extensions.smooth(Y, smoothing),
         lam=sample_lam(N, P, B, alpha, g, m=m, dtype=dtype), smoothing=smoothing, dtype=dtype,
         small_alpha=alpha in (1e-3, 0.05))
 
@@ -77,8 +77,10 @@ def test_dense_equals_the_equations(
         else:
             scores = reference.gap_scores(Z) if what == 'gap' else reference.cam_scores(Z, hard.to(Z.dtype), W)
             a = maybe(reference.l1_relu(scores) if norm == 'l1_relu' else scores.softmax(1))
-        return reference.dense_multimix_loss(
-            Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize, binary, keep_norm)
+        given = Z, p['Y'].to(Z.dtype), p['lam'].to(Z.dtype), a, W, beta, normalize
+        if binary or keep_norm:
+            return extensions.dense_multimix_loss(*given, binary, keep_norm)
+        return reference.dense_multimix_loss(*given)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         a = None if what == 'uniform' else maybe(attention(Z, what, norm, target=p['target'], weight=W))
@@ -100,9 +102,22 @@ def test_multimix_equals_the_equations(p: dict, binary: bool, keep_norm: bool) -
                                    keep_norm=keep_norm)
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return reference.multimix_loss(Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta, binary, keep_norm)
+        given = Z, p['Y'].to(Z.dtype), lam[:, 0].to(Z.dtype), W, beta
+        if binary or keep_norm:
+            return extensions.multimix_loss(*given, binary, keep_norm)
+        return reference.multimix_loss(*given)
 
     compare(fast, literal, Z, p['W'], p['beta'])
+
+
+@given(p=problem(), normalize=st.sampled_from(['position', 'all']))
+@settings(max_examples=50, deadline=None)
+def test_extensions_that_are_not_used_leave_the_papers_losses(p: dict, normalize: str) -> None:
+    a = torch.rand(p['Z'].shape[:2], dtype=p['dtype'])
+    dense = p['Z'], p['Y'], p['lam'], a, p['W'], p['beta'], normalize
+    assert torch.equal(extensions.dense_multimix_loss(*dense), reference.dense_multimix_loss(*dense))
+    plain = p['Z'][:, 0], p['Y'], p['lam'][:, 0], p['W'], p['beta']
+    assert torch.equal(extensions.multimix_loss(*plain), reference.multimix_loss(*plain))
 
 
 @given(p=problem(), zero_map=st.booleans(), zero_position=st.booleans(), everything=st.booleans())

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Optional
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import LamSampler, engines, reference
+from timm_multimix.mixing import LamSampler, engines, extensions
+from timm_multimix.mixing.options import LossOptions
 
 pytest.importorskip('triton')
 from timm_multimix.mixing.engines import triton_engine  # noqa: E402
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 def literal(Z: Tensor, W: Tensor, beta: Tensor, Y: Tensor, lam: Tensor, a: Optional[Tensor], normalize: str,
             keep_norm: bool = False, w: Optional[Tensor] = None, v: Optional[Tensor] = None) -> Tensor:
     a = torch.full(Z.shape[:2], 1 / Z.shape[1], dtype=Z.dtype, device=Z.device) if a is None else a
-    return reference.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize, keep_norm=keep_norm, w=w, v=v)
+    return extensions.dense_multimix_loss(Z, Y, lam, a, W, beta, normalize, keep_norm=keep_norm, w=w, v=v)
 
 
 def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,8 +121,8 @@ def test_class_weights_equal_the_equations(
     exact, weights = L.detach().double().requires_grad_(), w.double().to(DEVICE)
     eye = torch.eye(C, dtype=torch.float64, device=DEVICE)
     want = value_and_grad(literal(
-        exact, eye, 0 * eye[0], reference.smooth(plain, smoothing), lam.double(), None if a is None else a.double(),
-        normalize, keep_norm, weights, reference.weigh(plain, weights)), exact)
+        exact, eye, 0 * eye[0], extensions.smooth(plain, smoothing), lam.double(), None if a is None else a.double(),
+        normalize, keep_norm, weights, extensions.weigh(plain, weights)), exact)
     for found, true in zip(got, want):  # bfloat16: of its gradient eight bits are left, and products are TF32's
         scale = max(float(true.abs().max()), 0.1 / N)
         assert float((found - true).abs().max()) <= (1e-2 if half else 1e-5) * scale
@@ -172,29 +174,32 @@ def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
     engines._say_once.cache_clear()
     caplog.set_level(logging.INFO)
     cuda = torch.device('cuda')
-    assert engines.choose('auto', cuda, torch.float32, False) is triton_engine.ENGINE
-    assert engines.choose('torch', cuda, torch.float32, False) is engines.torch_engine.ENGINE
+    assert engines.choose(LossOptions(), cuda, torch.float32) is triton_engine.ENGINE
+    assert engines.choose(LossOptions(engine='torch'), cuda, torch.float32) is engines.torch_engine.ENGINE
     assert not caplog.records
-    for dtype, attention_grad, word in ((torch.float64, False, 'float64'), (torch.float32, True, 'attention_detach')):
+    for dtype, options, word in (
+            (torch.float64, LossOptions(), 'float64'),
+            (torch.float32, LossOptions(attention_grad=True), 'attention_detach'),
+            (torch.float32, LossOptions(binary=True), 'no binary cross-entropy')):
         for _ in range(3):
-            assert engines.choose('auto', cuda, dtype, attention_grad) is engines.torch_engine.ENGINE
+            assert engines.choose(options, cuda, dtype) is engines.torch_engine.ENGINE
         assert sum(word in record.message for record in caplog.records) == 1
         with pytest.raises(SettingError, match=f'triton.*{word}'):
-            engines.choose('triton', cuda, dtype, attention_grad)
+            engines.choose(replace(options, engine='triton'), cuda, dtype)
     monkeypatch.setattr(triton_engine, 'INTERPRETED', False)
-    assert engines.choose('auto', torch.device('cpu'), torch.float32, False) is engines.torch_engine.ENGINE
+    assert engines.choose(LossOptions(), torch.device('cpu'), torch.float32) is engines.torch_engine.ENGINE
     with pytest.raises(SettingError, match='run on CUDA, and the logits are on cpu'):
-        engines.choose('triton', torch.device('cpu'), torch.float32, False)
+        engines.choose(LossOptions(engine='triton'), torch.device('cpu'), torch.float32)
     with pytest.raises(SettingError, match="engine is 'tritn'.*Did you mean triton"):
-        engines.choose('tritn', cuda, torch.float32, False)
+        engines.choose(LossOptions(engine='tritn'), cuda, torch.float32)
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'timm_multimix.mixing.engines.triton_engine', None)
     monkeypatch.delattr(engines, 'triton_engine')
-    assert engines.choose('auto', torch.device('cuda'), torch.float32, False) is engines.torch_engine.ENGINE
+    assert engines.choose(LossOptions(), torch.device('cuda'), torch.float32) is engines.torch_engine.ENGINE
     with pytest.raises(SettingError, match='does not import'):
-        engines.choose('triton', torch.device('cuda'), torch.float32, False)
+        engines.choose(LossOptions(engine='triton'), torch.device('cuda'), torch.float32)
 
 
 COMPILE = '''

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..config import ATTENTION_NORMS
 from ..errors import SettingError
+from .targets import check_target
 
 KINDS = ('gap', 'cam', 'uniform')  # of config.ATTENTIONS those that features tell
 
@@ -35,7 +36,8 @@ def attention(
         (B, P), non-negative, each row sums to 1.
 
     Raises:
-        SettingError: an unknown kind or norm, or 'cam' without target and weight.
+        SettingError: an unknown kind or norm; features of another shape or dtype, or without a number; 'cam' without
+            a target and a weight that fit.
     """
     if kind not in KINDS or norm not in ATTENTION_NORMS:
         raise SettingError(f'attention is ({kind!r}, {norm!r}), but kind is one of {", ".join(KINDS)} and norm '
@@ -43,12 +45,16 @@ def attention(
     if features.ndim != 3 or not features.is_floating_point() or not features.numel():
         raise SettingError(f'features must be floating (B, P, D), of P positions of D features each, not '
                            f'{features.dtype} {tuple(features.shape)}.')
-    B, P, _ = features.shape
+    B, P, D = features.shape
     z = features if features.dtype == torch.float64 else features.float()
     if kind == 'uniform':
         return z.new_full((B, P), 1 / P)
-    if kind == 'cam' and (target is None or weight is None):
-        raise SettingError("attention 'cam' needs target=… and weight=…, the classifier's (C, D) weight.")
+    if kind == 'cam':
+        if target is None or weight is None:
+            raise SettingError("attention 'cam' needs target=… and weight=…, the classifier's (C, D) weight.")
+        if weight.ndim != 2 or weight.shape[1] != D:
+            raise SettingError(f"weight must be the classifier's (C, {D}), not {tuple(weight.shape)}.")
+        check_target(target, len(weight), binary=True, batch=B)
     with torch.autocast(z.device.type, enabled=False):
         if kind == 'cam':
             w = weight.to(z.dtype)  # type: ignore[union-attr]

@@ -11,6 +11,8 @@ from .engines import choose
 from .engines.stream import run
 from .options import LossOptions
 
+Result = tuple[Tensor, Optional[Tensor], Optional[Tensor]]  # the loss, and its gradients that are wanted
+
 
 class MixedCrossEntropy(torch.autograd.Function):
     """`mixed_cross_entropy` of checked arguments. The gradient is computed along with the loss."""
@@ -25,12 +27,8 @@ class MixedCrossEntropy(torch.autograd.Function):
             mass: Optional[Tensor],
             options: LossOptions,
     ) -> Tensor:
-        need_l, need_a = ctx.needs_input_grad[:2]
-        if torch.compiler.is_compiling():
-            loss, grad_l, grad_a = _compiled(logits, attention, y, lam, mass, options, need_l, need_a)
-        else:
-            found = choose(options.engine, logits.device, y.dtype, need_a, options.binary)
-            loss, grad_l, grad_a = run(found, logits, y, lam, attention, mass, options, need_l, need_a)
+        compute = _compiled if torch.compiler.is_compiling() else _compute
+        loss, grad_l, grad_a = compute(logits, attention, y, lam, mass, options)
         ctx.save_for_backward(grad_l, grad_a)
         return loss
 
@@ -43,26 +41,34 @@ class MixedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+def _compute(
+        logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], mass: Optional[Tensor],
+        options: LossOptions,
+) -> Result:
+    return run(choose(options, logits.device, y.dtype), logits, y, lam, attention, mass, options)
+
+
 def _compiled(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], mass: Optional[Tensor],
-        options: LossOptions, need_l: bool, need_a: bool,
-) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        options: LossOptions,
+) -> Result:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
     if isinstance(lam, LamSampler):
-        drawn, alpha, low, high, n, m = None, lam.alpha, lam.low, lam.high, lam.n, lam.m
+        drawn, alpha, sampler = None, lam.alpha, (lam.low, lam.high, lam.n, lam.m)
     else:
-        drawn, alpha, low, high, n, m = lam, None, 0.0, 0.0, 0, 0
-    loss, grad_l, grad_a = _operator(
-        logits, attention, y, drawn, mass, alpha, low, high, n, m, need_l, need_a, options.over_all, options.engine,
-        options.over_ranks, options.binary, options.keep_norm)
-    return loss, grad_l if need_l else None, grad_a if need_a else None
+        drawn, alpha, sampler = lam, None, (0.0, 0.0, 0, 0)
+    loss, grad_l, grad_a = _operator(logits, attention, y, drawn, mass, alpha, *sampler, *options.scalars())
+    return loss, grad_l if options.logits_grad else None, grad_a if options.attention_grad else None
 
 
-@torch.library.custom_op('timm_multimix::mixed_cross_entropy', mutates_args=())
+_SCHEMA = ('(Tensor logits, Tensor? attention, Tensor y, Tensor? lam, Tensor? mass, Tensor? alpha, float low, '
+           f'float high, int n, int m, {LossOptions.schema()}) -> (Tensor, Tensor, Tensor)')
+
+
+@torch.library.custom_op('timm_multimix::mixed_cross_entropy', mutates_args=(), schema=_SCHEMA)
 def _operator(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], mass: Optional[Tensor],
-        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, need_l: bool, need_a: bool, over_all: bool,
-        engine: str, over_ranks: bool, binary: bool, keep_norm: bool,
+        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, _ = logits.shape
     source: Union[Tensor, LamSampler]
@@ -71,9 +77,7 @@ def _operator(
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
-    found = choose(engine, logits.device, y.dtype, need_a, binary)
-    options = LossOptions(over_all, engine, over_ranks, binary, keep_norm)
-    loss, grad_l, grad_a = run(found, logits, y, source, attention, mass, options, need_l, need_a)
+    loss, grad_l, grad_a = _compute(logits, attention, y, source, mass, LossOptions(*scalars))
     return (loss, logits.new_empty(0) if grad_l is None else grad_l,
             y.new_empty(0) if grad_a is None else grad_a.contiguous())
 
@@ -81,9 +85,8 @@ def _operator(
 @_operator.register_fake
 def _(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], mass: Optional[Tensor],
-        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, need_l: bool, need_a: bool, over_all: bool,
-        engine: str, over_ranks: bool, binary: bool, keep_norm: bool,
+        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    B, P, C = logits.shape
-    return (y.new_empty(()), logits.new_empty((B, P, C) if need_l else 0),
-            y.new_empty((B, P) if need_a else 0))
+    options, (B, P, C) = LossOptions(*scalars), logits.shape
+    return (y.new_empty(()), logits.new_empty((B, P, C) if options.logits_grad else 0),
+            y.new_empty((B, P) if options.attention_grad else 0))

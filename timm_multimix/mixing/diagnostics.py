@@ -1,8 +1,11 @@
 """The signal: is there still a class in the mixed targets?
 
 Whole-batch mixing averages targets towards the batch's class distribution. When they *are* that distribution, the loss
-can teach nothing but the class frequencies: it sits at log C and the gradient is gone. Two numbers tell: the effective
-number of examples in a mixture, and the entropy of its target as a fraction of the entropy of the batch's targets.
+can teach nothing but the class frequencies: it sits at log C and the gradient is gone. Two numbers tell:
+
+    effective       the effective sample size of a mixture, 1/Σλ² (Kish): as many examples with equal weights would
+                    average as well. 1 is a single example, B the mean of the whole batch.
+    target_entropy  the entropy of a mixture's target, as a fraction of the entropy of the batch's targets.
 """
 from __future__ import annotations
 
@@ -35,9 +38,8 @@ def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor
             weighted like the loss weights its terms.
 
     Returns:
-        'effective': mean of 1/Σλ² over the mixtures, from 1 to B. 'target_entropy': mean entropy of the mixed targets
-        over the entropy of the batch's class distribution, 0 to 1; 1 where the batch has only one class, as its
-        targets then tell nothing apart. Scalars on lam's device.
+        'effective' and 'target_entropy', as above, their means over the mixtures: from 1 to B, and from 0 to 1. The
+        latter is 1 where the batch has only one class, as its targets then tell nothing apart. Scalars on lam's device.
     """
     N, P, _ = lam.shape
     n = max(1, min(N, SAMPLE // P))

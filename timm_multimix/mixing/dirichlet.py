@@ -1,4 +1,4 @@
-"""Interpolation vectors: how much of each example goes into each mixed one, λ ~ Dir(α).
+"""Interpolation vectors: how much of each example goes into each mixture, λ ~ Dir(α).
 
 Three exact ways to draw them, the cheapest that fits:
 
@@ -7,8 +7,8 @@ Three exact ways to draw them, the cheapest that fits:
     small Bα    Sethuraman's sticks (Statistica Sinica 4, 1994): break off a Beta(1, Bα) share of what is left, give it
                 to an example drawn uniformly, with replacement, repeat. Shares that meet in one example add up, and
                 their sum over all sticks *is* Dir(α). In logarithms what is left after k sticks is −(E₁ + … + E_k)/Bα,
-                so a stick costs one exponential and one integer. It shrinks by Bα/(1 + Bα) a stick: with two effective
-                examples of 128, 24 sticks leave 2⁻²⁴, float32's rounding, and replace 128 gammas.
+                so a stick costs one exponential and one integer. It shrinks by Bα/(1 + Bα) a stick: with an effective
+                sample size of 2 of 128, 24 sticks leave 2⁻²⁴, float32's rounding, and replace 128 gammas.
 """
 from __future__ import annotations
 
@@ -193,5 +193,5 @@ def sample_lam(
 
 
 def effective_examples(lam: Tensor) -> Tensor:
-    """1/Σλ² along the last axis: B for equal weights, 1 when one example has all. (…, B) → (…)."""
+    """The effective sample size 1/Σλ² along the last axis (`diagnostics.py`). (…, B) → (…)."""
     return lam.square().sum(-1).reciprocal()

@@ -11,7 +11,7 @@ from ..errors import SettingError
 from .autograd import MixedCrossEntropy
 from .dirichlet import LamSampler
 from .options import LossOptions
-from .targets import check_class_weight, smooth, soft_target
+from .targets import check_class_weight, reads_values, smooth, soft_target
 
 __all__ = ['mixed_cross_entropy', 'soft_target']
 
@@ -29,6 +29,7 @@ def mixed_cross_entropy(
         binary: bool = False,
         keep_norm: bool = False,
         class_weight: Optional[Tensor] = None,
+        validate: Optional[bool] = None,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
 
@@ -36,6 +37,11 @@ def mixed_cross_entropy(
     (WᵀZ+β)Λ. `mixing/reference.py` writes the same function out with embeddings; the two agree to rounding.
 
     For one's own loop and any modality: `logits` are the classifier's outputs per position, of the unmixed batch.
+
+    A class whose logits are −∞ is masked: it is as if it were not there, and a target on it makes the loss huge, 1e30
+    times its share, where `torch.nn.functional.cross_entropy` of the mixture gives inf; it is never NaN.
+    (`label_smoothing` puts a target on every class. A masked class of `binary` adds 0 to the mean over all C.) A logit
+    that is NaN or +∞ makes loss and gradient NaN, whichever mixtures have it.
 
     Args:
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
@@ -65,13 +71,17 @@ def mixed_cross_entropy(
             indices. An example weighs v = Σ_c w_c y_c, of its target before smoothing, and a mixture what its factors
             mix of that. The loss is Σ_k s_k Σ_c w_c ỹ_kc (−log p_kc) over Σ_k s_k v_k; 0, without a gradient, if that
             is 0. Not in the paper. Not for `binary`.
+        validate: whether the values of `lam`, `attention`, `target` and `class_weight` are looked at. None: on the CPU
+            only, where that costs no wait, and not under torch.compile. True: always, which waits for the device and
+            breaks a compiled graph. False: never; what is no weight then gives a plausible number.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
 
     Raises:
-        SettingError: shapes that do not fit, an engine that cannot, targets that `soft_target` refuses, class weights
-            that `check_class_weight` refuses. Values are looked at on the CPU only, where that costs no wait.
+        SettingError: shapes that do not fit; an engine that cannot; `label_smoothing` outside [0, 1). Of values, as
+            far as `validate` has them looked at: `lam` or `attention` that is negative or not finite, rows of `lam`
+            that do not sum to 1, targets that `soft_target` refuses, class weights that `check_class_weight` refuses.
     """
     if logits.ndim == 2:
         logits = logits.unsqueeze(1)
@@ -80,6 +90,9 @@ def mixed_cross_entropy(
     B, P, C = logits.shape
     if not (B and P and C):
         raise SettingError(f'logits are {tuple(logits.shape)}, but there must be an example, a position and a class.')
+    for name, tensor in (('lam', lam), ('attention', attention)):
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            raise SettingError(f'{name} is {tensor.dtype}, but weights must be floating.')
     if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
         raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
     if lam.shape[0] < 1:
@@ -92,16 +105,16 @@ def mixed_cross_entropy(
         raise SettingError('keep_norm takes the attention as a constant, but it requires grad: detach it.')
     if normalize not in NORMALIZATIONS:
         raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
-    if logits.device.type == 'cpu' and not torch.compiler.is_compiling():
+    if reads_values(logits, validate):
         _check_values(lam, attention)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if binary and class_weight is not None:
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
                            'them out.')
-    plain = soft_target(target, C, dtype, binary=binary, batch=B)
+    plain = soft_target(target, C, dtype, binary=binary, batch=B, validate=validate)
     y, mass = smooth(plain, label_smoothing), None
     if class_weight is not None:
-        w = check_class_weight(class_weight, logits, dtype)
+        w = check_class_weight(class_weight, logits, dtype, validate)
         w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
         y, mass = y * w, (plain * w).sum(1)
     if isinstance(lam, Tensor):
@@ -109,15 +122,18 @@ def mixed_cross_entropy(
     elif lam.device != logits.device or lam.dtype != dtype:
         raise SettingError(f'lam samples {lam.dtype} on {lam.device}, but the loss is {dtype} on {logits.device}: give '
                            f'LamSampler device=… and dtype=….')
+    grad = torch.is_grad_enabled()
+    options = LossOptions(
+        normalize, engine, over_ranks, binary, keep_norm, logits_grad=grad and logits.requires_grad,
+        attention_grad=grad and attention is not None and attention.requires_grad)
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = MixedCrossEntropy.apply(
-            logits, None if attention is None else attention.to(dtype), y, lam, mass,
-            LossOptions(normalize == 'all', engine, over_ranks, binary, keep_norm))
-        return loss / C if binary else loss
+            logits, None if attention is None else attention.to(dtype), y, lam, mass, options)
+    return loss
 
 
 def _check_values(lam: Union[Tensor, LamSampler], attention: Optional[Tensor]) -> None:
-    """Weights that are no weights give a plausible number, so they are looked at where that costs no wait."""
+    """Weights that are no weights would give a plausible number."""
     if isinstance(lam, Tensor):
         low, sums = float(lam.min()), lam.sum(-1, dtype=torch.float32)
         off = float((sums - 1).abs().max())

@@ -1,19 +1,32 @@
-"""What the loss is told besides its tensors, in one piece."""
+"""What the loss is told besides its tensors, in one object."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
+from typing import Union
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Settings of `mixed_cross_entropy`, checked.
+    """Settings of `mixed_cross_entropy`, checked; from there to the engines as they are.
 
     Attributes:
-        over_all: normalize='all'.
-        engine, over_ranks, binary, keep_norm: as there.
+        normalize, engine, over_ranks, binary, keep_norm: as there.
+        logits_grad, attention_grad: which gradients are wanted. They are computed along with the loss.
     """
-    over_all: bool
-    engine: str
-    over_ranks: bool
-    binary: bool
-    keep_norm: bool
+    normalize: str = 'position'
+    engine: str = 'auto'
+    over_ranks: bool = False
+    binary: bool = False
+    keep_norm: bool = False
+    logits_grad: bool = False
+    attention_grad: bool = False
+
+    def scalars(self) -> tuple[Union[str, bool], ...]:
+        """The same for an operator of torch, whose schema knows plain values only. `LossOptions(*scalars)` undoes it.
+        """
+        return astuple(self)
+
+    @classmethod
+    def schema(cls) -> str:
+        """How torch's schema declares `scalars`."""
+        return ', '.join(f'{field.type} {field.name}' for field in fields(cls))

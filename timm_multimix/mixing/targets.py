@@ -25,6 +25,7 @@ def soft_target(
         *,
         binary: bool = False,
         batch: Optional[int] = None,
+        validate: Optional[bool] = None,
 ) -> Tensor:
     """Y: one-hot rows of class indices, or the given soft targets; smoothed on request, whichever they are.
 
@@ -36,15 +37,15 @@ def soft_target(
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
         binary: the rows are the probabilities of each class for itself, and need not sum to 1.
         batch: B, if it is known; the target must then be of as many examples.
+        validate: whether to look at the values; see `reads_values`.
 
     Returns:
         (B, C), of `dtype`.
 
     Raises:
-        SettingError: anything else. Values are looked at on the CPU only, and not under torch.compile: elsewhere that
-            would wait for the device.
+        SettingError: anything else.
     """
-    check_target(target, num_classes, binary=binary, batch=batch)
+    check_target(target, num_classes, binary=binary, batch=batch, validate=validate)
     if target.ndim == 1:
         y = torch.zeros(len(target), num_classes, dtype=dtype, device=target.device)
         y.scatter_(1, target.long().unsqueeze(1), 1)
@@ -104,7 +105,18 @@ def cross_entropy(
     return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
 
 
-def check_target(target: Tensor, num_classes: int, *, binary: bool = False, batch: Optional[int] = None) -> None:
+def reads_values(tensor: Tensor, validate: Optional[bool] = None) -> bool:
+    """Whether a check may look at what a tensor holds. None: on the CPU only, and not under torch.compile: elsewhere
+    that waits for the device.
+    """
+    if validate is None:
+        return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
+    return validate
+
+
+def check_target(
+        target: Tensor, num_classes: int, *, binary: bool = False, batch: Optional[int] = None,
+        validate: Optional[bool] = None) -> None:
     """Raise `SettingError` for what is not a target. Arguments and rules are those of `soft_target`."""
     shape, C = tuple(target.shape), num_classes
     if target.ndim not in (1, 2) or target.is_complex():
@@ -120,7 +132,7 @@ def check_target(target: Tensor, num_classes: int, *, binary: bool = False, batc
     if batch is not None and shape[0] != batch:
         raise SettingError(f'target is of {shape[0]} examples, but the batch has {batch}: it must be '
                            f'{_forms(batch, shape, C)}.')
-    if target.device.type == 'cpu' and target.numel() and not torch.compiler.is_compiling():
+    if target.numel() and reads_values(target, validate):
         if target.ndim == 1:
             _check_indices(target.long(), num_classes)
         else:
@@ -163,12 +175,13 @@ def check_smoothing(label_smoothing: float) -> None:
         raise SettingError(f'label_smoothing is {label_smoothing!r}, but it must be at least 0 and below 1.')
 
 
-def check_class_weight(class_weight: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+def check_class_weight(
+        class_weight: Tensor, logits: Tensor, dtype: torch.dtype, validate: Optional[bool] = None) -> Tensor:
     """The weights of the classes, (C,), for logits (…, C), in the dtype of the loss.
 
     Raises:
-        SettingError: not a floating tensor of that shape, on another device, requires grad; or (checked on the CPU
-            only) negative, not finite, or all zero.
+        SettingError: not a floating tensor of that shape, on another device, requires grad; or, where `reads_values`
+            says so, negative, not finite, or all zero.
     """
     C = logits.shape[-1]
     if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point() or class_weight.shape != (C,):
@@ -182,7 +195,7 @@ def check_class_weight(class_weight: Tensor, logits: Tensor, dtype: torch.dtype)
         raise SettingError('class_weight requires grad, but weights of the classes are given, not learned: detach '
                            'them.')
     w = class_weight.to(dtype)
-    if w.device.type == 'cpu' and not torch.compiler.is_compiling():
+    if reads_values(w, validate):
         low, high = (float(end) for end in w.aminmax())
         if not (0 <= low and high < float('inf')):
             raise SettingError(f'class_weight holds {high if low >= 0 else low:g}, but weights must be finite and at '

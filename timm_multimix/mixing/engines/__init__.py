@@ -8,6 +8,7 @@ import torch
 
 from ...config import ENGINES
 from ...errors import SettingError, nearest
+from ..options import LossOptions
 from . import torch_engine
 from .stream import Engine
 
@@ -16,18 +17,19 @@ __all__ = ['choose']
 _logger = logging.getLogger(__name__)
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype, attention_grad: bool, binary: bool = False) -> Engine:
-    """The engine of this name; for 'auto' Triton on CUDA where it can, torch everywhere else.
+def choose(options: LossOptions, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The engine that the options name; for 'auto' Triton on CUDA where it can, torch everywhere else.
 
     Raises:
         SettingError: no such engine, or one that was asked for by name and cannot.
     """
+    name = options.engine
     if name not in ENGINES:
         raise SettingError(f'engine is {name!r}, but it must be one of {", ".join(ENGINES)}.'
                            f'{nearest(name, ENGINES)}')
     if name == 'torch' or (name == 'auto' and device.type != 'cuda'):
         return torch_engine.ENGINE
-    problem = _triton_problem(device.type, dtype, attention_grad, binary)
+    problem = _triton_problem(options, device.type, dtype)
     if problem is None:
         from .triton_engine import ENGINE
         return ENGINE
@@ -37,13 +39,13 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, attention_grad: 
     return torch_engine.ENGINE
 
 
-def _triton_problem(device: str, dtype: torch.dtype, attention_grad: bool, binary: bool) -> str | None:
+def _triton_problem(options: LossOptions, device: str, dtype: torch.dtype) -> str | None:
     """Why Triton cannot do it, or None."""
     if dtype == torch.float64:
         return 'its kernels compute in float32, and the logits are float64.'
-    if attention_grad:
+    if options.attention_grad:
         return 'its kernels do not differentiate the attention (attention_detach=False).'
-    if binary:
+    if options.binary:
         return 'its kernels have no binary cross-entropy.'
     try:
         from . import triton_engine

@@ -42,24 +42,22 @@ class Batch:
         y: Y, (B, C).
         rowsum: Σ_c Y, (B,).
         attention: (p, B), each position's largest entry 1; None is uniform.
-        half: whether the logits came in half precision, and so are not worth float32's products.
-        binary: whether every class is compared for itself; then the logits are as they came.
-        keep_norm: whether X_k is wL / ‖w_k‖ instead.
         mass: what each example weighs, (B,), with class weights; None is 1.
+        half: whether the logits came in half precision, and so are not worth float32's products.
+        options: of which `binary` leaves the logits as they came, and `keep_norm` has X_k = wL / ‖w_k‖.
     """
     logits: Tensor
     y: Tensor
     rowsum: Tensor
     attention: Optional[Tensor]
-    half: bool
-    binary: bool
-    keep_norm: bool
     mass: Optional[Tensor]
+    half: bool
+    options: LossOptions
 
 
 @dataclass
 class Sums:
-    """Sums over the tuples of some positions, p of them; see the module's equations.
+    """Sums over the mixtures of some positions, p of them; see the module's equations.
 
     The target's part of loss and gradient comes from `pair`. An engine may put it into `loss` and `logits` itself
     instead, and leave `pair` at zero.
@@ -104,40 +102,41 @@ def run(
         attention: Optional[Tensor],
         mass: Optional[Tensor],
         options: LossOptions,
-        logits_grad: bool,
-        attention_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
-    A binary loss is the sum over the classes here. `mass`: see `Batch`.
+    `mass`: see `Batch`.
     """
     N, P, B = lam.shape
     C = y.shape[1]
     rowsum = y.sum(1)
+    highest = logits.amax(-1, keepdim=True).to(y.dtype)
     if options.binary:
         moved = logits.to(y.dtype, copy=True)
+        highest.clamp_(min=MASKED)  # every class may be masked
     else:  # shifting an example's logits changes nothing; from half precision, the subtraction promotes to y's dtype
-        moved = logits - logits.amax(-1, keepdim=True).to(y.dtype)
+        moved = logits - highest
     moved.clamp_(min=MASKED)  # 0 · −∞ would be NaN, where a masked class is to be as if it were not there
+    spoiled = (0 * highest).sum()  # NaN if a logit is NaN or +∞, also of an example that no mixture has; 0 otherwise
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
     grad_a, count, reference = None, None, None
-    if attention_grad:
+    if options.attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
     as_sticks = (isinstance(lam, LamSampler) and lam.m == B and 0 < lam.sticks <= engine.sticks * B
-                 and not attention_grad)
+                 and not options.attention_grad)
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
-        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], logits.dtype.itemsize < 4,
-                     options.binary, options.keep_norm, mass)
+        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], mass, logits.dtype.itemsize < 4,
+                     options)
         size = part.logits.shape[0]
         sums = Sums(
-            loss[p], weight[p], L.new_zeros(size, B, C) if logits_grad else None, L.new_zeros(size, B, B),
+            loss[p], weight[p], L.new_zeros(size, B, C) if options.logits_grad else None, L.new_zeros(size, B, B),
             *(None if t is None else t[p] for t in (grad_a, count, reference)))
         for k in _slices(N, k_size):
             if isinstance(lam, LamSampler):
@@ -157,20 +156,22 @@ def run(
 
     # A position that no mixture weighs has no part in the mean: every example that attends to it was missed, or is of
     # a class that weighs nothing.
-    some = weight > TINY
-    if options.over_all:
+    some, over_all = weight > TINY, options.normalize == 'all'
+    if over_all:
         whole = (peak * weight).sum()
         share = peak * some.any() / whole.clamp(min=torch.finfo(whole.dtype).tiny)
     else:
         share = torch.where(some, 1 / torch.where(some, weight, 1), 0) / some.sum().clamp(min=1)
-    value = (share * loss).sum()
-    share = share * ranks  # of the gradient; who averages gradients over the ranks divides by it
+    share = share + spoiled
+    value, classes = (share * loss).sum(), C if options.binary else 1  # binary: the mean over the classes
+    share = share * (ranks / classes)  # of the gradient; who averages gradients over the ranks divides by them
     if grad_a is not None and reference is not None and seen is not None:
-        mean = value if options.over_all else loss / torch.where(some, weight, 1)
+        mean = value if over_all else loss / torch.where(some, weight, 1)
         weighed = count if mass is None else count * mass  # type: ignore[operator]
         grad_a -= (mean - reference).unsqueeze(1) * weighed  # type: ignore[operator]
         grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
-    return value, moved.mul_(share.view(1, P, 1)).to(logits.dtype) if logits_grad else None, grad_a
+    grad_l = moved.mul_(share.view(1, P, 1)).to(logits.dtype) if options.logits_grad else None
+    return value / classes, grad_l, grad_a
 
 
 def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:

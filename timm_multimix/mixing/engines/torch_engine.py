@@ -12,7 +12,7 @@ from .stream import TINY, Batch, Engine, Sums, factors
 
 # Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
 TILE = {'cpu': 1 << 18, 'cuda': 1 << 25}
-ROWS = 128  # tuples in a tile, at least, however many classes: with fewer, products wait for memory
+ROWS = 128  # mixtures in a tile, at least, however many classes: with fewer, products wait for memory
 
 
 def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
@@ -49,17 +49,17 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         w, s = (lam, None) if a is None else factors(lam, a)
         x = torch.bmm(w, L)
     h: Optional[Tensor] = None
-    if batch.keep_norm:
+    if batch.options.keep_norm:
         h = w.norm(dim=-1, keepdim=True).clamp_min(TINY)
         x.div_(h)
-    tau = torch.ones_like(w[..., 0]) if batch.binary else w @ batch.rowsum
+    tau = torch.ones_like(w[..., 0]) if batch.options.binary else w @ batch.rowsum
     weight = tau if s is None else s * tau
     v = None if batch.mass is None else w @ batch.mass
     if v is None:
         sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
     else:
         sums.weight[p] += (v if s is None else s * v).sum(-1)
-    if batch.binary:
+    if batch.options.binary:
         prob, lse = x.sigmoid(), -F.logsigmoid(-x).sum(-1)
         sums.loss[p] += (weight * lse).sum(-1)
     elif sums.logits is None and sums.attention is None:
@@ -111,7 +111,7 @@ def _add_attention(
     wg = torch.bmm(w, G)
     loss = tau * lse - (wg * w).sum(-1)
     q = tau.unsqueeze(-1) * torch.bmm(prob, L.transpose(1, 2))
-    if not batch.binary:
+    if not batch.options.binary:
         q += lse.unsqueeze(-1) * batch.rowsum
     q -= wg + torch.bmm(w, G.transpose(1, 2))
     q -= (q * w).sum(-1, keepdim=True)

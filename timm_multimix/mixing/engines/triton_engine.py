@@ -3,13 +3,13 @@
 For position p, with g = λa (λ without attention), s = Σ_b g, w = g/s, ρ = Σ_c Y, L the logits, X = gL/r, where r is s,
 or s‖w‖ to keep the length of embeddings; and μ what the examples weigh, 1 without class weights:
 
-    _lse     per block of tuples: Σ_b gμ (its part of S), 1/r, v = Σ_b gρ (= sτ), and logsumexp(X), online over blocks
-             of classes
-    _grad    per block of classes and of examples: a ∘ λᵀ(v/r · softmax(X)), X computed again, over all tuples
-    _pair    per block of pairs of examples: gᵀ(g/r), over all tuples
+    _lse     per block of mixtures: Σ_b gμ (its part of S), 1/r, v = Σ_b gρ (= sτ), and logsumexp(X), online over
+             blocks of classes
+    _grad    per block of classes and of examples: a ∘ λᵀ(v/r · softmax(X)), X computed again, over all mixtures
+    _pair    per block of pairs of examples: gᵀ(g/r), over all mixtures
 
 Each block of a sum has one owner, so results do not depend on the order of execution. Where there are too few blocks
-to fill a GPU, tuples are split among several owners, whose sums are added after.
+to fill a GPU, mixtures are split among several owners, whose sums are added after.
 
 Set TRITON_INTERPRET=1 before the first import to run the kernels in Python on the CPU; that is how they are tested
 without a GPU.
@@ -31,18 +31,18 @@ from .stream import TINY, Batch, Engine, Sums
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 # Of classes, of examples (at most), and of examples on either side of a pair in a block; of examples in a step of a
-# product. Tuples in a block: float32's digits cost three products, and the registers for them. Chosen by compiling for
-# sm_80 and sm_90 (as tests/mixing/test_triton.py does): nothing spills but 16 bytes of float32's _grad on sm_90.
+# product. Mixtures in a block: float32's digits cost three products, and the registers for them. Chosen by compiling
+# for sm_80 and sm_90 (as tests/mixing/test_triton.py does): nothing spills but 16 bytes of float32's _grad on sm_90.
 BLOCK_C, BLOCK_B, PAIR, STEP = 64, 128, 64, 32
 BLOCK_N = {'tf32': 64, 'tf32x3': 32}
 LAUNCH = dict(num_warps=8, num_stages=2)
-ROWS = 64  # tuples are split by multiples of this, which every block of them divides
+ROWS = 64  # mixtures are split by multiples of this, which every block of them divides
 BLOCKS_WANTED = 256  # about two for every multiprocessor of a large GPU
 
 
 @triton.jit
 def _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A: tl.constexpr):
-    """g = λa of tuples k and examples b, (len(k), len(b)); 0 outside."""
+    """g = λa of mixtures k and examples b, (len(k), len(b)); 0 outside."""
     # A given Λ, (N, P, B), is strided, and may have more elements than fit into 32 bits.
     at = lam + p * lam_p + k[:, None].to(tl.int64) * lam_k + b[None, :]
     g = tl.load(at, mask=(k < N)[:, None] & (b < B)[None, :], other=0.0)
@@ -71,7 +71,7 @@ def _add(out, acc, a, p, i, j, B, J, HAS_A: tl.constexpr):
 @triton.jit
 def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
          HAS_A: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
-    """gL of tuples k and classes c, (len(k), len(c)), in float32."""
+    """gL of mixtures k and classes c, (len(k), len(c)), in float32."""
     x = tl.zeros((k.shape[0], c.shape[0]), dtype=tl.float32)
     for b0 in range(0, B, STEP):
         b = b0 + tl.arange(0, STEP)
@@ -187,7 +187,7 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     with torch.cuda.device_of(lam):
         _lse[triton.cdiv(N, block_n), p](
             lam, L, any_a, batch.rowsum, any_mass, weight, inverse, v, lse, *sizes, TINY=TINY,
-            HAS_MASS=batch.mass is not None, KEEP_NORM=batch.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+            HAS_MASS=batch.mass is not None, KEEP_NORM=batch.options.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
         sums.loss += (v * lse).sum(1)
         sums.weight += weight.sum(1)
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
@@ -204,7 +204,7 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
 
 
 class _Split:
-    """Where a kernel adds its sums over N tuples to, `total` (p, …); and among how many owners the tuples are split."""
+    """Where a kernel adds its sums over N mixtures to, `total` (p, …); and among how many owners they are split."""
 
     def __init__(self, total: Tensor, N: int, blocks: tuple[int, int]) -> None:
         self.total = total
