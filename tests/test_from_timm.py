@@ -28,7 +28,7 @@ from timm_multimix.runs.settings import changed_settings, parse_args
 from timm_multimix.runs.summary import read_summary
 from timm_multimix.training.checks import check_args
 
-spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'docs' / 'from_timm.py')
+spec = importlib.util.spec_from_file_location('from_timm', ROOT / 'tools' / 'from_timm.py')
 assert spec and spec.loader
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
