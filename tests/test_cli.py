@@ -196,9 +196,9 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     (['--seed', '-1'], '--seed is -1'), (['--mean', '0.1', '0.2'], '--mean is'), (['--std', '0'], '--std is'),
     (['--scale', '1', '0.5'], '--scale is 1 0.5'), (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax is'),
     (['--model-kwargs', 'num_classes=5'], 'use --num-classes'), (['--torchcompile', 'nonsense'], '--torchcompile is'),
-    (['--crop-pct', '-1'], '--crop-pct is'), (['--clip-grad', '0'], '--clip-grad is 0.0, .* above 0'),
+    (['--crop-pct', '-1'], '--crop-pct is'), (['--clip-grad', '0'], '--clip-grad is 0, .* above 0'),
     (['--drop', '1'], '--drop is 1, .* below 1'), (['--drop-path', '1'], '--drop-path is 1'),
-    (['--scale', '5', '9'], '--scale is 5 9, .* up to 1'), (['--img-size', '100000'], '--img-size is 100000'),
+    (['--scale', '5', '9'], '--scale is 5, .* up to 1'), (['--img-size', '100000'], '--img-size is 100000'),
     (['--start-epoch', '3', '--epochs', '3'], '--start-epoch is 3 .* nothing would be trained'),
     (['--resume', 'nowhere'], "--resume is 'nowhere'"), (['--num-classes', '0'], '--num-classes is 0'),
 ])

@@ -254,7 +254,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 @pytest.mark.parametrize('flags, words', [
     (['--model', 'vit_smal_patch16_224'], 'Did you mean vit_small_patch16_224'),
     (['--model', 'crossvit_tiny_240', '--multimix', 'dense', '--img-size', '240'], "Use 'multimix'"),
-    (['--model', 'test_resnet', '--multimix-n', '0'], r'n (--multimix-n) is 0'),
+    (['--model', 'test_resnet', '--multimix-n', '0'], '--multimix-n is 0'),
     (['--model', 'test_resnet', '--multimix-alpha', '0'], '--multimix-alpha'),
     (['--model', 'test_resnet', '--multimix-m', '65'], 'a batch of 64 has no 65'),
     (['--model', 'test_resnet', '--multimix-effective', '64'], 'must be below 64'),

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from .errors import SettingError, nearest
+from .setting import SHARE, Number, Setting, number, setting, settings_of, whole
 
 Range = Union[float, tuple[float, float]]
 Layer = Union[str, int]
@@ -40,10 +41,6 @@ PRESET_WORDS = {
 }
 ALIASES = {'alone': 'embeddings'}  # what `embeddings` was called
 
-# Only dense has positions to attend to; with plain MultiMix these would be ignored, so giving them is an error.
-_DENSE_ONLY = dict(attention='gap', attention_norm='l1_relu', attention_detach=True, normalize='position')
-
-
 PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'))  # two ways of saying one thing each
 
 # Settings that are flags of timm's too, and keep their names.
@@ -60,20 +57,35 @@ def _bad(name: str, value: Any, right: str) -> SettingError:
     return SettingError(f'{name} ({flag(name)}) is {value!r}, but {right}')
 
 
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _bad(name, value, 'it must be a finite number.')
-    return float(value)
+def _as_number(name: str, value: Any, values: Number) -> Any:
+    right = values.wrong(value)
+    if right:
+        raise _bad(name, value, right)
+    return value if values.whole or isinstance(value, str) else float(value)
 
 
-def _as_range(name: str, value: Any) -> tuple[float, float]:
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if len(values) not in (1, 2):
+def _as_range(name: str, value: Any, values: Number) -> tuple[float, float]:
+    ends = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if len(ends) not in (1, 2):
         raise _bad(name, value, 'it must be one number, or two: the ends of a range.')
-    low, high = _as_number(name, values[0]), _as_number(name, values[-1])
+    for end in ends:
+        if right := values.wrong(end):
+            raise _bad(name, value, right)
+    low, high = float(ends[0]), float(ends[-1])
     if low > high:
         raise _bad(name, value, f'a range starts with its smaller end: {high:g} {low:g}.')
     return low, high
+
+
+def _as_setting(name: str, value: Any, about: Setting) -> Any:
+    """The value of a setting as it is kept, checked for itself."""
+    if isinstance(about.values, Number):
+        return (_as_range if about.many else _as_number)(name, value, about.values)
+    if about.values is bool and not isinstance(value, bool):
+        raise _bad(name, value, 'it is True or False.')
+    if isinstance(about.values, tuple) and value not in about.values:
+        raise _bad(name, value, f'it must be one of {", ".join(about.values)}.{nearest(str(value), about.values)}')
+    return value
 
 
 def alpha_for_effective(effective: float, m: int) -> float:
@@ -91,138 +103,132 @@ class MultiMixConfig:
     A setting left at `None` takes its value from the preset. Use `MultiMixConfig('dense', preset='paper', n=500)` or
     `config.replace(n=500)`; instances do not change.
 
-    Args:
-        mode: 'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position.
-        preset: 'default' mixes embeddings on one step of four, and inputs, by mixup or CutMix, on the others, both on
-            a share of the steps that grows over the first half of the training; 'embeddings' mixes embeddings on every
-            step and no inputs; 'paper' is the published setting (arXiv 2311.05538). Two are other methods: 'manifold'
-            mixes pairs of embeddings (arXiv 1806.05236, at the last layer), 'regmixup' pairs of images beside the
-            clean ones (arXiv 2206.14502). 'alone' is an older name of 'embeddings'.
-        n: mixed examples (tuples) per step; for dense, per step and position. 'batch' is as many as the batch has.
-        m: examples mixed in each tuple, drawn at random from the batch; None means the whole batch.
-        alpha: concentration of the symmetric Dirichlet that draws the mixing weights; a number, or a (low, high)
-            range from which one is drawn each step.
-        effective: the same said as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair.
-            A number or a range. Give this or `alpha`, not both. (1 / mean Σλ² is meant; the mean of 1/Σλ² that a run
-            reports is somewhat above.)
-        prob: probability, per step, of mixing embeddings. The other steps mix inputs if `mixup` or `cutmix` is above 0,
-            and train plainly if not.
-        ramp: the share of the steps that mix anything, embeddings or inputs, grows from none to all over this fraction
-            of the training, 0 to 1; the others train plainly. An image that was seen a few times is not memorised yet,
-            and mixing then costs more than it gives. 0 mixes from the start. A loop of your own says how far it is
-            (`MultiMixModel.set_progress`); `train.py` does so.
-        ramp_epochs: the same in epochs, whatever the length of the training. Give this or `ramp`, not both.
-        mixup: α of the input mixup that takes the steps `prob` leaves (timm's Mixup; 0 is none). With prob = 1 it
-            comes before embedding mixing on every step.
-        cutmix: the same for CutMix; with both, each step that has one draws which.
-        clean_weight: weight of the ordinary cross-entropy of the unmixed batch beside the mixed term, whose weight is
-            1. The loss is their weighted mean, so gradients stay as large as those of ordinary training.
-        attention: dense only: what u is in a = h(zᵀu). 'gap' the image's own mean feature, 'cam' the classifier's row
-            of its class, 'uniform' no attention. 'self' instead takes a from the network: what a patch token receives
-            on average in the last self-attention, for transformers.
-        attention_norm: dense only: h, 'l1_relu' or 'softmax'.
-        attention_detach: dense only: True (default) takes the attention as a constant. The maps are a confidence in
-            the labels; if the loss could lower itself by moving them it would learn to look where loss is small.
-        normalize: dense only: 'position' divides each position's weighted sum by that position's own total weight and
-            averages over positions; 'all' divides by the total over all positions.
-        layer: multimix only: what is mixed. 'embedding' (default), 'input', the number of a stage as timm's
-            `out_indices` count them, the name of a module, whose output it is, or several of these, of which one is
-            drawn each step. All but 'embedding' mix to as many examples as the batch has, whatever `n`, and send
-            them through the rest of the network, beside the unmixed ones if `clean_weight` is not 0.
-        engine: what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere; 'torch' and
-            'triton' insist. The loss is the same.
-        gather: in a distributed run, mix the batch of all ranks instead of each rank's own: `m`, `effective` and the
-            whole batch then mean that of all, and the `n` mixtures are shared out over the ranks. Logits, targets and
-            attention travel; the gradient is that of a single process with the whole batch. Every rank needs a batch
-            of the same size. Alone it does nothing.
-        label_smoothing: smoothing of class-index targets. Soft targets are taken as they are (timm's Mixup smooths
-            its own), so smoothing is never applied twice.
-        class_weight: a weight for each class, as in `torch.nn.functional.cross_entropy`: the loss of clean, mixed and
-            plain steps alike is the mean weighted by the class, for mixtures by the mixed target. None is 1 for all.
-        keep_norm: divide the logits of a mixture by ‖λ‖₂, so that the mean of unlike embeddings counts as if it were as
-            long as they are: less overconfident. Not in the paper.
-        bce_loss: binary cross-entropy of every class for itself, in the mixed and the clean term; a mixture's target
-            is then a probability for each class.
-        bce_sum: with `bce_loss`, its sum over the classes instead of the mean.
-        bce_target_thresh: with `bce_loss`, targets above it become 1 and others 0, before embeddings are mixed (after
-            input mixing).
-
     Raises:
         SettingError: naming the setting, its value, and what would be right.
     """
 
-    mode: str = 'dense'
-    preset: str = 'default'
-    n: Union[int, str] = None  # type: ignore[assignment]  # from the preset
-    m: Optional[int] = None
-    alpha: Optional[Range] = None
-    effective: Optional[Range] = None
-    prob: float = None  # type: ignore[assignment]
-    ramp: Optional[float] = None
-    ramp_epochs: Optional[float] = None
-    mixup: float = None  # type: ignore[assignment]
-    cutmix: float = None  # type: ignore[assignment]
-    clean_weight: float = None  # type: ignore[assignment]
-    attention: str = None  # type: ignore[assignment]
-    attention_norm: str = None  # type: ignore[assignment]
-    attention_detach: bool = None  # type: ignore[assignment]
-    normalize: str = None  # type: ignore[assignment]
-    layer: Union[Layer, Sequence[Layer]] = None  # type: ignore[assignment]
-    engine: str = 'auto'
-    gather: bool = False
-    label_smoothing: float = 0.0
-    class_weight: Optional[Sequence[float]] = None
-    keep_norm: bool = False
-    bce_loss: bool = False
-    bce_sum: bool = False
-    bce_target_thresh: Optional[float] = None
+    mode: str = setting(
+        'dense', "'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position",
+        MODES)
+    preset: str = setting(
+        'default', 'where settings come from that are not given; '
+        + '; '.join(f'{name!r}: {words}' for name, words in PRESET_WORDS.items()), tuple(PRESETS), metavar='NAME',
+        more="'paper' is arXiv 2311.05538, 'manifold' arXiv 1806.05236, 'regmixup' arXiv 2206.14502. 'alone' is an "
+        "older name of 'embeddings'.")
+    n: Union[int, str] = setting(
+        None, "mixed examples per step, for dense per step and position; 'batch': as many as the batch has",
+        whole(least=1, word='batch'), metavar='N')
+    m: Optional[int] = setting(
+        None, 'examples in each mixture, drawn at random from the batch; not given: the whole batch', whole(least=1),
+        metavar='N')
+    alpha: Optional[Range] = setting(
+        None, 'concentration of the Dirichlet that draws the mixing weights: a number, or a range from which one is '
+        'drawn each step', number(above=0), metavar='A', many=True)
+    effective: Optional[Range] = setting(
+        None, 'the same as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair; a '
+        'number or a range', number(above=1), metavar='E', many=True, more='Give this or `alpha`, not both. 1 / mean '
+        'Σλ² is meant; the mean of 1/Σλ² that a run reports is somewhat above.')
+    prob: float = setting(
+        None, 'probability of mixing embeddings on a step; the others mix inputs if mixup or cutmix is above 0, and '
+        'train plainly if not', SHARE, metavar='P')
+    ramp: Optional[float] = setting(
+        None, 'embeddings and inputs are mixed on a share of the steps that grows from none to all over this fraction '
+        'of the training; 0: from the start', SHARE, metavar='R', more='An image that was seen a few times is not '
+        'memorised yet, and mixing then costs more than it gives. A loop of your own says how far it is '
+        '(`MultiMixModel.set_progress`); `train.py` does so.')
+    ramp_epochs: Optional[float] = setting(
+        None, 'the same in epochs, whatever the length of the training', number(least=0), metavar='E',
+        more='Give this or `ramp`, not both.')
+    mixup: float = setting(
+        None, "α of timm's input mixup on the steps that prob leaves, with prob 1 on every step before embeddings are "
+        'mixed; 0: none', number(least=0), metavar='A')
+    cutmix: float = setting(
+        None, 'the same for CutMix; with both, each step that mixes inputs draws which', number(least=0), metavar='A')
+    clean_weight: float = setting(
+        None, 'weight of the loss of the unmixed batch beside the mixed one, whose weight is 1', number(least=0),
+        metavar='W', more='The loss is their weighted mean, so gradients stay as large as those of ordinary training.')
+    attention: str = setting(
+        None, "where an image's label is believed: 'gap' where it is like the image's mean feature, 'cam' like the "
+        "classifier's row of its class, 'uniform' everywhere, 'self' where a transformer's last self-attention looks",
+        ATTENTIONS, modes=('dense',), usual='gap', more='The u of a = h(zᵀu); `self` takes a from the network: what a '
+        'patch token receives on average.')
+    attention_norm: str = setting(
+        None, 'the h of that attention', ATTENTION_NORMS, modes=('dense',), usual='l1_relu')
+    attention_detach: bool = setting(
+        None, 'the attention is a constant to the gradient', bool, modes=('dense',), usual=True, more='The maps are a '
+        'confidence in the labels; if the loss could lower itself by moving them it would learn to look where loss is '
+        'small.')
+    normalize: str = setting(
+        None, "weights sum to one at each 'position', whose losses are averaged, or over 'all' positions",
+        NORMALIZATIONS, modes=('dense',), usual='position')
+    layer: Union[Layer, Sequence[Layer]] = setting(
+        None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, one "
+        'is drawn each step', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are counted "
+        "as timm's `out_indices` count them; of a module its output is mixed. All but 'embedding' mix to as many "
+        'examples as the batch has, whatever `n`, and send them through the rest of the network, beside the unmixed '
+        'ones if `clean_weight` is not 0.')
+    engine: str = setting(
+        'auto', "what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere, 'torch' and "
+        "'triton' insist; the loss is the same", ENGINES)
+    gather: bool = setting(
+        False, 'in a distributed run, mix the batch of all ranks, not of each', bool, more='`m`, `effective` and the '
+        'whole batch then mean that of all, and the `n` mixtures are shared out over the ranks. Logits, targets and '
+        'attention travel; the gradient is that of a single process with the whole batch. Every rank needs a batch of '
+        'the same size. Alone it does nothing.')
+    label_smoothing: float = setting(
+        0.0, 'smoothing of class-index targets, before they are mixed', number(least=0, below=1), metavar='X',
+        more="Soft targets are taken as they are (timm's Mixup smooths its own), so smoothing is never applied twice.")
+    class_weight: Optional[Sequence[float]] = setting(
+        None, 'a weight for each class in the loss, of clean, mixed and plain steps alike', more='As in '
+        '`torch.nn.functional.cross_entropy`; the mean is weighted by the class, for mixtures by the mixed target. Not '
+        'given it is 1 for all. The flag takes a file.')
+    keep_norm: bool = setting(
+        False, 'divide the logits of a mixture by ‖λ‖₂, so that it counts as if it were as long as what it mixes: less '
+        'overconfident', bool, more='Not in the paper.')
+    bce_loss: bool = setting(
+        False, 'binary cross-entropy of every class for itself, in the mixed and the clean term', bool,
+        more="A mixture's target is then a probability for each class.")
+    bce_sum: bool = setting(False, 'with bce_loss, its sum over the classes, not the mean', bool)
+    bce_target_thresh: Optional[float] = setting(
+        None, 'with bce_loss, targets above it become 1 and others 0, after inputs and before embeddings are mixed',
+        number(least=0, below=1), metavar='X')
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'preset', ALIASES.get(self.preset, self.preset))
-        for name, value, choices in (
-                ('mode', self.mode, MODES), ('preset', self.preset, tuple(PRESETS)), ('engine', self.engine, ENGINES)):
-            if value not in choices:
-                raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
-        object.__setattr__(self, '_given', frozenset(
-            f.name for f in dataclasses.fields(self) if f.init and getattr(self, f.name) is not None))
+        fields = {f.name: f.default for f in dataclasses.fields(self) if f.init}
+        object.__setattr__(self, '_given', frozenset(name for name in fields if getattr(self, name) is not None))
+        for name, default in fields.items():
+            value = getattr(self, name)
+            if value is not None or default is not None:
+                object.__setattr__(self, name, _as_setting(name, value, SETTINGS[name]))
         self._check_given()
-        if self.alpha is not None and self.effective is not None:
-            raise SettingError(
-                f'alpha (--multimix-alpha) is {self.alpha!r} and effective (--multimix-effective) is '
-                f'{self.effective!r}, but they are two ways of saying one thing: give only one.')
-        if self.ramp is not None and self.ramp_epochs is not None:
-            raise SettingError(
-                f'ramp (--multimix-ramp) is {self.ramp!r} and ramp_epochs (--multimix-ramp-epochs) is '
-                f'{self.ramp_epochs!r}, but they are two ways of saying one thing: give only one.')
-        preset = {'layer': 'embedding', **PRESETS[self.preset]}
+        for one, other in PAIRS:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise SettingError(
+                    f'{one} ({flag(one)}) is {getattr(self, one)!r} and {other} ({flag(other)}) is '
+                    f'{getattr(self, other)!r}, but they are two ways of saying one thing: give only one.')
+        preset = {name: about.usual for name, about in SETTINGS.items()
+                  if about.usual is not None and (self.dense or about.modes != ('dense',))} | PRESETS[self.preset]
         if self.ramp_epochs is not None:
             preset.pop('ramp')
         if self.alpha is not None or self.effective is not None:  # either one replaces what the preset says
             preset.pop('alpha', None), preset.pop('effective', None)
-        if self.mode == 'dense':
-            preset.update(_DENSE_ONLY)
         if self.attention in ('uniform', 'self'):
             preset.pop('attention_norm', None)  # there is nothing to normalise
         for name, value in preset.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        self._check_values()
+        self._check_together()
 
     def _check_given(self) -> None:
         if self.preset == 'regmixup' and self.mode == 'dense':
             raise _bad('preset', self.preset, 'it mixes images, which have no positions of features: choose --multimix '
                                               'multimix.')
-        if self.mode != 'dense':
-            for name in _DENSE_ONLY:
-                if getattr(self, name) is not None:
-                    raise _bad(name, getattr(self, name), 'only --multimix dense has positions to weight: drop it, '
-                                                          'or choose dense.')
-        for name, choices in (
-                ('attention', ATTENTIONS), ('attention_norm', ATTENTION_NORMS), ('normalize', NORMALIZATIONS)):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise _bad(name, value, f'it must be one of {", ".join(choices)}.{nearest(str(value), choices)}')
+        for name, about in SETTINGS.items():  # with plain MultiMix there are no positions, and it would be ignored
+            if about.modes == ('dense',) and not self.dense and getattr(self, name) is not None:
+                raise _bad(name, getattr(self, name), 'only --multimix dense has positions to weight: drop it, or '
+                                                      'choose dense.')
         if self.attention in ('uniform', 'self') and self.attention_norm is not None:
             raise _bad('attention_norm', self.attention_norm, f'{self.attention} attention has nothing to normalise: '
                                                               f'drop it.')
@@ -238,12 +244,7 @@ class MultiMixConfig:
                                             'mixes what the classifier sees at every position.')
         object.__setattr__(self, 'layer', layers[0] if len(layers) == 1 else layers)
 
-    def _check_sizes(self) -> None:
-        for name, word in (('n', 'batch'), ('m', None)):
-            value = getattr(self, name)
-            if value != word and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise _bad(name, value, 'it must be a whole number of at least 1'
-                                        + (", or 'batch' for as many as the batch has." if word else '.'))
+    def _check_n(self) -> None:
         if 'embedding' not in self.layers and self.n != 'batch':
             if self.given('n'):
                 warnings.warn(f'n ({flag("n")}) is {self.n}, but it has no effect: with layer {self.layer!r} there are '
@@ -256,7 +257,7 @@ class MultiMixConfig:
         given = self.class_weight.tolist() if hasattr(self.class_weight, 'tolist') else self.class_weight
         if not isinstance(given, Sequence) or isinstance(given, str) or len(given) < 1:
             raise _bad('class_weight', given, 'it must be a number for each class.')
-        weights = tuple(_as_number('class_weight', w) for w in given)
+        weights = tuple(_as_number('class_weight', w, number()) for w in given)
         if min(weights) < 0 or max(weights) == 0:
             raise _bad('class_weight', weights, 'no weight may be negative, and one must be above 0.')
         if self.bce_loss:
@@ -264,16 +265,11 @@ class MultiMixConfig:
                                                 'weighted mean: give one of the two.')
         object.__setattr__(self, 'class_weight', weights)
 
-    def _check_values(self) -> None:
+    def _check_together(self) -> None:
         self._check_layer()
-        for name in ('gather', 'keep_norm', 'bce_loss', 'bce_sum', 'attention_detach'):
-            if not isinstance(getattr(self, name), bool) and getattr(self, name) is not None:
-                raise _bad(name, getattr(self, name), 'it is True or False.')
         if not self.bce_loss and (self.bce_sum or self.bce_target_thresh is not None):
             name = 'bce_sum' if self.bce_sum else 'bce_target_thresh'
             raise _bad(name, getattr(self, name), 'it says how to compute bce_loss (--bce-loss), which is off.')
-        if self.bce_target_thresh is not None and not 0 <= _as_number('bce_target_thresh', self.bce_target_thresh) < 1:
-            raise _bad('bce_target_thresh', self.bce_target_thresh, 'it must be from 0 up to, not including, 1.')
         if self.gather and self.layers != ('embedding',):
             raise _bad('gather', self.gather, 'it gathers logits, so it goes with --multimix-layer embedding alone.')
         if self.keep_norm and self.layers != ('embedding',):
@@ -282,33 +278,9 @@ class MultiMixConfig:
         if self.keep_norm and self.attention_detach is False:
             raise _bad('keep_norm', self.keep_norm, 'it takes the attention as a constant: leave attention_detach '
                                                     '(--multimix-attention-detach) on.')
-        self._check_sizes()
-        for name in ('alpha', 'effective'):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _as_range(name, getattr(self, name)))
-        if self.alpha is not None and self.alpha[0] <= 0:  # type: ignore[index]
-            raise _bad('alpha', self.alpha, 'a Dirichlet concentration must be above 0 (the paper draws it from '
-                                            '0.5 to 2).')
-        if self.effective is not None:
-            low, high = self.effective  # type: ignore[misc]
-            if low <= 1:
-                raise _bad('effective', self.effective, 'it must be above 1: one effective example is no mixing.')
-            if self.m is not None and high >= self.m and 'effective' in self._given:
-                raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
-        for name, low, high, right in (
-                ('prob', 0, 1, 'it is a probability: from 0 to 1.'),
-                ('ramp', 0, 1, 'it is a fraction of the training: from 0 (mixes from the start) to 1.'),
-                ('ramp_epochs', 0, math.inf, 'a number of epochs cannot be negative (0 mixes from the start).'),
-                ('mixup', 0, math.inf, 'a Beta concentration cannot be negative (0 switches input mixup off).'),
-                ('cutmix', 0, math.inf, 'a Beta concentration cannot be negative (0 switches CutMix off).'),
-                ('clean_weight', 0, math.inf, 'a weight cannot be negative.'),
-                ('label_smoothing', 0, 1, 'it must be from 0 up to, not including, 1.')):
-            if getattr(self, name) is None:  # ramp or ramp_epochs
-                continue
-            value = _as_number(name, getattr(self, name))
-            if not low <= value <= high or (name == 'label_smoothing' and value == 1):
-                raise _bad(name, value, right)
-            object.__setattr__(self, name, value)
+        self._check_n()
+        if self.m is not None and 'effective' in self._given and self.effective[1] >= self.m:  # type: ignore[index]
+            raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         self._check_class_weight()
 
     @property
@@ -405,6 +377,21 @@ class MultiMixConfig:
                                    f'There are: {", ".join(names)}.')
         return cls(**settings)
 
+
+SETTINGS: dict[str, Setting] = settings_of(MultiMixConfig)
+
+
+def _args() -> str:
+    """The settings as a docstring lists them."""
+    lines = ['    Args:']
+    for name, about in SETTINGS.items():
+        lines += textwrap.wrap(f'{name}: {about.text}. {about.more}', 116, initial_indent=' ' * 8,
+                               subsequent_indent=' ' * 12)
+    return '\n'.join(lines)
+
+
+if MultiMixConfig.__doc__:  # not with python -OO
+    MultiMixConfig.__doc__ = MultiMixConfig.__doc__.replace('    Raises:', f'{_args()}\n\n    Raises:')
 
 # The methods' names, by `mode`.
 METHODS = {'multimix': 'MultiMix', 'dense': 'Dense MultiMix'}

@@ -115,6 +115,6 @@ def lists() -> str:
 
 
 if __name__ == '__main__':
-    page = Path(__file__).parent.parent / 'docs' / 'from_timm.md'
+    page = Path(__file__).resolve().parents[1] / 'docs' / 'from_timm.md'
     begin, rest = page.read_text().split('<!-- table -->\n')[:2], page.read_text().split('<!-- end -->\n')[1]
     page.write_text(f'{begin[0]}<!-- table -->\n{table()}\n\n{lists()}\n<!-- end -->\n{rest}')

@@ -10,7 +10,9 @@ import yaml
 from timm.utils import ParseKwargs
 
 from ..errors import SettingError, nearest
+from ..setting import Number
 from .not_taken import NOT_TAKEN
+from .parser import check_bounds, takes_several
 
 NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
@@ -83,13 +85,13 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
             raise SettingError(f'{where} is {value!r}, but it is a mapping of arguments.')
         return value
     values = value if isinstance(value, list) else [value]
-    many = action.nargs in ('+', '*') or isinstance(action.nargs, int)
+    many = takes_several(action)
     wrong_count = isinstance(action.nargs, int) and len(values) != action.nargs
     if wrong_count or (isinstance(value, (list, dict)) and not many):
         count = f'{action.nargs} values' if many else 'one value'
         raise SettingError(f'{where} is {value!r}, but it is {count}.')
     kind: Any = action.type or str
-    whole = kind is int or hasattr(kind, 'whole')
+    whole = isinstance(kind, Number) and kind.whole
     if whole:
         values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     try:
@@ -98,6 +100,7 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
         what = 'whole number' if whole else 'number'
         raise SettingError(f'{where} is {value!r}, but it is {what + "s" if many else "a " + what}.') from e
     for v in values:
+        check_bounds(action, v, where)
         if action.choices is not None and v not in action.choices:
             choices = [str(c) for c in action.choices]
             raise SettingError(f'{where} is {v!r}, but it is one of {", ".join(filter(None, choices))}.'
