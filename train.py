@@ -67,6 +67,7 @@ from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args, smoothing
 from timm_multimix.runs.summary import append_summary, trim_summary
 from timm_multimix.seeding import seed_place
+from timm_multimix.stepping import one_position_note
 from timm_multimix.training.build import ema_note, find_task
 from timm_multimix.training.checkpoint import AtomicCheckpointSaver, drop_unfinished, load_own_state
 from timm_multimix.training.checks import check_args, mismatch
@@ -79,7 +80,6 @@ from timm_multimix.training.rehearsal import rehearse
 from timm_multimix.training.report import write_report
 from timm_multimix.training.state import Save, not_finite, place_of, resume, seen
 from timm_multimix.training.words import describe, epoch_line, expected_line, few_warning, headline, in_plain_timm
-from timm_multimix.wrapper import one_position_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')
@@ -430,7 +430,7 @@ def run(args: argparse.Namespace) -> None:
         model = convert_sync_batchnorm(model)
     if config is not None:
         wrapped = wrap(model, config, input_size=data['input_size'])
-        model_args.update(wrapped.timm_args)
+        model_args.update(wrapped.multimix.timm_args)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
     model.to(device, getattr(torch, args.model_dtype or 'float32'))
@@ -451,7 +451,7 @@ def run(args: argparse.Namespace) -> None:
     policy = task.policy
     messages = [task.signal_warning(mixed)] if config is not None else []
     if config is not None:
-        wrapped.needs_position_check = False  # it is said below
+        wrapped.multimix.needs_position_check = False  # it is said below
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype or ('bfloat16' if device.type == 'cpu' else 'float16'))
     autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp)
@@ -529,7 +529,7 @@ def run(args: argparse.Namespace) -> None:
             os.replace(folder / 'args.yaml.tmp', folder / 'args.yaml')
         except OSError as e:
             raise SettingError(f'{folder}/args.yaml cannot be written: {e.strerror or e}.') from e
-    head_info = None if config is None else wrapped.head_info
+    head_info = None if config is None else wrapped.multimix.head_info
     say(f'Model: {args.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, images '
         f'{data["input_size"][1]}×{data["input_size"][2]}'
         + (f', {head_info.positions} positions of {head_info.width} features' if head_info else '')
