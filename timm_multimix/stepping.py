@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import MultiMixConfig
@@ -29,6 +28,7 @@ from .heads.self_attention import attended, last_attention, recorded
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
 from .mixing.diagnostics import signal_warning
 from .mixing.targets import cross_entropy, smooth, soft_target
+from .plain_loss import PlainLoss
 from .policy import MixingPolicy, Plan
 
 Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
@@ -87,7 +87,7 @@ class MultiMix:
         self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
         self.policy = policy(config, int(self.timm_adapter.num_classes))
         self._without_target = 0
-        self._class_weights: dict[Any, Tensor] = {}
+        self.plain_loss = PlainLoss(config)
         self._check_class_weight()
         if config.dense:
             self._make_dense()
@@ -103,8 +103,7 @@ class MultiMix:
                 raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
         config = self.config.replace(**settings)
         self._check_class_weight(config)
-        self.config = config
-        self._class_weights.clear()
+        self.config, self.plain_loss = config, PlainLoss(config)
         self.policy.configure(config)
 
     def _check_class_weight(self, config: Optional[MultiMixConfig] = None) -> None:
@@ -117,6 +116,10 @@ class MultiMix:
     def timm_adapter(self) -> Any:
         """What answers to `forward_features`, `forward_head` and `get_classifier`: the model, or its `Parts`."""
         return self.model if self.parts is None else TimmAdapter(self.model, self.parts)
+
+    def logits(self, input: Tensor) -> Tensor:
+        """The model's own, (B, C). By its class, since a `forward` that is set on the object may be what called us."""
+        return type(self.model).forward(self.model, input)  # type: ignore[no-any-return]
 
     def _make_dense(self) -> None:
         model = self.timm_adapter
@@ -186,6 +189,10 @@ class MultiMix:
             plan = Plan(0, bool(asked), '', self.config.layers[0], 0)
         if not plan.embeddings:
             return self._unmixed(input, target, plan)
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise SettingError('The gradient of a mixed loss is computed along with it, where torch.func.grad and vmap '
+                               'cannot look. torch.func.functional_call can be used, with torch.autograd.grad: '
+                               'torch.autograd.grad(functional_call(model, params, (images, target)).loss, …).')
         if generator is None and lam is None and not torch.compiler.is_compiling():
             generator = plan.generator(input.device)
         if plan.layer != 'embedding':
@@ -194,8 +201,8 @@ class MultiMix:
 
     def _unmixed(self, input: Tensor, target: Tensor, plan: Plan) -> MultiMixOutput:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
-        logits = self.model.forward(input)
-        loss = self._clean(logits, target, self.model.training)
+        logits = self.logits(input)
+        loss = self.plain_loss(logits, target, self.model.training)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
 
     def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
@@ -204,7 +211,7 @@ class MultiMix:
         z = None
         ranks = world() if self.config.gather else 1
         if self.head_info is None:
-            logits = self.model.forward(input)
+            logits = self.logits(input)
             dense = logits.unsqueeze(1)
         else:
             model = self.timm_adapter
@@ -218,7 +225,7 @@ class MultiMix:
         B, P, C = dense.shape
         config = self.config
         self._note_one_position(P)
-        y, smoothing = self._targets(target, C, logits)
+        y, smoothing = self.plain_loss.targets(target, C, logits)
         dtype, a = y.dtype, None
         if self.attending:
             a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
@@ -228,7 +235,7 @@ class MultiMix:
                                    f'input_size={tuple(input.shape[1:])}.')
         elif z is not None:
             a = self._attention(z, target)
-        loss_clean = self._clean(logits, target)
+        loss_clean = self.plain_loss(logits, target)
         n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
@@ -242,7 +249,7 @@ class MultiMix:
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, label_smoothing=smoothing, normalize=config.normalize or 'position',
             engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
-            class_weight=self._class_weight(logits)) * (C if config.bce_sum else 1)
+            class_weight=self.plain_loss.class_weight(logits)) * (C if config.bce_sum else 1)
         report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype))
         return self._output(plan, loss_mixed, loss_clean, logits, report)
 
@@ -266,58 +273,25 @@ class MultiMix:
 
         if name:
             with output_of(self.model, name, mix):
-                logits = self.model.forward(input)
+                logits = self.logits(input)
         else:
-            logits = self.model.forward(mix(input))
+            logits = self.logits(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
-        y, smoothing = self._targets(target, logits.shape[1], clean)
+        y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean)
         with torch.autocast(input.device.type, enabled=False):
             mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
-        weight = self._class_weight(mixed)
+        weight = self.plain_loss.class_weight(mixed)
         if config.bce_loss:
-            loss_mixed = self._binary(mixed, mixed_y)
+            loss_mixed = self.plain_loss.binary(mixed, mixed_y)
         elif weight is None:
             loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
         else:  # of mixtures that are mixed already: Λ is the identity
             eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
             loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
                                              class_weight=weight)
-        loss_clean = self._clean(clean, target) if beside else None
+        loss_clean = self.plain_loss(clean, target) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
         return self._output(plan, loss_mixed, loss_clean, clean, report)
-
-    def _targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True) -> tuple[Tensor, float]:
-        """Y, (B, C), in the dtype that losses of these logits are computed in, and by how much it is still to be
-        smoothed: a class weight is that of the class, smoothed or not."""
-        config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
-        y = soft_target(target, C, dtype, binary=config.bce_loss, batch=len(logits))
-        smoothing = config.label_smoothing if training and target.ndim == 1 else 0.0
-        if not config.bce_loss:
-            return y, smoothing
-        y = smooth(y, smoothing)
-        return (y > config.bce_target_thresh).to(dtype) if training and config.bce_target_thresh is not None else y, 0.0
-
-    def _clean(self, logits: Tensor, target: Tensor, training: bool = True) -> Tensor:
-        """The loss of unmixed embeddings, logits (B, C): in eval mode the plain one."""
-        config = self.config
-        if config.bce_loss:
-            return self._binary(logits, self._targets(target, logits.shape[1], logits, training)[0])
-        return cross_entropy(
-            logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
-            class_weight=self._class_weight(logits) if training else None)
-
-    def _binary(self, logits: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
-            loss = F.binary_cross_entropy_with_logits(logits.to(y.dtype), y)
-            return loss * logits.shape[1] if self.config.bce_sum else loss
-
-    def _class_weight(self, logits: Tensor) -> Optional[Tensor]:
-        if self.config.class_weight is None:
-            return None
-        kind = torch.float64 if logits.dtype == torch.float64 else torch.float32, logits.device
-        if kind not in self._class_weights:  # once: bringing them to an accelerator waits for it
-            self._class_weights[kind] = torch.tensor(self.config.class_weight, dtype=kind[0], device=kind[1])
-        return self._class_weights[kind]
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
                   generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,

@@ -78,10 +78,10 @@ class MultiMixModel(nn.Module):
                 (values are looked at on the CPU only).
         """
         if isinstance(input, Proxy):  # tracing: every argument is a stand-in, and the graph is the plain one
-            return self.multimix.model.forward(input)  # type: ignore[no-any-return]
+            return self.multimix.logits(input)
         if target is None:
             self.multimix.note_without_target()
-            return self.multimix.model.forward(input)  # type: ignore[no-any-return]
+            return self.multimix.logits(input)
         return self.multimix.step(input, target, lam, generator)
 
     def set_progress(self, done: float, of: Optional[float] = None) -> None:
@@ -126,6 +126,9 @@ class MultiMixModel(nn.Module):
                 and not hasattr(self.multimix.model, name))
         setattr(self.multimix, name, value) if ours else super().__setattr__(name, value)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return self.multimix.model  # which torch.jit.script takes in this one's place
+
     # Copies and pickles hold the class of the model, which can be found again, and not the one made on the spot.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -138,14 +141,12 @@ class MultiMixModel(nn.Module):
 
 @lru_cache
 def _class_of(plain: Any) -> type[MultiMixModel]:
-    def fill(namespace: dict[str, Any]) -> None:
-        namespace.update(__module__=__name__, __doc__=MultiMixModel.__doc__)
-
-    return types.new_class(f'MultiMix{plain.__name__}', (MultiMixModel, plain), exec_body=fill)  # type: ignore[return-value]
+    return types.new_class(f'MultiMix{plain.__name__}', (MultiMixModel, plain),  # type: ignore[return-value]
+                           exec_body=lambda namespace: namespace.update(__module__=__name__))
 
 
 def _empty(plain: type[nn.Module]) -> MultiMixModel:
-    return object.__new__(_class_of(plain))
+    return object.__new__(_class_of(plain))  # type: ignore[arg-type]
 
 
 def wrap(
