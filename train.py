@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> None:
         model = convert_sync_batchnorm(model)
     if config is not None:
         model = wrap(model, config, input_size=data_config['input_size'])
-        model.needs_position_check = False  # `announce` says it
-        model_args.update(model.timm_args)
+        model.multimix.needs_position_check = False  # `announce` says it
+        model_args.update(model.multimix.timm_args)
     build.place_model(args, model, device)
     images = load_images(args, train_set, val_set, names, data_config, device)
     task = build.build_task(args, model, config, weights, device)

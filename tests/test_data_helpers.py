@@ -301,7 +301,8 @@ def test_lighting_has_the_covariance_of_imagenets_colours() -> None:
 
 
 def test_flags_reach_the_training_images_alone(image_folder: Path) -> None:
-    args = parse_args(['--data-dir', str(image_folder), '--train-crop-pad', '4', '--pca-lighting', '0.1', '-j', '0', '-b', '4'])
+    args = parse_args(['--data-dir', str(image_folder), '--train-crop-pad', '4', '--pca-lighting', '0.1', '-j', '0',
+                       '-b', '4'])
     data = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bicubic',
             'crop_pct': 1.0, 'crop_mode': 'center'}
     sets = create_train_val('', str(image_folder))

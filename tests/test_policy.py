@@ -25,7 +25,7 @@ import timm_multimix
 import train
 from tests import recording
 from tests.conftest import ROOT
-from timm_multimix import MultiMixConfig, MultiMixModel, MultiMixTask, SettingError, wrap
+from timm_multimix import MultiMixConfig, MultiMixModel, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.config import PRESETS
 from timm_multimix.mixing import LamSampler
 from timm_multimix.policy import InputMixing, MixingPolicy, told
@@ -145,7 +145,7 @@ def test_the_logits_are_those_of_the_images_as_the_network_saw_them() -> None:
     for _ in range(15):
         out = wrapped(IMAGES, TARGET)
         kinds.add(out.mixed)
-        twin = copy.deepcopy(wrapped.model)  # BatchNorm's batch statistics are the same
+        twin = copy.deepcopy(unwrap(wrapped))  # BatchNorm's batch statistics are the same
         torch.testing.assert_close(out.logits, twin(saw[-1] if len(saw) else IMAGES))
         assert torch.equal(saw[-1], IMAGES) == (out.mixed in ('nothing', 'embeddings'))
         saw.clear()
@@ -190,7 +190,7 @@ def test_evaluation_mixes_nothing_and_draws_nothing() -> None:
             for _ in range(3):
                 out = call(IMAGES, TARGET)
                 losses.append(out['loss'] if isinstance(out, dict) else out.loss)
-            plain = nn.functional.cross_entropy(wrapped.model(IMAGES), TARGET)
+            plain = nn.functional.cross_entropy(unwrap(wrapped)(IMAGES), TARGET)
             assert all(torch.equal(loss, plain) for loss in losses)
             assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
             assert random.getstate() == before[2]

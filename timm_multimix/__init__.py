@@ -6,9 +6,10 @@ from .heads import Parts, describe
 from .hub import from_pretrained, list_checkpoints, push_to_hub
 from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
 from .policy import MixingPolicy
+from .stepping import MultiMixOutput
 from .task import MultiMixTask
 from .version import __version__
-from .wrapper import MultiMixModel, MultiMixOutput, unwrap, wrap
+from .wrapper import MultiMixModel, unwrap, wrap
 
 __all__ = [
     'LamSampler', 'MixingPolicy', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts',

@@ -79,7 +79,7 @@ class MultiMixTask(ClassificationTask):
         else:
             wrapped.reconfigure(**{k: v for k, v in loss.items() if v is not None})
             self_policy = None
-            wrapped.policy.use(seed, mixup_fn)
+            wrapped.multimix.policy.use(seed, mixup_fn)
         super().__init__(model, criterion or F.cross_entropy, device=device, dtype=dtype, verbose=verbose)
         self._policy = self_policy
         self.is_wrapped = wrapped is not None
@@ -88,7 +88,7 @@ class MultiMixTask(ClassificationTask):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'criterion' and getattr(self, 'is_wrapped', False):
-            self.wrapped.reconfigure(**settings_of(value, self.wrapped.config))
+            self.wrapped.reconfigure(**settings_of(value, self.wrapped.multimix.config))
         super().__setattr__(name, value)
 
     @property
@@ -105,12 +105,12 @@ class MultiMixTask(ClassificationTask):
     @property
     def config(self) -> Optional[MultiMixConfig]:
         """The settings; None of a plain model."""
-        return self.wrapped.config if self.is_wrapped else None
+        return self.wrapped.multimix.config if self.is_wrapped else None
 
     @property
     def policy(self) -> MixingPolicy:
         """What chooses and counts: the wrapped model's."""
-        return self._policy if self._policy is not None else self.wrapped.policy
+        return self._policy if self._policy is not None else self.wrapped.multimix.policy
 
     @property
     def step(self) -> int:
@@ -145,7 +145,7 @@ class MultiMixTask(ClassificationTask):
         """
         if self.is_wrapped:
             if self.training:
-                self.wrapped.first_check(len(input))
+                self.wrapped.multimix.first_check(len(input))
             out = self.trainable_module(input, target)
             return {'loss': out.loss, 'output': out.logits, 'mixed': out.mixed, **out.signal}
         mixed = 'nothing'
@@ -158,8 +158,8 @@ class MultiMixTask(ClassificationTask):
         """What to tell the user before training with this batch size, if a loss term will carry no class signal."""
         if not self.is_wrapped:
             return None
-        self.wrapped.needs_first_check = False
-        return signal_warning(self.wrapped.config, batch, self.policy.num_classes)
+        self.wrapped.multimix.needs_first_check = False
+        return signal_warning(self.wrapped.multimix.config, batch, self.policy.num_classes)
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         """The plain timm model (or its compiled form), for validation and for the checkpoint's state_dict."""

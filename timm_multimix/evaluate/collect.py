@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SettingError
-from ..heads import classifier_leaves
+from ..heads import adapter_of, classifier_leaves
 from ..heads.positions import evaluating
 
 Loader = Iterable[Sequence[Tensor]]
@@ -46,7 +46,7 @@ def last_linear(model: nn.Module) -> nn.Module:
     """
     plain = unwrap_model(model)
     try:
-        return classifier_leaves(getattr(plain, 'timm_adapter', plain))[0]
+        return classifier_leaves(adapter_of(model))[0]
     except SettingError:
         linear = [m for m in plain.modules() if isinstance(m, nn.Linear)]
         if not linear:

@@ -8,10 +8,9 @@ from typing import Optional
 
 import torch
 import torch.nn as nn
-from timm.utils.model import unwrap_model
 
 from ..errors import REFUSALS, SettingError
-from .parts import Model
+from .parts import Model, adapter_of
 from .positions import HeadInfo, classifier_leaves, evaluating, input_size_of, inspect_head, name_of, switch_class_token
 
 
@@ -77,8 +76,7 @@ def description(model: Model, input_size: Optional[Sequence[int]] = None) -> Des
     Raises:
         SettingError: there is no linear classifier, so nothing can be mixed.
     """
-    model = unwrap_model(model)
-    model = getattr(model, 'timm_adapter', model)  # of a wrapped one
+    model = adapter_of(model)
     leaves = classifier_leaves(model)
     twin = copy.deepcopy(model)  # switching to average pooling is not for the user's own
     size = tuple(input_size) if input_size else input_size_of(twin)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 import torch.nn as nn
+from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ..errors import SettingError
@@ -84,3 +85,9 @@ class TimmAdapter:
 
 
 Model = Union[nn.Module, TimmAdapter]
+
+
+def adapter_of(model: Model) -> Any:
+    """What answers to timm's names: the model, from under DDP, torch.compile and EMA, or a wrapped one's `Parts`."""
+    plain = unwrap_model(model)
+    return getattr(getattr(plain, 'multimix', None), 'timm_adapter', plain)

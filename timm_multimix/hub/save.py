@@ -61,8 +61,9 @@ def save_plain(
     folder = Path(folder)
     inner = unwrap_model(model)
     if isinstance(inner, MultiMixModel):
-        config, model_args = config or inner.config, {**inner.timm_args, **(model_args or {})}
-        counts = inner.policy.counts if counts is None else counts
+        multimix = inner.multimix
+        config, model_args = config or multimix.config, {**multimix.timm_args, **(model_args or {})}
+        counts = multimix.policy.counts if counts is None else counts
     plain = plain_copy(model)  # whose config is edited
     plain.pretrained_cfg = {**plain.pretrained_cfg, **(data_config or {}), 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
     model_config = {'label_names': label_names} if label_names else {}

@@ -12,7 +12,8 @@ from ..distributed import world
 from ..mixing import expected_signal
 from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
 from ..runs.screen import say
-from ..wrapper import one_position_note, unwrap
+from ..stepping import one_position_note
+from ..wrapper import unwrap
 from .images import Images
 from .state import TrainState
 
@@ -29,7 +30,7 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
         notes: warnings; None for none.
     """
     task, batches, size = state.task, state.shape['batches'], images.config['input_size']
-    head = task.wrapped.head_info if task.is_wrapped else None
+    head = task.wrapped.multimix.head_info if task.is_wrapped else None
     millions = sum(p.numel() for p in unwrap(task.trainable_module).parameters()) / 1e6
     say(f'Model: {args.model}, {millions:.1f} M parameters, images {size[1]}×{size[2]}'
         + (f', {head.positions} positions of {head.width} features' if head else '')

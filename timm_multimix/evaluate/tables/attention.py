@@ -13,11 +13,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
-from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ...errors import SettingError
-from ...heads import HeadInfo, classifier_leaves, inspect_head, position_logits, switch_class_token
+from ...heads import HeadInfo, adapter_of, classifier_leaves, inspect_head, position_logits, switch_class_token
 from ...heads.positions import evaluating, probe
 from ...heads.self_attention import attended, last_attention, recorded
 from ...mixing import attention as attention_map
@@ -172,8 +171,7 @@ class Maps:
     """Attention maps of a model, in eval mode: `maps(images, target)` → {type: (B, h, w)}, each summing to 1."""
 
     def __init__(self, model: nn.Module, kinds: Sequence[str], norm: str) -> None:
-        plain: Any = unwrap_model(model)
-        plain = getattr(plain, 'timm_adapter', plain)
+        plain = adapter_of(model)
         self.notes: list[str] = []
         self.norm = norm
         self.by_class_token = getattr(plain, 'global_pool', None) == 'token'

@@ -1,0 +1,370 @@
+"""`MultiMix`: what a wrapped model mixes with, and its training step."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .config import MultiMixConfig
+from .distributed import agree, gather, rank, share_of, world
+from .errors import SettingError
+from .heads import (
+    HeadInfo,
+    Parts,
+    TimmAdapter,
+    check_affine,
+    classifier_leaves,
+    inspect_head,
+    position_logits,
+    switch_class_token,
+)
+from .heads.layers import layer_name, output_of
+from .heads.positions import evaluating, probe
+from .heads.self_attention import attended, last_attention, recorded
+from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
+from .mixing.diagnostics import signal_warning
+from .mixing.plain_loss import PlainLoss
+from .mixing.targets import cross_entropy, smooth, soft_target
+from .policy import MixingPolicy, Plan
+
+Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
+
+# So many training steps in a row without targets are a habit, not a look at the logits.
+HABIT = 20
+
+
+class MultiMixOutput(NamedTuple):
+    """What a wrapped model returns when it is given targets.
+
+    Attributes:
+        loss: scalar to call `backward()` on. Where embeddings are mixed (mixed loss + clean_weight · clean loss) /
+            (1 + clean_weight), elsewhere the loss of the images as the network saw them. float32. In eval mode the
+            plain loss: no mixing, no smoothing, no class weights.
+        logits: (B, C), of the images as the network saw them: mixed ones where inputs were mixed; and of mixtures when
+            `layer` is not the embedding and `clean_weight` 0.
+        signal: scalars on the device, detached. Where embeddings were mixed 'effective' and 'target_entropy' (see
+            `mixing.diagnostics`), 'loss_mixed', 'loss_clean'; where nothing was, 'loss_clean'.
+        mixed: what was done: 'nothing', 'embeddings', 'mixup', 'cutmix', or 'mixup and embeddings'; 'inputs' in place
+            of 'mixup' for a `mixup_fn` that does not say which way it goes.
+    """
+    loss: Tensor
+    logits: Tensor
+    signal: dict[str, Tensor]
+    mixed: str = 'nothing'
+
+
+class MultiMix:
+    """The loss of one wrapped model: its settings, what is known about the model, and the training step.
+
+    It is `model.multimix` of what `wrap` gives. It calls the model as its own class has it.
+
+    Attributes:
+        model: the timm model, as it came.
+        config: the settings; `reconfigure` changes them.
+        policy: chooses what each training step mixes, and counts.
+        sampler: draws Λ in the settings' place, or None.
+        parts: how a network that is not timm's ends, or None.
+        timm_args: arguments of `timm.create_model` that build the model again, where wrapping switched its pooling.
+        head_info: how features become logits position by position; None where 'multimix' mixes.
+        input_size: (C, H, W) as it was given, or None.
+    """
+
+    def __init__(
+            self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None,
+            parts: Optional[Parts] = None, policy: Callable[..., MixingPolicy] = MixingPolicy,
+            sampler: Optional[Sampler] = None) -> None:
+        self.model, self.config, self.input_size, self.parts, self.sampler = model, config, input_size, parts, sampler
+        classifier_leaves(self.timm_adapter)
+        check_affine(self.timm_adapter, input_size)
+        self.timm_args: dict[str, Any] = {}
+        self.head_info: Optional[HeadInfo] = None
+        self.attending: Optional[str] = None  # the layer whose attention is 'self'
+        self.needs_first_check = self.needs_position_check = True
+        self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
+        self.policy = policy(config, int(self.timm_adapter.num_classes))
+        self._without_target = 0
+        self.plain_loss = PlainLoss(config)
+        self._check_class_weight()
+        if config.dense:
+            self._make_dense()
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Change settings that say how the loss is computed, such as `label_smoothing` and `class_weight`.
+
+        Raises:
+            SettingError: a setting is off, or decides how the model was wrapped.
+        """
+        for name in ('mode', 'layer', 'attention'):
+            if name in settings:
+                raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
+        config = self.config.replace(**settings)
+        self._check_class_weight(config)
+        self.config, self.plain_loss = config, PlainLoss(config)
+        self.policy.configure(config)
+
+    def _check_class_weight(self, config: Optional[MultiMixConfig] = None) -> None:
+        weights, classes = (config or self.config).class_weight, self.policy.num_classes
+        if weights is not None and len(weights) != classes:
+            raise SettingError(f'class_weight (--class-weight) has {len(weights)} weights, but the model has '
+                               f'{classes} classes.')
+
+    @property
+    def timm_adapter(self) -> Any:
+        """What answers to `forward_features`, `forward_head` and `get_classifier`: the model, or its `Parts`."""
+        return self.model if self.parts is None else TimmAdapter(self.model, self.parts)
+
+    def logits(self, input: Tensor) -> Tensor:
+        """The model's own, (B, C). By its class, since a `forward` that is set on the object may be what called us."""
+        return type(self.model).forward(self.model, input)  # type: ignore[no-any-return]
+
+    def _make_dense(self) -> None:
+        model = self.timm_adapter
+        before = {k: getattr(model, k) for k in ('global_pool', '_model_args') if hasattr(model, k)}
+        args = switch_class_token(model) if self.parts is None else {}
+        try:
+            self.head_info = inspect_head(model, self.input_size)
+            leaves = classifier_leaves(model)
+            if self.config.attention == 'cam' and not (
+                    len(leaves) == 1 and self._cam_weight().shape[1] == self.head_info.width):
+                raise SettingError(f"attention 'cam' (--multimix-attention) weights features by the classifier's row "
+                                   f'of a class, but {type(self.model).__name__} has no single linear classifier on '
+                                   f"its embedding. Use 'gap'.")
+            if self.config.attention == 'self':
+                self._find_self_attention()
+        except SettingError:
+            if args:  # leave the model as it came
+                for name, value in before.items():
+                    setattr(model, name, value)
+            raise
+        if args:
+            self.timm_args = args
+            warnings.warn(
+                f'{type(model).__name__} classified its class token. Dense MultiMix needs patch tokens that classify, '
+                f'so it now averages them. Build it again in plain timm with timm.create_model(…, '
+                f'{", ".join(f"{k}={v!r}" for k, v in args.items())}): same keys, same weights.', stacklevel=4)
+
+    def _find_self_attention(self) -> None:
+        assert self.head_info is not None
+        with evaluating(self.model):
+            self.attending = last_attention(
+                self.timm_adapter, probe(self.timm_adapter, self.input_size), self.head_info)
+        if self.attending is None:
+            raise SettingError(f"attention 'self' (--multimix-attention) reads the last self-attention over all "
+                               f'positions, but {type(self.model).__name__} has none that can be read. Use '
+                               f"'gap'.")
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """timm's `reset_classifier`, after which the model is inspected anew.
+
+        Raises:
+            SettingError: no classes, or an ending that cannot be mixed.
+        """
+        if self.parts is not None:
+            raise SettingError(f'{type(self.model).__name__} is not of timm and cannot reset its classifier: unwrap() '
+                               f'it, replace its layer {self.parts.classifier!r}, and wrap it again.')
+        if num_classes < 1:
+            raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
+                               f'model first.')
+        if self.config.class_weight is not None and len(self.config.class_weight) != num_classes:
+            raise SettingError(f'reset_classifier({num_classes}): class_weight has {len(self.config.class_weight)} '
+                               f'weights. reconfigure(class_weight=None) drops them first.')
+        self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
+        self.policy.configure(self.config, num_classes)
+        if self.config.dense:
+            self._make_dense()
+
+    def step(self, input: Tensor, target: Tensor, lam: Optional[Tensor] = None,
+             generator: Optional[torch.Generator] = None) -> MultiMixOutput:
+        """Logits and loss; arguments as in `MultiMixModel.forward`."""
+        asked = True if lam is not None or generator is not None else None
+        if self.model.training:
+            self._without_target = 0
+            self.first_check(len(input))
+            input, target, plan = self.policy.begin(input, target, asked)
+        else:
+            plan = Plan(0, bool(asked), '', self.config.layers[0], 0)
+        if not plan.embeddings:
+            return self._unmixed(input, target, plan)
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise SettingError('The gradient of a mixed loss is computed along with it, where torch.func.grad and vmap '
+                               'cannot look. torch.func.functional_call can be used, with torch.autograd.grad: '
+                               'torch.autograd.grad(functional_call(model, params, (images, target)).loss, …).')
+        if generator is None and lam is None and not torch.compiler.is_compiling():
+            generator = plan.generator(input.device)
+        if plan.layer != 'embedding':
+            return self._mix_inside(plan, input, target, lam, generator)
+        return self._mix_embeddings(plan, input, target, lam, generator)
+
+    def _unmixed(self, input: Tensor, target: Tensor, plan: Plan) -> MultiMixOutput:
+        """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
+        logits = self.logits(input)
+        loss = self.plain_loss(logits, target, self.model.training)
+        return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
+
+    def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
+                        generator: Optional[torch.Generator]) -> MultiMixOutput:
+        """Mix what the classifier sees, once for the image or at every position."""
+        z = None
+        ranks = world() if self.config.gather else 1
+        if self.head_info is None:
+            logits = self.logits(input)
+            dense = logits.unsqueeze(1)
+        else:
+            model = self.timm_adapter
+            if self.attending and getattr(self.model, 'grad_checkpointing', False):
+                raise SettingError("attention 'self' (--multimix-attention) reads what a block computes, which "
+                                   "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
+            with recorded(self.model.get_submodule(self.attending) if self.attending else None) as seen:
+                features = model.forward_features(input)
+            logits = model.forward_head(features)
+            z, dense = position_logits(model, self.head_info, features)
+        B, P, C = dense.shape
+        config = self.config
+        self._note_one_position(P)
+        y, smoothing = self.plain_loss.targets(target, C, logits)
+        dtype, a = y.dtype, None
+        if self.attending:
+            a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
+            if a.shape != (B, P):
+                raise SettingError(f"attention 'self' (--multimix-attention) of images of {tuple(input.shape[1:])} is "
+                                   f'not over their {P} positions: wrap the model with '
+                                   f'input_size={tuple(input.shape[1:])}.')
+        elif z is not None:
+            a = self._attention(z, target)
+        loss_clean = self.plain_loss(logits, target)
+        n = config.mixtures(B * ranks)
+        if ranks > 1:
+            dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
+            n, lam = share_of(n), None if lam is None else lam[rank()::ranks]
+        mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
+        if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
+            agree(mixtures.alpha)
+        if self.sampler is not None and lam is None:
+            assert isinstance(mixtures, LamSampler)
+            mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
+        loss_mixed = mixed_cross_entropy(
+            dense, y, mixtures, a, label_smoothing=smoothing, normalize=config.normalize or 'position',
+            engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
+            class_weight=self.plain_loss.class_weight(logits)) * (C if config.bce_sum else 1)
+        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype))
+        return self._output(plan, loss_mixed, loss_clean, logits, report)
+
+    def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
+                    generator: Optional[torch.Generator]) -> MultiMixOutput:
+        """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
+        B, config, name = len(input), self.config, self.layers[plan.layer]
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mixtures = self._mixtures(lam, B, 1, B, generator, input.device, dtype)
+        if self.sampler is not None and lam is None:
+            assert isinstance(mixtures, LamSampler)
+            y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss)
+            mixtures = self.sampler(mixtures, y, None)
+        lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
+        beside = config.clean_weight > 0
+
+        def mix(x: Tensor) -> Tensor:
+            with torch.autocast(input.device.type, enabled=False):
+                mixed = (lam.to(x.dtype) @ x.flatten(1)).view(len(lam), *x.shape[1:])  # type: ignore[union-attr]
+            return torch.cat([x, mixed]) if beside else mixed
+
+        if name:
+            with output_of(self.model, name, mix):
+                logits = self.logits(input)
+        else:
+            logits = self.logits(mix(input))
+        clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
+        y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean)
+        with torch.autocast(input.device.type, enabled=False):
+            mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
+        weight = self.plain_loss.class_weight(mixed)
+        if config.bce_loss:
+            loss_mixed = self.plain_loss.binary(mixed, mixed_y)
+        elif weight is None:
+            loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
+        else:  # of mixtures that are mixed already: Λ is the identity
+            eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
+            loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
+                                             class_weight=weight)
+        loss_clean = self.plain_loss(clean, target) if beside else None
+        report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
+        return self._output(plan, loss_mixed, loss_clean, clean, report)
+
+    def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
+                  generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,
+                  ) -> Union[Tensor, LamSampler]:
+        """Λ as it was given, or what draws it."""
+        if lam is not None:
+            return lam.to(device)
+        m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
+        alpha = self.config.alpha_range(batch, m)
+        if self.sampler is not None and generator is not None and generator.device != device:
+            generator = None  # a sampler of the user's draws where the logits are
+        if generator is None or generator.device == device:
+            return LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
+        return sample_lam(n, positions, batch, alpha, generator, m=m, dtype=dtype).to(device)
+
+    def _output(self, plan: Plan, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor,
+                report: dict[str, Tensor]) -> MultiMixOutput:
+        # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
+        w = self.config.clean_weight
+        loss = (loss_mixed + w * loss_clean) / (1 + w) if w and loss_clean is not None else loss_mixed
+        report['loss_mixed'] = loss_mixed.detach()
+        if loss_clean is not None and not plan.inputs:
+            report['loss_clean'] = loss_clean.detach()
+        return MultiMixOutput(loss, logits, report, plan.mixed)
+
+    def _attention(self, z: Tensor, target: Tensor) -> Optional[Tensor]:
+        config = self.config
+        if config.attention == 'uniform':
+            return None
+        cam: dict[str, Tensor] = {}
+        if config.attention == 'cam':
+            cam = {'target': target, 'weight': self._cam_weight()}
+        if config.attention_detach:
+            with torch.no_grad():
+                return attention(z, config.attention, config.attention_norm, **cam)
+        return attention(z, config.attention, config.attention_norm, **cam)
+
+    def _cam_weight(self) -> Tensor:
+        return classifier_leaves(self.timm_adapter)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]
+
+    def first_check(self, batch: int) -> None:
+        """Tell the user, once and on the first training step, when the settings cannot do what they are for.
+
+        Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
+        """
+        if not self.needs_first_check or torch.compiler.is_compiling():
+            return
+        self.needs_first_check = False
+        batch = self.config.mixed_batch(batch, world())
+        self.config.tuple_size(batch)  # later batches may be smaller
+        if message := signal_warning(self.config, batch, self.policy.num_classes):
+            warnings.warn(message, stacklevel=6)
+
+    def _note_one_position(self, positions: int) -> None:
+        if self.needs_position_check and self.model.training and not torch.compiler.is_compiling():
+            self.needs_position_check = False
+            if note := one_position_note(self.config, positions):
+                warnings.warn(note, stacklevel=7)
+
+    def note_without_target(self) -> None:
+        """A loop that keeps its own criterion trains without mixing: say so, once."""
+        if not self.model.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        self._without_target += 1
+        if self._without_target == HABIT:
+            warnings.warn(f'{HABIT} training steps called model(images) without targets, and such a call mixes '
+                          f'nothing. To train with MultiMix: loss = model(images, target).loss', stacklevel=5)
+
+
+def one_position_note(config: MultiMixConfig, positions: int) -> Optional[str]:
+    """A sentence for a dense model whose feature map has a single position, else None."""
+    if not config.dense or positions > 1:
+        return None
+    return ('The last feature map has one position at this image size, so Dense MultiMix is the same as MultiMix. '
+            'Larger images give it more (--img-size), and so does a smaller stride (--model-kwargs output_stride=8, '
+            'where the model takes it).')
