@@ -67,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         description='Train a timm model with MultiMix or Dense MultiMix.', allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
-    add('-c', '--config', metavar='FILE', help='YAML file of defaults; keys are flag names with underscores')
+    add('-c', '--config', metavar='FILE',
+        help='YAML file of defaults, whose keys are flag names with underscores; or the name of a recipe of hparams/')
     add('data', nargs='?', metavar='DIR', help='the same as --data-dir')
 
     g = parser.add_argument_group('MultiMix').add_argument
