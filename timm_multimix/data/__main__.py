@@ -1,9 +1,9 @@
-"""Put the paper's data sets in order: `python -m timm_multimix.data NAME FOLDER` makes FOLDER what `--data-dir` takes.
+"""Put the paper's data sets in order: `python -m timm_multimix data NAME FOLDER` makes FOLDER what `--data-dir` takes.
 
-    python -m timm_multimix.data cifar10 cifar10 --download
-    python -m timm_multimix.data cifar100 cifar100 --source data
-    python -m timm_multimix.data tinyimagenet tinyimagenet --source tiny-imagenet-200.zip
-    python -m timm_multimix.data imagenet imagenet
+    python -m timm_multimix data cifar10 cifar10 --download
+    python -m timm_multimix data cifar100 cifar100 --source data
+    python -m timm_multimix data tinyimagenet tinyimagenet --source tiny-imagenet-200.zip
+    python -m timm_multimix data imagenet imagenet
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RECIPES = {'cifar10': 'cifar10_preactresnet18.yaml --dataset folder',
            'tinyimagenet': 'tinyimagenet_preactresnet18.yaml', 'imagenet': 'imagenet_resnet50.yaml'}
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m timm_multimix.data', description=__doc__.split('\n\n')[0],
+def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.data') -> int:
+    parser = argparse.ArgumentParser(prog=prog, description="Put one of the paper's data sets in order.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     sets = parser.add_subparsers(dest='name', required=True, metavar='NAME')
     for name in RECIPES:

@@ -9,7 +9,6 @@ import io
 from typing import Any, BinaryIO
 
 from PIL import Image
-from sklearn.datasets import load_digits
 from timm.data.readers.reader import Reader
 
 from ..errors import SettingError
@@ -37,6 +36,7 @@ class DigitsReader(Reader):
         super().__init__()
         if split not in SPLITS:
             raise SettingError(f'split is {split!r}, but {DIGITS} has {", ".join(sorted(set(SPLITS.values())))}.')
+        from sklearn.datasets import load_digits  # slow to import, and whoever only loads a model has no use for it
         data = load_digits()
         self.class_to_idx = {str(name): i for i, name in enumerate(data.target_names)}
         self.samples: list[tuple[bytes, int]] = []

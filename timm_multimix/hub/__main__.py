@@ -10,8 +10,8 @@ from .load import list_checkpoints
 from .push import export, push_to_hub
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m timm_multimix.hub', description=__doc__.partition(': ')[2],
+def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.hub') -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition(': ')[2],
                                      allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', required=True)
     push = commands.add_parser('push', help='a run folder to a repository')

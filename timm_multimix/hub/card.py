@@ -15,8 +15,12 @@ from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..config import METHODS, setting_text
+from ..errors import SettingError
 from ..policy import EMBEDDINGS, told
+from ..runs.flags import OF_THE_MACHINE, build_parser
+from ..runs.recipes import published_recipe
 from ..runs.summary import read_summary
+from ..runs.yaml_file import read_yaml
 from .save import CONFIG, COUNTS, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
@@ -181,15 +185,11 @@ def is_timms_own(architecture: str) -> bool:
 
 def train_command(args: dict[str, Any]) -> str:
     """The command line that differs from train.py's defaults, or from its recipe's, by the settings of args.yaml."""
-    # Not above: it brings the data sets, which nobody needs who only loads a model.
-    from ..errors import SettingError
-    from ..runs.flags import OF_THE_MACHINE, build_parser
-    from ..runs.yaml_file import read_yaml
     parser = build_parser()
     words = ['python', 'train.py']
     if recipe := args.get('recipe'):
         try:
-            parser.set_defaults(**read_yaml(_recipe(recipe), parser))
+            parser.set_defaults(**read_yaml(published_recipe(recipe), parser))
             words += ['-c', f'hparams/{Path(recipe).name}']
         except SettingError:  # it is not here: say every setting
             pass
@@ -206,12 +206,6 @@ def train_command(args: dict[str, Any]) -> str:
             lines.append('   ')
         lines[-1] += f' {word}'
     return ' \\\n'.join(lines)
-
-
-def _recipe(path: str) -> Path:
-    """Where a recipe lies that a published args.yaml names by its last part alone."""
-    beside = Path(__file__).resolve().parents[2] / 'hparams' / Path(path).name
-    return beside if not Path(path).is_file() else Path(path)
 
 
 def _words(action: argparse.Action, value: Any) -> list[str]:

@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser('Train a timm model with MultiMix or Dense MultiMix.')
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
     values: dict[str, Any] = {name: about.values for name, about in SETTINGS.items()}  # of timm's flags
-    add('-c', '--config', metavar='FILE', help='YAML file of defaults; keys are flag names with underscores')
+    add('-c', '--config', metavar='FILE',
+        help='YAML file of defaults, whose keys are flag names with underscores; or the name of a recipe of hparams/')
     add('data', nargs='?', metavar='DIR', help='the same as --data-dir')
 
     group = parser.add_argument_group('MultiMix')

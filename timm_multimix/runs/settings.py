@@ -17,6 +17,7 @@ from ..errors import SettingError
 from .find import find_run, is_repo, settings_of_run
 from .flags import MULTIMIX_FLAGS, build_parser, on_the_line
 from .not_taken import drop_not_taken, note_defaults
+from .recipes import find_recipe
 from .yaml_file import OLD_RAMP, read_yaml
 
 _FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
@@ -28,7 +29,7 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     the path of the YAML that was used ('' for none).
 
     Raises:
-        SettingError: a YAML that is missing, not a mapping, or holds an unknown key or an impossible value.
+        SettingError: a YAML or recipe that is missing, not a mapping, or holds an unknown key or an impossible value.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -42,10 +43,11 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
                                f'drop it, or start afresh from the weights with --initial-checkpoint.')
     recipe: Optional[Path] = None
     if args.config:
-        recipe = Path(args.config)
+        recipe = find_recipe(args.config)
         settings = _under_flags(read_yaml(recipe, parser), argv)
         parser.set_defaults(**settings)
         args = parser.parse_args(argv)
+        args.config = str(recipe)
     auto = args.resume == 'auto'
     resume = find_run(args, argv) if auto else args.resume
     if recipe is None:

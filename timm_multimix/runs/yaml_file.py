@@ -23,8 +23,7 @@ OLD_RAMP = float('100')
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Settings of a YAML file, checked against the parser's flags. Dashes in keys mean underscores."""
     if not os.path.isfile(path):
-        raise SettingError(f'--config is {str(path)!r}, but there is no such file.'
-                           f'{nearest(Path(path).name, (p.name for p in Path(path).parent.glob("*.y*ml")))}')
+        raise SettingError(f'--config is {str(path)!r}, but there is no such file.')
     try:
         with open(path) as f:
             loaded = yaml.load(f, _Loader)

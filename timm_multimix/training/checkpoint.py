@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn as nn
 from timm.utils import CheckpointSaver
+from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ..distributed import world
@@ -162,5 +163,4 @@ def load_own_state(task: Any, state: dict[str, Any]) -> None:
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    from timm.utils.model import unwrap_model
     return [(name, b) for name, b in unwrap_model(module).named_buffers() if b.is_floating_point()]

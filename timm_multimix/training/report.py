@@ -18,6 +18,7 @@ import yaml
 from ..config import ALIASES
 from ..files import write_text
 from ..policy import told
+from ..runs.settings import changed_settings
 from ..runs.summary import read_summary
 from ..version import __version__
 from .words import clock, headline
@@ -37,7 +38,6 @@ def write_report(
         device, seconds, epochs: of this session, which may have resumed a run.
         counts: `MixingPolicy.counts` of the whole run.
     """
-    from ..runs.settings import changed_settings
     rows = read_summary(folder / 'summary.csv')
     valid = [row for row in rows if row.get('eval_top1')]
     preset = '' if settings['multimix'] == 'none' else settings.get('multimix_preset') or 'default'

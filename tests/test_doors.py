@@ -1,0 +1,100 @@
+"""`timm-multimix COMMAND` and `python -m timm_multimix COMMAND`, in a checkout and from a wheel; recipes by name."""
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from timm_multimix import SettingError
+from timm_multimix.__main__ import COMMANDS, main
+from timm_multimix.runs.settings import parse_args
+
+RECIPE = 'cifar10_resnet18'
+
+
+def python(*args: str, cwd: Path, path: Path = ROOT, code: int = 0) -> str:
+    """What a process prints, both streams."""
+    done = subprocess.run([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+                          env={**os.environ, 'PYTHONPATH': str(path)}, timeout=300)
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize('command', ['describe', 'data', 'push', 'export', 'list'])
+def test_a_command_says_how_it_is_called(command: str, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    for started_as, prog in (('/usr/bin/timm-multimix', 'timm-multimix'),
+                             ('/x/timm_multimix/__main__.py', 'python -m timm_multimix')):
+        monkeypatch.setattr(sys, 'argv', [started_as])
+        with pytest.raises(SystemExit, match='0'):
+            main([command, '--help'])
+        assert capsys.readouterr().out.startswith(f'usage: {prog} {command} ')
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='0'):
+        main(['--help'])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    assert [line[0] for line in lines if line[0] in COMMANDS] == list(COMMANDS)
+    for wrong in (['trian'], []):
+        with pytest.raises(SystemExit, match='2'):
+            main(wrong)
+        assert 'COMMAND' in capsys.readouterr().err
+
+
+def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged = ROOT / 'hparams' / f'{RECIPE}.yaml'
+    by_path = parse_args(['-c', str(packaged)])
+    for name in (RECIPE, f'{RECIPE}.yaml'):
+        assert parse_args(['-c', name]) == by_path
+    with pytest.raises(SettingError, match=f'no recipe of that name. Did you mean {RECIPE}'):
+        parse_args(['-c', 'cifar10_resnt18'])
+    with pytest.raises(SettingError, match='no such file.$'):  # a path is no name
+        parse_args(['-c', f'elsewhere/{RECIPE}'])
+    Path(f'{RECIPE}.yaml').write_text('epochs: 3')  # a file of one's own goes first
+    assert parse_args(['-c', f'{RECIPE}.yaml']).epochs == 3
+    with pytest.raises(SettingError, match='Did you mean mine.yaml'):
+        Path('mine.yaml').touch()
+        parse_args(['-c', 'mine.yml'])
+
+
+def test_the_scripts_from_elsewhere(tmp_path: Path) -> None:
+    assert 'usage: train.py' in python('-m', 'timm_multimix', 'train', '--help', cwd=tmp_path)
+    assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path)
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a wheel installs, which was built from what a source distribution holds."""
+    where = tmp_path_factory.mktemp('wheel')
+    source, empty = where / 'source', where / 'empty'
+    for name in ('timm_multimix', 'hparams'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE', 'train.py', 'evaluate.py'):
+        shutil.copy(ROOT / name, source)
+    empty.mkdir()
+    python('-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(where)!r})', cwd=source, path=empty)
+    pip = ('-m', 'pip', '--disable-pip-version-check')
+    python(*pip, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', str(where),
+           str(next(where.glob('*.tar.gz'))), cwd=empty, path=empty)
+    python(*pip, 'install', '--no-deps', '--no-index', '--target', str(where / 'installed'),
+           str(next(where.glob('*.whl'))), cwd=empty, path=empty)
+    return where / 'installed'
+
+
+def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
+    assert (installed / 'bin' / 'timm-multimix').is_file()
+    assert sorted(p.name for p in installed.iterdir() if p.suffix != '.dist-info') == ['bin', 'timm_multimix']
+    assert 'evaluate  ' in python('-m', 'timm_multimix', '--help', cwd=tmp_path, path=installed)
+    assert '--multimix' in python('-m', 'timm_multimix', 'train', '--help', cwd=tmp_path, path=installed)
+    # Stops before it trains; by then it has read its recipe.
+    for flags, recipe in (((), 'digits_vit_small'), (('-c', RECIPE, '--dataset', 'sklearn/digits'), RECIPE)):
+        out = python('-m', 'timm_multimix', 'train', *flags, '--batch-size', '5000', cwd=tmp_path, path=installed, code=2)
+        assert f'Settings: {installed}/timm_multimix/_scripts/hparams/{recipe}.yaml' in out
+        assert '--batch-size is 5000, but there are only 1442' in out

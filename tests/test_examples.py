@@ -1,0 +1,43 @@
+"""The examples, as a newcomer runs them: processes of their own, with fewer epochs."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import timm
+import torch
+
+from tests.conftest import ROOT
+from timm_multimix.data import create_train_val
+
+
+def run(example: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(ROOT / 'examples' / example)],
+                          capture_output=True, text=True, cwd=folder, timeout=600,
+                          env={**os.environ, 'EPOCHS': '2', 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_minimal(tmp_path: Path) -> None:
+    out = run('minimal.py', tmp_path)
+    found = re.fullmatch(r'(\d+\.\d)% of 360 test images are right\n', out)
+    assert found and float(found[1]) > 60, out  # guessing gets 10
+
+
+def test_timm_task(tmp_path: Path) -> None:
+    out = run('timm_task.py', tmp_path)
+    raw, averaged = re.findall(r'(\d+\.\d) % ', out)[-2:]
+    assert float(raw) > 60 and float(averaged) > 60, out
+    assert re.search(r"'embeddings': [1-9]", out) and re.search(r"'inputs': [1-9]", out)
+
+    model = timm.create_model('test_convnext', num_classes=10, checkpoint_path=str(tmp_path / 'digits.safetensors'))
+    _, digits = create_train_val('sklearn/digits', None)
+    transform = timm.data.create_transform((3, 64, 64), crop_pct=1)
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([transform(image) for image, _ in digits]))
+    right = (logits.argmax(1) == torch.tensor([target for _, target in digits])).float().mean()
+    assert abs(100 * right - float(averaged)) < 0.1  # what it printed
