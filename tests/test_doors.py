@@ -95,6 +95,7 @@ def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     assert '--multimix' in python('-m', 'timm_multimix', 'train', '--help', cwd=tmp_path, path=installed)
     # Stops before it trains; by then it has read its recipe.
     for flags, recipe in (((), 'digits_vit_small'), (('-c', RECIPE, '--dataset', 'sklearn/digits'), RECIPE)):
-        out = python('-m', 'timm_multimix', 'train', *flags, '--batch-size', '5000', cwd=tmp_path, path=installed, code=2)
+        command = ('-m', 'timm_multimix', 'train', *flags, '--batch-size', '5000')
+        out = python(*command, cwd=tmp_path, path=installed, code=2)
         assert f'Settings: {installed}/timm_multimix/_scripts/hparams/{recipe}.yaml' in out
         assert '--batch-size is 5000, but there are only 1442' in out
