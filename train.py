@@ -3,7 +3,7 @@
 
     python train.py --model vit_small_patch16_224 --multimix dense            # on the embedded digits
     python train.py --data-dir cifar10 -c hparams/cifar10_resnet18.yaml      # on a folder of images
-    python train.py --resume output/train/NAME                               # go on with a run
+    python train.py --resume output/train/NAME                               # resume a run
     torchrun --nproc_per_node=4 train.py --model resnet50 …                   # on four GPUs
 
 Read it from top to bottom: `run` builds everything and is the loop over the epochs, `train_epoch` and `validate` are

@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp('unbroken')
-    assert 'starts afresh' in with_kills(folder, data, flags=('-j', '0'))
+    assert 'a new one starts' in with_kills(folder, data, flags=('-j', '0'))
     return folder
 
 
@@ -247,7 +247,7 @@ def test_auto_takes_the_newest_run_that_no_flag_contradicts(
     flags = [*SHORT, '--data-dir', str(data), '--output', str(tmp_path), '--resume', 'auto']
     for i, more in enumerate((['--epochs', '1'], ['--epochs', '1', '--smoothing', '0'])):
         assert train.main([*flags, *more, '--experiment', f'run{i}']) == 0
-        assert 'there is no run to go on with' in capsys.readouterr().out
+        assert 'there is no run to resume' in capsys.readouterr().out
         os.utime(tmp_path / f'run{i}' / 'last.pth.tar', (i + 1e9, i + 1e9))  # all names of one file
     (tmp_path / 'empty').mkdir()
 

@@ -274,8 +274,8 @@ class MixingPolicy:
     def _say_assumption(self) -> None:
         if self.progress is None and self.config is not None and (
                 self.config.ramp or self.config.ramp_epochs or self.schedule):
-            self._warn('progress', 'nobody has said how far the training is, so it mixes from the first step as much '
-                                   'as at the end. Call model.set_progress(epoch, epochs) once an epoch'
+            self._warn('progress', 'the progress of the training is not known, so mixing is as frequent from the first '
+                                   'step as at the end. Call model.set_progress(epoch, epochs) once an epoch'
                                    + ('.' if self.schedule is not None else ', or give ramp=0.'))
 
     def _warn(self, about: str, message: str) -> None:

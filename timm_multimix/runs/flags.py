@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='start from these weights, which fit as they are: a file, or hf-hub:user/name or local-dir:…, which say '
            'the model too')
     g('--resume', default='', metavar='PATH',
-      help="a run folder or checkpoint to go on with, in that folder and with its args.yaml; 'auto': the newest run in "
+      help="a run folder or checkpoint to resume, in that folder and with its args.yaml; 'auto': the newest run in "
            '--output (or --experiment there) that these flags do not contradict, else a new one')
     g('--no-resume-opt', action='store_true', help='do not take the optimizer over from --resume')
     g('--num-classes', type=whole(least=1), default=None, metavar='N',
@@ -196,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--epochs', type=whole(least=1), default=300, metavar='N',
       help='passes over the training images, before the cooldown')
     g('--epoch-repeats', type=number(least=0), default=0.0, metavar='N', help='passes over a stream in one epoch')
-    g('--start-epoch', type=whole(least=0), default=None, metavar='N', help='go on with this epoch, the first is 0')
+    g('--start-epoch', type=whole(least=0), default=None, metavar='N', help='resume at this epoch; the first is 0')
     g('--decay-milestones', type=whole(least=1), nargs='+', default=[90, 180, 270], metavar='N',
       help='multistep: epochs at which the learning rate decays')
     g('--decay-epochs', type=number(above=0), default=None, metavar='N',
@@ -310,14 +310,14 @@ def build_parser() -> argparse.ArgumentParser:
     g('--recovery-interval', type=whole(least=0), default=0, metavar='N',
       help='a checkpoint within the epoch every N updates')
     g('--nonfinite-limit', type=whole(least=1), default=10, metavar='N',
-      help='updates whose loss is no number are left out; so many in a row end the run')
+      help='updates whose loss is not finite are skipped; this many in a row end the run')
     g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1',
       help='picks model_best, of the epochs that are validated')
     g('--log', nargs='+', choices=LOGGERS, default=None, help='where metrics are written beside summary.csv')
     g('--log-wandb', action=on_off, default=False, help='the same as --log wandb')
     g('--wandb-project', default=None, metavar='NAME', help='project at wandb or trackio')
     g('--wandb-tags', nargs='+', default=[], metavar='TAG', help='tags of the run at wandb')
-    g('--wandb-resume-id', default='', metavar='ID', help='go on with this run of wandb, with --resume')
+    g('--wandb-resume-id', default='', metavar='ID', help='continue this wandb run, with --resume')
     g('--output', default='', metavar='DIR', help='where runs go (default: ./output/train)')
     g('--experiment', default='', metavar='NAME', help='folder of this run (default: date-model-size)')
 

@@ -157,7 +157,7 @@ def _check_bce(args: argparse.Namespace) -> None:
 
 def weights_alone(path: str) -> str:
     """What to say when `--resume` names weights."""
-    return (f'--resume is {path!r}, but that holds weights alone, not a run to go on with. To start from them: '
+    return (f'--resume is {path!r}, but that holds weights alone, not a run to resume. To start from them: '
             f'--initial-checkpoint {path}')
 
 

@@ -1,4 +1,4 @@
-"""Updates whose gradient is no number: leave them out, and everything as it was."""
+"""Updates whose gradient is not finite: skipped, with everything left as it was."""
 from __future__ import annotations
 
 from collections.abc import Iterable

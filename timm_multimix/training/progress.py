@@ -15,7 +15,7 @@ from ..distributed import total
 class Averages:
     """Means of named values over the steps that had them, kept on the device: nothing waits for it.
 
-    Steps whose value is no finite number are left out.
+    Steps whose value is not finite are left out.
     """
 
     def __init__(self, names: Sequence[str], device: Optional[torch.device] = None) -> None:
@@ -36,14 +36,14 @@ class Averages:
 
 @dataclass
 class Progress:
-    """What a run must know to go on with an epoch.
+    """What a run must know to resume within an epoch.
 
     Attributes:
         epoch: from 0.
         batch: how many of its batches are done; all of an update's or none.
         rate: learning rate at its start.
         averages: of the training metrics.
-        skipped: updates left out because their gradient was no number.
+        skipped: updates skipped because their gradient was not finite.
         in_a_row: how many of the last updates were, of earlier epochs too.
         statistics_agreed: BatchNorm's are the same on all ranks already (`--dist-bn`).
         counted: what the policy had counted before its first step.

@@ -139,7 +139,7 @@ class TrainState:
         found = self._load(args) if args.resume else {}
         notes = [self._go_to(found, exact), found['changed']] if found else []
         if args.resume_auto and not found:
-            say('--resume auto: there is no run to go on with; this one starts afresh.')
+            say('--resume auto: there is no run to resume; a new one starts.')
         if args.start_epoch is not None:
             self.begin_epoch(args.start_epoch)
         if not self.progress.batch:
