@@ -110,6 +110,14 @@ def test_a_logit_that_is_no_number_makes_loss_and_gradient_nan(
             assert loss.isnan() and grad.isnan().all()
 
 
+@pytest.mark.parametrize('engine', ENGINES)
+def test_attention_that_is_no_number_and_is_not_looked_at_makes_loss_and_gradient_nan(engine: str) -> None:
+    a = torch.rand(B, P)
+    a[1, 2] = float('nan')
+    found = values_and_grads(lambda L: loss_of(L, attention=a, engine=engine, validate=False), LOGITS)
+    assert all(t.isnan().all() for t in found)
+
+
 HOW = {
     'plain': {}, 'keep_norm': {'keep_norm': True}, 'all': {'normalize': 'all'}, 'binary': {'binary': True},
     'binary, keep_norm': {'binary': True, 'keep_norm': True}, 'class_weight': {'class_weight': True},

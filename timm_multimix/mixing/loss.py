@@ -39,9 +39,10 @@ def mixed_cross_entropy(
     For one's own loop and any modality: `logits` are the classifier's outputs per position, of the unmixed batch.
 
     A class whose logits are −∞ is masked: it is as if it were not there, and a target on it makes the loss huge, 1e30
-    times its share, where `torch.nn.functional.cross_entropy` of the mixture gives inf; it is never NaN.
-    (`label_smoothing` puts a target on every class. A masked class of `binary` adds 0 to the mean over all C.) A logit
-    that is NaN or +∞ makes loss and gradient NaN, whichever mixtures have it.
+    times its share, where `torch.nn.functional.cross_entropy` of the mixture gives inf; it is never NaN,
+    unless all classes of an example are masked. (`label_smoothing` puts a target on every class. A masked class of
+    `binary` adds 0 to the mean over all C.) A logit or attention that is NaN or +∞ makes loss and gradient NaN,
+    whichever mixtures have it.
 
     Args:
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),

@@ -119,6 +119,8 @@ def run(
         moved = logits - highest
     moved.clamp_(min=MASKED)  # 0 · −∞ would be NaN, where a masked class is to be as if it were not there
     spoiled = (0 * highest).sum()  # NaN if a logit is NaN or +∞, also of an example that no mixture has; 0 otherwise
+    if attention is not None:  # which would be taken for that of a position nobody attends to
+        spoiled = spoiled + (0 * attention).sum()
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
