@@ -45,7 +45,7 @@ def resnet(**settings: Any) -> MultiMixModel:
     return quiet_wrap(timm.create_model('test_resnet', num_classes=5), 'dense', **settings)
 
 
-# ----------------------------------------------------------------------- what timm's own tests ask of each of its models
+# ---------------------------------------------------------------------- what timm's own tests ask of each of its models
 
 @pytest.mark.parametrize('name', timm.list_models('test_*'))
 def test_what_timm_asks_of_a_model(name: str) -> None:
