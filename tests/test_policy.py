@@ -554,7 +554,8 @@ def test_a_networks_own_attributes_stay_its_own() -> None:
     wrapped = wrap(net, 'multimix')
     wrapped(IMAGES, TARGET)
     assert (net.policy, net.sampler, net.config) == ('mine', 'yours', 'theirs')
-    assert isinstance(wrapped.policy, MixingPolicy) and isinstance(wrapped.config, MultiMixConfig)
+    ours = wrapped.multimix
+    assert isinstance(ours.policy, MixingPolicy) and isinstance(ours.config, MultiMixConfig) and ours.policy.step == 1
 
 
 def test_a_task_goes_on_with_the_models_own_policy() -> None:
