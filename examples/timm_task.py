@@ -26,7 +26,7 @@ common = {'input_size': (3, 64, 64), 'batch_size': 64, 'use_prefetcher': False, 
 train_loader = create_loader(train_set, is_training=True, scale=(0.7, 1), hflip=0, color_jitter=0, **common)
 test_loader = create_loader(test_set, crop_pct=1, **common)
 
-# Half of the steps mix embeddings, the others images by mixup or CutMix. Mixing begins slowly, over half of the epochs.
+# Half of the steps mix embeddings, the others images, by mixup or CutMix. Mixing begins slowly: it is whole half-way.
 model = timm.create_model('test_convnext', num_classes=10)
 model = timm_multimix.wrap(model, 'dense', input_size=(3, 64, 64), prob=0.5, mixup=0.2, cutmix=1, ramp=0.5)
 task = timm_multimix.MultiMixTask(model, device=device).to(device)

@@ -35,7 +35,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         description='MultiMix and Dense MultiMix for timm.\n\n' + ''.join(
             f'  {name:<10}{text}\n' for name, text in COMMANDS.items()),
         epilog=f'{prog} COMMAND --help says more.')
-    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of those above')
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
     argv = sys.argv[1:] if argv is None else argv
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     if command in ('train', 'evaluate'):
