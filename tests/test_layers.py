@@ -13,10 +13,11 @@ from tests.conftest import ROOT
 # from the lines above its own and from itself. A new room gets its place here.
 LAYERS = (
     ('errors', 'version'),
-    ('files', 'seeding', 'distributed'),
+    ('files', 'seeding', 'distributed', 'setting'),
     ('config',),
     ('mixing',),
     ('policy', 'heads', 'models'),
+    ('stepping',),
     ('wrapper',),
     ('task',),
     ('data',),
