@@ -24,6 +24,7 @@ from .stepping import MultiMix, MultiMixOutput, Sampler
 
 # Of `model.multimix`, for short; a model that has such an attribute of its own keeps it.
 SHORT = ('config', 'policy', 'sampler', 'timm_args', 'head_info')
+TIMM_NAMES = ('num_classes', 'forward_features', 'forward_head', 'get_classifier')  # `Parts` answer to them
 
 
 class MultiMixModel(nn.Module):
@@ -119,6 +120,8 @@ class MultiMixModel(nn.Module):
         except AttributeError:
             if name in SHORT:
                 return getattr(self.multimix, name)
+            if name in TIMM_NAMES:
+                return getattr(self.multimix.timm_adapter, name)
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
