@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint typecheck oldest clean
+.PHONY: train test lint typecheck docs oldest clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --model vit_small_patch16_224 --multimix dense
@@ -17,7 +17,7 @@ oldest: .venv-oldest/installed
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet 'torch==2.6.0' 'torchvision==0.21.0' 'timm==1.0.27' --editable '.[test]'
+	.venv-oldest/bin/python -m pip install --quiet 'torch==2.6.0' 'torchvision==0.21.0' 'timm==1.0.27' 'numpy<2.3' --editable '.[test]'
 	touch $@
 
 lint: $(VENV)/installed-dev
@@ -25,6 +25,10 @@ lint: $(VENV)/installed-dev
 
 typecheck: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+# The documents as a site, in site/.
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +41,9 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf $(VENV) .venv-oldest
+	rm -rf $(VENV) .venv-oldest site

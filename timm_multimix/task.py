@@ -40,7 +40,9 @@ class MultiMixTask(ClassificationTask):
         label_smoothing: of class-index targets; None is the wrapped model's.
         class_weight: a weight for each class; None is the wrapped model's.
         seed: of what is mixed and by how much; None is the wrapped model's.
-        device, dtype, verbose: as in timm.
+        device: as in timm.
+        dtype: as in timm.
+        verbose: as in timm.
 
     Raises:
         SettingError: a criterion that mixing cannot keep; settings that contradict those of the wrapped model.

@@ -22,11 +22,15 @@ from timm_multimix.heads import Description, description  # noqa: E402
 
 INTRO = f"""# timm's families, and what mixing does with them
 
-The model of every module of timm {timm.__version__} that is the least work, with 1000 classes, described
-(`python tools/families.py`; for any other model `python -m timm_multimix.describe NAME`). *head*: the layers that act
-between features and logits, in order. *multimix*: the features of the pooled embedding that is mixed, before which
-layer. *dense*: positions × features, at the image size that the model says it takes; what is not the last layer of the
-head is applied to one position at a time.
+The table describes one model of every module of timm {timm.__version__}: the one that is the least work, with 1000
+classes. `python tools/families.py` writes it. For any other model, ask `python -m timm_multimix.describe NAME`.
+
+| column | says |
+|---|---|
+| head | the layers that act between features and logits, in order |
+| multimix | the features of the pooled embedding that is mixed, and the layer before which it is |
+| dense | positions × features, at the image size that the model says it takes. \
+Every layer of the head but the last is applied to one position at a time |
 
 | module | model | head | multimix | dense | notes |
 |---|---|---|---|---|---|

@@ -10,19 +10,21 @@ PAGE = Path(__file__).resolve().parents[1] / 'docs' / 'settings.md'
 
 TOP = """# Settings
 
-Written by `python tools/settings.py` from `timm_multimix/config.py`; the tests hold it complete.
+`python tools/settings.py` writes this page from `timm_multimix/config.py`, and the tests hold it complete.
 
-`wrap` and `MultiMixConfig` take the names, `train.py` the flags, and a YAML file the flags without their first dashes
-and with underscores (`multimix_n: 500`). What is not given comes from the preset.
+`wrap` and `MultiMixConfig` take the names. `train.py` takes the flags. A YAML file takes the flags without their first
+dashes and with underscores (`multimix_n: 500`). What is not given comes from the preset. The settings to try first are
+`prob`, `effective` and `ramp`.
 
 | setting | flag | values | default preset | meaning |
 |---|---|---|---|---|
 """
 BOTTOM = """
 
-`manifold` and `regmixup` are [other methods](changing_the_method.md#other-methods-as-settings-of-this-one); `regmixup`
-goes with `multimix` alone. `gather` is explained in [ranks and resuming](ranks_and_resuming.md), binary cross-entropy
-in [from timm](from_timm.md#binary-cross-entropy).
+`manifold` and `regmixup` are [other methods](changing_the_method.md#other-methods-as-settings-of-this-one). `regmixup`
+goes with `multimix` alone. [Ranks and resuming](ranks_and_resuming.md#mix-the-batch-of-all-ranks) explains `gather`.
+[Coming from timm](from_timm.md#binary-cross-entropy) explains binary cross-entropy.
+[Method](method.md#why-the-default-is-not-the-papers-setting) says why `default` is not `paper`.
 """
 
 
