@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
+from timm_multimix import MultiMixTask
 
 
 def arm(moment: str) -> None:
@@ -44,7 +45,7 @@ def arm(moment: str) -> None:
         for owner, attribute in ((os, 'replace'), (os, 'link'), (os, 'unlink'), (os, 'fsync'), (torch, 'save')):
             setattr(owner, attribute, counted(getattr(owner, attribute), before=True))
     elif kind == 'step':
-        train.MultiMixTask.update_ema = counted(train.MultiMixTask.update_ema, before=False)
+        MultiMixTask.update_ema = counted(MultiMixTask.update_ema, before=False)
     else:
         def first(*args: Any, **kwargs: Any) -> Any:
             nonlocal seen
@@ -52,7 +53,7 @@ def arm(moment: str) -> None:
             if seen == 1:
                 threading.Timer(float(at), strike).start()
             return update(*args, **kwargs)
-        update, train.MultiMixTask.update_ema = train.MultiMixTask.update_ema, first
+        update, MultiMixTask.update_ema = MultiMixTask.update_ema, first
 
 
 def run(flags: list[str], moment: str, ranks: int) -> int:
