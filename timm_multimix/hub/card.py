@@ -2,26 +2,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 from pathlib import Path
 from typing import Any, Optional
 
 import timm
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..config import METHODS, setting_text
 from ..errors import SettingError
+from ..files import load_json, load_yaml
 from ..policy import EMBEDDINGS, told
 from ..runs.flags import OF_THE_MACHINE, build_parser
 from ..runs.recipes import published_recipe
 from ..runs.summary import read_summary
 from ..runs.yaml_file import read_yaml
-from .save import CONFIG, COUNTS, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, COUNTS, MODE, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
@@ -53,10 +52,10 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
         name: as timm loads it: hf-hub:user/name, local-dir:FOLDER.
         license: of the weights, as the Hub names licenses. None says nothing about it.
     """
-    config = json.loads((folder / CONFIG).read_text())
+    config = load_json(folder / CONFIG)
     args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
     counts = settings.pop(COUNTS, None) or {}
-    rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
+    rows = [r for r in read_summary(folder / 'summary.csv') if _is_number(r.get('eval_top1'))]
     title = name.partition(':')[2].rstrip('/').rpartition('/')[2].partition('@')[0]
     averaged = (folder / RAW_WEIGHTS).exists()
     front = _front_matter(title, config, args, settings, counts, rows[-1] if rows else {}, license)
@@ -80,12 +79,19 @@ def _front_matter(title: str, config: dict[str, Any], args: dict[str, Any], sett
                    dataset_name=data_set, dataset_split=args.get('val_split') or 'validation', metric_type='accuracy',
                    metric_name=label, metric_value=round(float(last[key]) / 100, 4))
         for key, label in (('eval_top1', 'Accuracy (top-1)'), ('eval_top5', 'Accuracy (top-5)'))
-        if kind and last.get(key) not in (None, '')]
+        if kind and _is_number(last.get(key))]
     return ModelCardData(
         library_name='timm', pipeline_tag='image-classification', tags=tags, license=license,
         base_model=_base_model(config, args), metrics=['accuracy'] if results else None,
         datasets=[data_set if kind == 'other' else kind] if kind and kind != 'imagefolder' else None,
         model_name=title if results else None, eval_results=results or None)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
 
 
 def _mixed_embeddings(counts: dict[str, int]) -> bool:
@@ -109,7 +115,8 @@ def _about(config: dict[str, Any], settings: dict[str, Any], counts: dict[str, i
     names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
     named = list(names.values()) if isinstance(names, dict) else list(names or [])
     classes = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
-    return (f'`{config["architecture"]}` for images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
+    mode = '' if config.get(MODE, 'RGB') == 'RGB' else f'{config[MODE]} '
+    return (f'`{config["architecture"]}` for {mode}images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
             f'classes{classes}. It has {count / 1e6:.1f} M weights{trained}\n{done}')
 
 
@@ -122,7 +129,7 @@ def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged
         + 'from PIL import Image\n\n'
         f"model = timm.create_model('{name}', pretrained=True).eval()\n"
         'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n'
-        "image = transform(Image.open('image.jpg').convert('RGB')).unsqueeze(0)\n"
+        f"image = transform(Image.open('image.jpg').convert('{config.get(MODE, 'RGB')}')).unsqueeze(0)\n"
         'with torch.no_grad():\n    probabilities = model(image).softmax(-1)[0].sort(descending=True)\n'
         "names = model.pretrained_cfg.get('label_names') or range(model.num_classes)\n"
         'for p, i in zip(probabilities.values[:5].tolist(), probabilities.indices[:5].tolist()):\n'
@@ -150,7 +157,7 @@ def _results(rows: list[dict[str, Any]], args: dict[str, Any], averaged: bool, c
     _, data_set = _data_set(args)
     columns = [(label, f'{float(last[key]):.{digits}f}') for label, key, digits in (
         ('top-1 %', 'eval_top1', 2), ('top-5 %', 'eval_top5', 2), ('cross-entropy', 'eval_loss', 3),
-        ('top-1 % without averaging', 'eval_raw_top1', 2)) if last.get(key) not in (None, '')]
+        ('top-1 % without averaging', 'eval_raw_top1', 2)) if _is_number(last.get(key))]
     text = (f'## Results\n\nOn the split `{args.get("val_split") or "validation"}`'
             + (f' of {data_set}' if data_set else '') + f', after epoch {done}'
             + f' of {planned}' * bool(planned) + ': training has not ended' * (done < planned)
@@ -244,5 +251,5 @@ def _base_model(config: dict[str, Any], args: dict[str, Any]) -> Optional[str]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    found = load_yaml(path) if path.exists() else None
     return found if isinstance(found, dict) else {}
