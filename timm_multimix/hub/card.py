@@ -55,7 +55,7 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
     config = load_json(folder / CONFIG)
     args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
     counts = settings.pop(COUNTS, None) or {}
-    rows = [r for r in read_summary(folder / 'summary.csv') if _is_number(r.get('eval_top1'))]
+    rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
     title = name.partition(':')[2].rstrip('/').rpartition('/')[2].partition('@')[0]
     averaged = (folder / RAW_WEIGHTS).exists()
     front = _front_matter(title, config, args, settings, counts, rows[-1] if rows else {}, license)
@@ -79,19 +79,12 @@ def _front_matter(title: str, config: dict[str, Any], args: dict[str, Any], sett
                    dataset_name=data_set, dataset_split=args.get('val_split') or 'validation', metric_type='accuracy',
                    metric_name=label, metric_value=round(float(last[key]) / 100, 4))
         for key, label in (('eval_top1', 'Accuracy (top-1)'), ('eval_top5', 'Accuracy (top-5)'))
-        if kind and _is_number(last.get(key))]
+        if kind and last.get(key) not in (None, '')]
     return ModelCardData(
         library_name='timm', pipeline_tag='image-classification', tags=tags, license=license,
         base_model=_base_model(config, args), metrics=['accuracy'] if results else None,
         datasets=[data_set if kind == 'other' else kind] if kind and kind != 'imagefolder' else None,
         model_name=title if results else None, eval_results=results or None)
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except (TypeError, ValueError):
-        return False
 
 
 def _mixed_embeddings(counts: dict[str, int]) -> bool:
@@ -157,7 +150,7 @@ def _results(rows: list[dict[str, Any]], args: dict[str, Any], averaged: bool, c
     _, data_set = _data_set(args)
     columns = [(label, f'{float(last[key]):.{digits}f}') for label, key, digits in (
         ('top-1 %', 'eval_top1', 2), ('top-5 %', 'eval_top5', 2), ('cross-entropy', 'eval_loss', 3),
-        ('top-1 % without averaging', 'eval_raw_top1', 2)) if _is_number(last.get(key))]
+        ('top-1 % without averaging', 'eval_raw_top1', 2)) if last.get(key) not in (None, '')]
     text = (f'## Results\n\nOn the split `{args.get("val_split") or "validation"}`'
             + (f' of {data_set}' if data_set else '') + f', after epoch {done}'
             + f' of {planned}' * bool(planned) + ': training has not ended' * (done < planned)

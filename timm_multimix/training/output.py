@@ -75,16 +75,17 @@ class RunFolder:
         self.start = start
         if rank():
             return
-        self.rows = [row for row in read_summary(self.summary) if int(row['epoch']) < start]
-        if self.rows:
-            write_summary(self.summary, self.rows)
-        else:
-            self.summary.unlink(missing_ok=True)
-        if start < epochs:  # a finished run keeps the settings that made it
-            try:
+        found = {int(row['epoch']): row for row in read_summary(self.summary)}
+        self.rows = [row for epoch, row in found.items() if epoch < start]
+        try:
+            if self.rows:
+                write_summary(self.summary, self.rows)
+            else:
+                self.summary.unlink(missing_ok=True)
+            if start < epochs:  # a finished run keeps the settings that made it
                 self._write_settings()
-            except OSError as e:
-                raise SettingError(f'{self.path}/args.yaml cannot be written: {e.strerror or e}.') from e
+        except OSError as e:
+            raise SettingError(f'{e.filename or self.path} cannot be written: {e.strerror or e}.') from e
         args = self.args
         self.loggers = open_loggers(args.log, self.path, self.settings, args.wandb_project, args.wandb_tags,
                                     args.wandb_resume_id, start)
