@@ -12,9 +12,15 @@ what an epoch does. Flags are timm's where timm has them (`timm_multimix/runs/fl
 """
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What follows takes seconds to import, in which Ctrl-C would show where in the libraries it struck.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nStopped before anything was done.\n'), os._exit(130)))
+
+import argparse
 import time
 import warnings
 from collections import OrderedDict
@@ -315,4 +321,6 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `main` answers from here on
     sys.exit(main())

@@ -58,7 +58,8 @@ def test_the_mode_goes_with_the_model(
     assert expected.shape == (MODES[mode], 32, 32)
     assert evaluate.main([str(run), '--data-dir', str(data), '-j', '0', '--on',
                           'accuracy,robustness,ood,embedding,attention', '--attacks', 'fgsm', '--ood', 'uniform',
-                          'photographs', '--ood-images', '5', '--bank', '9', '--knn-k', '2', '--output', str(tmp_path / 'e')]) == 0
+                          'photographs', '--ood-images', '5', '--bank', '9', '--knn-k', '2',
+                          '--output', str(tmp_path / 'e')]) == 0
 
     # a restart takes it over, and so does what is loaded, saved and exported again
     model = from_pretrained(run)

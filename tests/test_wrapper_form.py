@@ -339,7 +339,7 @@ def test_input_sizes_that_are_none(size: Any) -> None:
 
 
 def test_a_trainer_of_several_kinds_of_models_finds_no_config() -> None:
-    """As such trainers look for one: they set its fields, write it to their logs, and go without where there is none."""
+    """As such trainers look for one: they set its fields, write it to their logs, and do without."""
     wrapped = resnet()
     logged: list[Any] = []
     if getattr(wrapped, 'config', None) is not None:

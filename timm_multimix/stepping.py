@@ -182,6 +182,8 @@ class MultiMix:
     def step(self, input: Tensor, target: Tensor, lam: Optional[Tensor] = None,
              generator: Optional[torch.Generator] = None) -> MultiMixOutput:
         """Logits and loss; arguments as in `MultiMixModel.forward`."""
+        if not len(input):
+            raise SettingError(f'input is {tuple(input.shape)}, but there must be an image.')
         asked = True if lam is not None or generator is not None else None
         if self.model.training:
             self._without_target = 0
@@ -339,7 +341,7 @@ class MultiMix:
 
         Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
         """
-        if not self.needs_first_check or torch.compiler.is_compiling():
+        if not batch or not self.needs_first_check or torch.compiler.is_compiling():
             return
         self.needs_first_check = False
         batch = self.config.mixed_batch(batch, world())

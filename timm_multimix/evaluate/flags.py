@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
       help="images are converted to this mode of Pillow's (default: the checkpoint's)")
     g('--crop-pct', type=CROP_PCT, default=None, metavar='N',
       help="share of an image that is kept, after it is resized (default: the model's)")
-    g('--mean', type=float, nargs='+', default=None, metavar='X',
+    g('--mean', type=number(), nargs='+', default=None, metavar='X',
       help="mean of each channel that images are normalised with, of pixels from 0 to 1 (default: the model's)")
     g('--std', type=number(above=0), nargs='+', default=None, metavar='X',
       help="standard deviation of each channel, as --mean (default: the model's)")

@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='channels, height and width of an image, in pixels')
     g('--crop-pct', type=CROP_PCT, default=None, metavar='N',
       help='share of the validation image that is kept, after it is resized')
-    g('--mean', type=float, nargs='+', default=None, metavar='X',
+    g('--mean', type=number(), nargs='+', default=None, metavar='X',
       help="mean of each channel that images are normalised with, of pixels from 0 to 1 (default: the model's)")
     g('--std', type=number(above=0), nargs='+', default=None, metavar='X',
       help="standard deviation of each channel, as --mean (default: the model's)")
