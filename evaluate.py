@@ -10,11 +10,19 @@ Writes report.md (a column per checkpoint), results.json and pictures. Each tabl
 """
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What follows takes seconds to import, in which Ctrl-C would show where in the libraries it struck.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nStopped before anything was done.\n'), os._exit(130)))
+
 import argparse
 import shlex
-import sys
 import time
 import warnings
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
@@ -23,6 +31,7 @@ from tqdm import tqdm
 
 from timm_multimix import SettingError, evaluate
 from timm_multimix.data import DIGITS
+from timm_multimix.data.split import split_folder
 from timm_multimix.distributed import start
 from timm_multimix.errors import shown
 from timm_multimix.evaluate import Checkpoint, Outputs, Table, images, load_checkpoint, report
@@ -81,9 +90,12 @@ class Evaluation:
             self.boxes = detection_data.read(args.transfer_data, args.transfer_splits)
         self.dataset: Any = None if args.on == ['transfer'] else images.open_split(
             args.dataset, args.data_dir, args.split, args.class_map)
+        if args.data_dir and not args.dataset:
+            args.split = split_folder(args.data_dir, args.split) or args.split
         if self.dataset is not None and not len(self.dataset):
             raise SettingError(f'--split {args.split} holds no images.')
         self.checkpoints = self._load()
+        self._take_held_out(self.dataset, args.split)
         self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints
                       if self.dataset is not None}
         self.outputs: dict[str, Outputs] = {}
@@ -99,6 +111,7 @@ class Evaluation:
         if 'ood' in args.on and args.bank:
             try:
                 self.train_set = images.open_split(args.dataset, args.data_dir, args.train_split, args.class_map)
+                self._take_held_out(self.train_set, args.train_split)
             except SettingError as e:
                 say(f'No training images, so no KNN score: {e}')
 
@@ -107,10 +120,15 @@ class Evaluation:
         data = {k: getattr(args, k) for k in ('mean', 'std', 'interpolation', 'crop_pct') if getattr(args, k)}
         size = args.img_size or (32 if args.model and args.dataset.lower() == DIGITS else None)
         loaded = [load_checkpoint(source, args.model, num_classes=args.num_classes, model_kwargs=args.model_kwargs,
-                                  img_size=size, **data) for source in args.checkpoints]
+                                  img_size=size,
+                                  input_img_mode=args.input_img_mode, **data) for source in args.checkpoints]
         names = unique_names([c.name for c in loaded])
-        return [Checkpoint(name, c.source, c.model.to(self.device), c.data_config, c.label_names)
-                for name, c in zip(names, loaded)]
+        return [replace(c, name=name, model=c.model.to(self.device)) for name, c in zip(names, loaded)]
+
+    def _take_held_out(self, dataset: Any, split: str) -> None:
+        told = images.take_held_out(dataset, self.args.data_dir, split, self.checkpoints)
+        if told:
+            say(told)
 
     def loader(self, dataset: Any) -> Any:
         return images.loader_of(dataset, self.args.batch_size, self.args.workers)
@@ -191,4 +209,6 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `main` answers from here on
     sys.exit(main())

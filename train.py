@@ -12,14 +12,20 @@ what an epoch does. Flags are timm's where timm has them (`timm_multimix/runs/fl
 """
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What follows takes seconds to import, in which Ctrl-C would show where in the libraries it struck.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nStopped before anything was done.\n'), os._exit(130)))
+
+import argparse
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Optional
 
@@ -34,6 +40,7 @@ from timm_multimix import MultiMixConfig, SettingError, unwrap, wrap
 from timm_multimix.data import PlacedLoader, class_weights
 from timm_multimix.distributed import finish, mean_of_ranks, rank, start, world
 from timm_multimix.errors import shown
+from timm_multimix.hub import starting_point
 from timm_multimix.policy import InputMixing
 from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args
@@ -52,8 +59,8 @@ from timm_multimix.training.words import announce, describe, epoch_line
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 
 
-def run(args: argparse.Namespace) -> None:
-    """Build everything; then one loop: train, validate, write down."""
+def run(args: argparse.Namespace, at_end: ExitStack) -> None:
+    """Build everything; then one loop: train, validate, write down. at_end: lets go of the folder."""
     # All that can be wrong is found out before the first step.
     settings = settle(args)  # args.yaml keeps these: what follows resolves more for this data and batch size
     config = multimix_config(args)
@@ -66,12 +73,14 @@ def run(args: argparse.Namespace) -> None:
     if args.fast_norm:
         set_fast_norm()
 
+    starting_point(args)  # which images its weights are for
     train_set, val_set, names = open_data_sets(args)
     weights = class_weights(args.class_weight, train_set, args.num_classes)
     if config is not None and weights is not None:
         config = config.replace(class_weight=weights)
     model, model_args = build.build_model(args)
-    settings.update({name: getattr(args, name) for name in ('model', 'pretrained', 'initial_checkpoint')})
+    settings.update({name: getattr(args, name) for name in (
+        'model', 'pretrained', 'initial_checkpoint', 'val_split', 'in_chans', 'input_img_mode')})
     data_config = build.data_config(args, model)
     if args.sync_bn and world() > 1:
         args.dist_bn = ''  # the ranks have the same
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     updates = (len(images.train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     scheduler, epochs = build.build_schedule(args, optimizer, updates)
 
-    folder = RunFolder(args, settings, images, model_args, task)
+    folder = RunFolder(args, settings, images, model_args, task, at_end)
     saver = AtomicCheckpointSaver(
         unwrap(model), optimizer, args=argparse.Namespace(**folder.settings), amp_scaler=scaler, task=task,
         checkpoint_dir=str(folder.path), recovery_dir=str(folder.path), decreasing=args.eval_metric == 'loss',
@@ -291,7 +300,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     else:
         warnings.simplefilter('ignore')
     try:
-        run(parse_args(argv, DIGITS_RECIPE))
+        with ExitStack() as at_end:
+            run(parse_args(argv, DIGITS_RECIPE), at_end)
         finish()
     except SettingError as e:
         if int(os.environ.get('RANK', '0')):
@@ -311,4 +321,6 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `main` answers from here on
     sys.exit(main())

@@ -42,7 +42,7 @@ def test_in_timms_place_it_is_what_every_step_trains_on(criterion: Any, settings
         assert results[0]['loss'] == results[1]['loss'] == results[2]['loss']
         seen.add(results[0]['mixed'])
     assert {'embeddings', 'mixup', 'cutmix'} <= seen
-    assert given.config == later.config == want.config
+    assert given.multimix.config == later.multimix.config == want.config
 
 
 @pytest.mark.parametrize('criterion, words', [

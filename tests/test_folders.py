@@ -77,7 +77,7 @@ def test_links_in_a_circle_and_pipes_are_refused(image_folder: Path) -> None:
 
 def test_images_outside_of_class_folders_are_refused(image_folder: Path) -> None:
     shutil.copy(image_folder / 'train' / 'class_0' / '0.png', image_folder / 'train' / 'lost.png')
-    with pytest.raises(SettingError, match='lost.png lies in the split itself.*train/CLASS'):
+    with pytest.raises(SettingError, match='lost.png lies in no folder of a class.*train/CLASS'):
         create_train_val('', str(image_folder))
 
 

@@ -3,9 +3,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from timm_multimix.training.interrupt import Interrupt, Stopped
 
 
@@ -29,3 +33,20 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
             assert not stop()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('script', ['train.py', 'evaluate.py'])
+@pytest.mark.parametrize('moment', ['importing', 'before the loop'])
+def test_ctrl_c_in_the_first_seconds_is_a_sentence(script: str, moment: str, tmp_path: Path) -> None:
+    """It strikes within the import of a library, and then as the flags are parsed."""
+    place = {'importing': ('timm', 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'),
+             'before the loop': ('sitecustomize', 'import argparse, os, signal\n'
+                                 'def strike(*_, **__):\n    os.kill(os.getpid(), signal.SIGINT)\n'
+                                 'argparse.ArgumentParser.parse_args = strike\n')}[moment]
+    (tmp_path / f'{place[0]}.py').write_text(place[1])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    code = f'import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = [{script!r}, "x"]; ' \
+           f'runpy.run_path({str(ROOT / script)!r}, run_name="__main__")'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': path})
+    assert done.returncode == 130 and 'Stopped' in done.stderr and 'Traceback' not in done.stderr, done.stderr

@@ -363,7 +363,7 @@ def test_a_mixup_fn_takes_the_settings_place() -> None:
         before, calls_before = IMAGES.clone(), len(calls)
         out = wrapped(IMAGES, TARGET)
         assert len(calls) == calls_before + 1 and torch.equal(IMAGES, before)
-        assert out.mixed == ('inputs' if wrapped.config.prob == 0 else 'inputs and embeddings')
+        assert out.mixed == ('inputs' if wrapped.multimix.config.prob == 0 else 'inputs and embeddings')
     with pytest.raises(SettingError, match='mixup is 0.5, but mixup_fn'):
         model(mixup=0.5, mixup_fn=Mixup(0.2, num_classes=5))
     off = Mixup(0.2, num_classes=5)
@@ -509,7 +509,7 @@ def test_the_page_on_changing_the_method_runs(tmp_path: Path, monkeypatch: pytes
     names: dict[str, Any] = {'torch': torch, 'timm': timm, 'timm_multimix': timm_multimix}
     exec(blocks[0], names)
     sampled = names['model'].train()
-    sampled.policy.configure(sampled.config.replace(preset='embeddings', ramp=0.0))
+    sampled.policy.configure(sampled.multimix.config.replace(preset='embeddings', ramp=0.0))
     out = sampled(torch.rand(8, 3, 64, 64), TARGET)
     assert out.mixed == 'embeddings' and 2 < float(out.signal['effective']) < 5 and torch.isfinite(out.loss)
     lam = names['half_of_one_example'](LamSampler(50, 2, 8, 0.1), torch.eye(8), torch.zeros(8, 2, 8))
@@ -568,7 +568,7 @@ def test_a_task_goes_on_with_the_models_own_policy() -> None:
     wrapped(IMAGES, TARGET)
     task = MultiMixTask(wrapped, seed=np.int64(7), mixup_fn=Mixup(0.2, num_classes=5))  # type: ignore[arg-type]
     assert task.policy is wrapped.policy and task.policy.warm == 0.3 and (task.step, task.policy.seed) == (1, 7)
-    wrapped.policy = MixingPolicy(wrapped.config, 5)
+    wrapped.policy = MixingPolicy(wrapped.multimix.config, 5)
     assert task.policy is wrapped.policy
     with pytest.raises(SettingError, match='schedule says'):
         model(schedule=lambda progress: 1.0).reconfigure(ramp=0.3)

@@ -19,6 +19,7 @@ import train
 from tests.conftest import ROOT, write_images
 from timm_multimix import MultiMixTask
 from timm_multimix.runs.find import candidates, damage, newest_whole
+from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.summary import read_summary
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
@@ -339,3 +340,92 @@ def test_a_torn_table_and_an_unreadable_neighbour_stop_no_run(tmp_path: Path, da
     assert train.main([*SHORT, '--data-dir', str(data), '--output', str(tmp_path), '--resume', 'auto', '--epochs',
                        '3']) == 0
     assert [row['epoch'] for row in read_summary(table)] == ['0', '1', '2']
+
+
+# ------------------------------------------------------------------------------------------- one process in a folder
+
+def test_two_processes_never_train_in_one_folder(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(tmp_path, data, '--epochs', '1') == 0  # which lets go of the folder at its end
+    run = tmp_path / 'x'
+    monkeypatch.setattr('timm_multimix.training.lock.WAIT', 0.2)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train.py'), '--resume', str(run), '--epochs', '100000', '-j', '1'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    try:
+        assert any(line.startswith('Epoch ') for line in iter(process.stdout.readline, ''))  # type: ignore[union-attr]
+        for again in (['--resume', str(run)], [*SHORT, '--data-dir', str(data), '--output', str(tmp_path),
+                                               '--experiment', 'x', '--resume', 'auto']):
+            assert train.main([*again, '--epochs', '3']) == 2
+            assert f'Another process trains in {run}.' in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    done = int(read_summary(run / 'summary.csv')[-1]['epoch']) + 1
+    monkeypatch.setattr('timm_multimix.training.lock.WAIT', 10)  # until the process that loaded has noticed
+    assert train.main(['--resume', str(run), '--epochs', str(done + 2)]) == 0
+    epochs = [int(row['epoch']) for row in read_summary(run / 'summary.csv')]
+    assert epochs == list(range(done + 2))
+
+
+def test_a_run_that_fails_lets_go_of_its_folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('timm_multimix.training.lock.WAIT', 0.2)
+    with monkeypatch.context() as broken:
+        broken.setattr(train, 'train_epoch', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start(tmp_path, data, '--epochs', '1')
+    assert start(tmp_path, data, '--epochs', '1') == 0
+
+
+@pytest.mark.parametrize('content', [
+    b'\xff\xfe: [', b'- a list', b'', b'? [a, b]\n: 1', b'{[1]: 2}', b'[' * 3000, b'a: 2024-13-45', b'recipe: [1, 2]',
+    b'recipe: 3', b'model: {a: {b: c}}', b'!!python/object/apply:os.system [exit]'])
+def test_no_file_below_output_breaks_auto(content: bytes, tmp_path: Path) -> None:
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'last.pth.tar').write_bytes(b'anything')
+        (tmp_path / name / 'args.yaml').write_bytes(content)
+    (tmp_path / 'c' / 'args.yaml').mkdir(parents=True)
+    (tmp_path / 'c' / 'last.pth.tar').touch()
+    for more in ([], ['-c', 'cifar10_resnet18']):
+        args = parse_args(['--model', 'test_resnet', '--output', str(tmp_path), '--resume', 'auto', *more])
+        assert args.resume == '' and args.resume_auto
+
+
+def test_a_folder_that_vanishes_is_written_again(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between epochs; then every row is there, and the end names what is there."""
+    trained = train.train_epoch
+
+    def vanishing(state: Any, *args: Any) -> Any:
+        found = trained(state, *args)
+        if state.progress.epoch == 1:
+            shutil.rmtree(state.folder)
+        return found
+
+    monkeypatch.setattr(train, 'train_epoch', vanishing)
+    assert start(tmp_path, data, '--epochs', '3') == 0
+    run, out = tmp_path / 'x', capsys.readouterr().out
+    assert [row['epoch'] for row in read_summary(run / 'summary.csv')] == ['0', '1', '2']
+    assert yaml.safe_load((run / 'args.yaml').read_text())['model'] == 'test_resnet'
+    assert newest_whole(run)[0] == run / 'last.pth.tar'
+    said = [line.strip() for line in out.split('Done in')[1].splitlines() if line.startswith(f'  {run}')]
+    for line in said:
+        place, *more = line.split('   ')[0].removesuffix(', or its weights alone:').split(', ')
+        assert all((Path(place).parent / name).exists() for name in (Path(place).name, *more)), line
+
+
+def test_the_end_names_no_file_that_is_not_there(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('timm_multimix.training.output.plot_curves', full)
+    monkeypatch.setattr('timm_multimix.training.output.write_summary', full)
+    monkeypatch.setattr(train.AtomicCheckpointSaver, 'save_checkpoint', full)
+    assert start(tmp_path, data, '--epochs', '1') == 0
+    end = capsys.readouterr().out.split('Done in')[1]
+    assert f'{tmp_path}/x/args.yaml\n' in end
+    assert not any(name in end for name in ('curves.png', 'summary.csv', 'last.pth.tar', 'model_best'))
+    report = (tmp_path / 'x' / 'report.md').read_text()
+    assert not any(name in report for name in ('curves.png', 'model_best.pth.tar'))

@@ -276,7 +276,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     (['--model', 'test_resnet', '--aa', 'nonsense'], 'Unknown AA policy nonsense'),
     (['--model', 'test_resnet', '--experiment', '../elsewhere'], 'names one folder inside --output'),
     (['--model', 'test_resnet', '--val-split', 'train'], 'are the same images'),
-    (['--model', 'test_resnet', '--in-chans', '1', '--input-img-mode', 'RGB'], 'A first step with these settings'),
+    (['--model', 'test_resnet', '--in-chans', '1', '--input-img-mode', 'RGB'], "is 'RGB', which has 3,"),
 ])
 def test_bad_input(flags: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
                    monkeypatch: pytest.MonkeyPatch) -> None:

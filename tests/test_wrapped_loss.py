@@ -125,7 +125,7 @@ def test_seeded_draws_repeat() -> None:
     wrapped = quiet_wrap(model, 'dense').eval()
     losses = [wrapped(images, target, generator=torch.Generator().manual_seed(s)).loss.item() for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
-    want = sample_lam(20, 4, 6, wrapped.config.alpha_range(6), torch.Generator().manual_seed(1))
+    want = sample_lam(20, 4, 6, wrapped.multimix.config.alpha_range(6), torch.Generator().manual_seed(1))
     assert wrapped(images, target, lam=want).loss.item() == losses[0]
 
 

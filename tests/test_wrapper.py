@@ -234,7 +234,7 @@ def test_setting_attributes_reaches_the_timm_model() -> None:
     assert wrapped(images).shape == (6, 3) and model.num_classes == 3
     timm.utils.freeze(wrapped, 'bn1')
     assert not any(p.requires_grad for p in model.bn1.parameters())
-    assert wrapped.config.n == 20 and 'config' not in vars(model)
+    assert wrapped.multimix.config.n == 20 and 'config' not in vars(model)
 
 
 def test_reset_classifier_inspects_anew() -> None:
@@ -282,8 +282,9 @@ def test_what_is_not_a_timm_classifier() -> None:
 
 def test_config_object_and_keywords() -> None:
     config = MultiMixConfig('dense', n=7)
-    assert wrap(build('resnet')[0], config).config is config
-    assert wrap(build('resnet')[0], config, attention='cam').config == MultiMixConfig('dense', n=7, attention='cam')
+    assert wrap(build('resnet')[0], config).multimix.config is config
+    changed = wrap(build('resnet')[0], config, attention='cam')
+    assert changed.multimix.config == MultiMixConfig('dense', n=7, attention='cam')
 
 
 @pytest.mark.parametrize('mode', ['multimix', 'dense'])

@@ -82,7 +82,7 @@ def test_copies_and_pickles(name: str) -> None:
         with torch.no_grad():
             assert torch.equal(other(images), wrapped(images)) and torch.equal(unwrap(other)(images), other(images))
         assert not {id(p) for p in other.parameters()} & {id(p) for p in wrapped.parameters()}
-        assert other.config == wrapped.config and other.policy is not wrapped.policy
+        assert other.multimix.config == wrapped.multimix.config and other.policy is not wrapped.policy
 
 
 @pytest.mark.parametrize('name', timm.list_models('test_*'))
@@ -156,7 +156,7 @@ def test_the_object_that_was_given_stays_a_plain_model() -> None:
     assert wrapped(IMAGES.double(), TARGET).loss.dtype == torch.float64
     assert b'timm_multimix' not in pickle.dumps(net)
     other = quiet_wrap(net, 'multimix')  # with other settings, beside the first
-    assert type(other) is type(wrapped) and not other.config.dense and wrapped.config.dense
+    assert type(other) is type(wrapped) and not other.multimix.config.dense and wrapped.multimix.config.dense
 
 
 def test_names_of_ours_give_way_to_the_models_own() -> None:
@@ -175,8 +175,8 @@ def test_names_of_ours_give_way_to_the_models_own() -> None:
     assert wrapped(IMAGES, TARGET).loss.isfinite() and wrapped.config == {'of': 'a framework'}
     assert wrapped.multimix.config.n == 20
     del wrapped.config
-    assert wrapped.config.n == 20
-    wrapped.policy = MixingPolicy(wrapped.config, 5)
+    assert not hasattr(wrapped, 'config')
+    wrapped.policy = MixingPolicy(wrapped.multimix.config, 5)
     wrapped.sampler = lambda lam, y, logits: lam
     assert wrapped.multimix.policy is wrapped.policy and wrapped.multimix.sampler is wrapped.sampler is not None
     assert not {'policy', 'sampler', 'multimix'} & set(vars(unwrap(wrapped)))
@@ -336,3 +336,24 @@ def test_frameworks_that_set_forward_on_the_object() -> None:
 def test_input_sizes_that_are_none(size: Any) -> None:
     with pytest.raises(SettingError, match=r'must be \(C, H, W\) in pixels'):
         wrap(timm.create_model('test_resnet', num_classes=5), input_size=size)
+
+
+def test_a_trainer_of_several_kinds_of_models_finds_no_config() -> None:
+    """As such trainers look for one: they set its fields, write it to their logs, and do without."""
+    wrapped = resnet()
+    logged: list[Any] = []
+    if getattr(wrapped, 'config', None) is not None:
+        wrapped.config.use_cache = False
+        logged += [wrapped.config.to_json_string(), wrapped.config.to_dict()]
+    assert not logged and wrapped(IMAGES, TARGET).loss.isfinite()
+
+    class Config(dict):  # type: ignore[type-arg]
+        def to_dict(self) -> dict[str, Any]:
+            return dict(self)
+
+    before = wrapped.multimix.config
+    wrapped.config = Config(model_type='theirs')
+    assert wrapped.config.to_dict() == {'model_type': 'theirs'} and wrapped.multimix.config is before
+    other = copy.deepcopy(wrapped)
+    assert other.config.to_dict() == {'model_type': 'theirs'} and other.multimix.config == before
+    assert list(wrapped.state_dict()) == list(timm.create_model('test_resnet', num_classes=5).state_dict())

@@ -195,7 +195,8 @@ class MultiMixConfig:
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'preset', ALIASES.get(self.preset, self.preset))
+        if isinstance(self.preset, str):
+            object.__setattr__(self, 'preset', ALIASES.get(self.preset, self.preset))
         fields = {f.name: f.default for f in dataclasses.fields(self) if f.init}
         object.__setattr__(self, '_given', frozenset(name for name in fields if getattr(self, name) is not None))
         for name, default in fields.items():
@@ -286,7 +287,8 @@ class MultiMixConfig:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """`layer` as a tuple, however many there are."""
-        return (self.layer,) if isinstance(self.layer, (str, int)) else tuple(self.layer)
+        several = isinstance(self.layer, Sequence) and not isinstance(self.layer, str)
+        return tuple(self.layer) if several else (self.layer,)  # type: ignore[arg-type, return-value]
 
     @property
     def dense(self) -> bool:
@@ -373,7 +375,7 @@ class MultiMixConfig:
         names = [f.name for f in dataclasses.fields(cls) if f.init]
         for key in settings:
             if key not in names:
-                raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(key, names)} '
+                raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(str(key), names)} '
                                    f'There are: {", ".join(names)}.')
         return cls(**settings)
 

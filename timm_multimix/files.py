@@ -1,12 +1,20 @@
-"""Files and folders that are whole or not there: written beside their place, flushed, and renamed into it."""
+"""Files and folders that are whole or not there: written beside their place, flushed, and renamed into it.
+
+And files of others, which may hold anything: `load_yaml` and `load_json`.
+"""
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
+
+import yaml
+
+from .errors import SettingError
 
 Paths = Union[str, Path]
 
@@ -89,3 +97,27 @@ def check_writable(folder: Paths) -> None:
     probe = folder / '.writable'
     probe.touch()
     probe.unlink()
+
+
+def load_yaml(path: Paths, loader: Any = yaml.SafeLoader) -> Any:
+    """What a YAML file holds: plain values, and no objects. Raises `SettingError` for what cannot be read."""
+    return _read(path, 'YAML', lambda file: yaml.load(file, loader))
+
+
+def load_json(path: Paths) -> Any:
+    """What a JSON file holds. Raises `SettingError` for what cannot be read."""
+    return _read(path, 'JSON', json.load)
+
+
+def _read(path: Paths, kind: str, parse: Callable[[Any], Any]) -> Any:
+    try:
+        with open(path, encoding='utf-8') as file:
+            return parse(file)
+    except SettingError:
+        raise
+    except OSError as e:
+        raise SettingError(f'{path} cannot be read: {e.strerror or e}.') from e
+    except RecursionError as e:
+        raise SettingError(f'{path} is not {kind} that can be read: it is nested too deeply.') from e
+    except Exception as e:  # parsers raise nearly anything on broken bytes
+        raise SettingError(f'{path} is not {kind}: {e or type(e).__name__}') from e

@@ -5,7 +5,7 @@ Flags, checks, help texts and tables are made from it.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional, Union
@@ -62,7 +62,7 @@ class Number:
             return ''
         it = 'each' if each else 'it'
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)) or not (
-                math.isfinite(value)):
+                abs(value) <= sys.float_info.max):
             return (f'{it} must be a {"whole" if self.whole else "finite"} number'
                     + (f', or {self.word!r}.' if self.word else '.'))
         if ((self.least is None or value >= self.least) and (self.above is None or value > self.above)

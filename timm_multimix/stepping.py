@@ -71,6 +71,7 @@ class MultiMix:
         timm_args: arguments of `timm.create_model` that build the model again, where wrapping switched its pooling.
         head_info: how features become logits position by position; None where 'multimix' mixes.
         input_size: (C, H, W) as it was given, or None.
+        input_img_mode: the mode of Pillow's that a checkpoint says its images have, or None.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class MultiMix:
         classifier_leaves(self.timm_adapter)
         check_affine(self.timm_adapter, input_size)
         self.timm_args: dict[str, Any] = {}
+        self.input_img_mode: Optional[str] = None
         self.head_info: Optional[HeadInfo] = None
         self.attending: Optional[str] = None  # the layer whose attention is 'self'
         self.needs_first_check = self.needs_position_check = True
@@ -180,6 +182,8 @@ class MultiMix:
     def step(self, input: Tensor, target: Tensor, lam: Optional[Tensor] = None,
              generator: Optional[torch.Generator] = None) -> MultiMixOutput:
         """Logits and loss; arguments as in `MultiMixModel.forward`."""
+        if not len(input):
+            raise SettingError(f'input is {tuple(input.shape)}, but there must be an image.')
         asked = True if lam is not None or generator is not None else None
         if self.model.training:
             self._without_target = 0
@@ -337,7 +341,7 @@ class MultiMix:
 
         Not under torch.compile, which has no place for warnings; `MultiMixTask` tells there too.
         """
-        if not self.needs_first_check or torch.compiler.is_compiling():
+        if not batch or not self.needs_first_check or torch.compiler.is_compiling():
             return
         self.needs_first_check = False
         batch = self.config.mixed_batch(batch, world())

@@ -1,7 +1,9 @@
 """`MultiMixTask`: a wrapped model's training step, in timm's training loop."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Optional, Union
 
 import torch
@@ -130,6 +132,8 @@ class MultiMixTask(ClassificationTask):
 
     def set_epoch(self, epoch: float, epochs: Optional[float] = None) -> None:
         """`set_progress` in epochs. Where `ramp_epochs` is set, `epochs` need not be said."""
+        if not (isinstance(epoch, Real) and 0 <= epoch < math.inf):
+            raise SettingError(f'set_epoch: epoch is {epoch!r}, but it must be a finite number of at least 0.')
         config = self.config
         if epochs is None and config is not None and config.ramp_epochs:
             epochs = max(epoch, config.ramp_epochs)

@@ -23,7 +23,8 @@ from .policy import MixingPolicy, MixupFn, Schedule
 from .stepping import MultiMix, MultiMixOutput, Sampler
 
 # Of `model.multimix`, for short; a model that has such an attribute of its own keeps it.
-SHORT = ('config', 'policy', 'sampler', 'timm_args', 'head_info')
+# `config` is not among them: frameworks that train models of several kinds write into one that they find.
+SHORT = ('policy', 'sampler', 'timm_args', 'head_info')
 TIMM_NAMES = ('num_classes', 'forward_features', 'forward_head', 'get_classifier')  # `Parts` answer to them
 
 
@@ -34,9 +35,8 @@ class MultiMixModel(nn.Module):
     state_dict keys and attributes are the timm model's own, and so is what is attached to it later.
 
     Attributes:
-        multimix: all that is not the timm model's: settings, policy, sampler. No framework writes to it, and no
-            state_dict holds it.
-        config: `multimix.config`, the settings.
+        multimix: all that is not the timm model's: settings (`multimix.config`), policy, sampler. No framework writes
+            to it, and no state_dict holds it.
         policy: `multimix.policy`, which chooses what each training step mixes, and counts.
         sampler: `multimix.sampler`, which draws Λ in the settings' place, or None.
         timm_args: `multimix.timm_args`, arguments of `timm.create_model` that build the model again, where wrapping
@@ -45,7 +45,6 @@ class MultiMixModel(nn.Module):
     """
     __slots__ = ('multimix',)  # beside the __dict__, which is the timm model's
     multimix: MultiMix
-    config: MultiMixConfig
     policy: MixingPolicy
     sampler: Optional[Sampler]
     timm_args: dict[str, Any]

@@ -156,10 +156,10 @@ def check(name: str, mode: str, **cut: Any) -> Optional[str]:
         assert torch.equal(wrapped(images), plain), 'logits of the wrapped model in eval mode'
         head_info = wrapped.head_info
         P = head_info.positions if head_info else 1
-        lam = sample_lam(TUPLES, P, BATCH, wrapped.config.alpha_range(BATCH))
+        lam = sample_lam(TUPLES, P, BATCH, wrapped.multimix.config.alpha_range(BATCH))
         out = wrapped(images, target, lam=lam)
         assert torch.allclose(out.logits, plain, atol=1e-5), 'logits beside the loss'
-        want = literal(model, wrapped.config, images, target, lam,
+        want = literal(model, wrapped.multimix.config, images, target, lam,
                        lambda f: positions_of(f, head_info.layout, head_info.prefix))
         assert torch.allclose(out.loss, want, rtol=2e-4, atol=1e-5), f'loss {out.loss} is not the literal {want}'
 

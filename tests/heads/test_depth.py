@@ -81,8 +81,8 @@ def test_one_of_several_is_drawn_each_step() -> None:
     lam = sample_lam(4, 1, 4, 0.5)
     losses = {round(float(wrapped(images, target, lam=lam).loss.detach()), 5) for _ in range(30)}
     assert len(losses) == 3
-    assert wrapped.config.to_dict()['layer'] == ['input', 0, 'embedding']
-    assert MultiMixConfig.from_dict(wrapped.config.to_dict()) == wrapped.config
+    assert wrapped.multimix.config.to_dict()['layer'] == ['input', 0, 'embedding']
+    assert MultiMixConfig.from_dict(wrapped.multimix.config.to_dict()) == wrapped.multimix.config
 
 
 def test_mixing_runs_in_half_precision_and_with_parts() -> None:

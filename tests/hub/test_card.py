@@ -140,7 +140,7 @@ def test_the_checkpoint_that_comes_with_the_repository(monkeypatch: pytest.Monke
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 1_000_000
     monkeypatch.chdir(ROOT)
     model = from_pretrained(f'local-dir:checkpoints/{SHIPPED.name}')
-    assert model.config.dense and model.head_info.positions > 1
+    assert model.multimix.config.dense and model.head_info.positions > 1
     card = ModelCard.load(SHIPPED / 'README.md')
     _, val_set = create_train_val('sklearn/digits', None, 'train', 'validation')
     data = timm.data.resolve_model_data_config(unwrap(model))

@@ -66,7 +66,7 @@ def test_from_training_to_a_stranger_with_timm_alone(
     assert all(torch.equal(v, saved['state_dict'][k]) for k, v in raw.state_dict().items())
     assert not torch.equal(logits(raw), there)
     model = from_pretrained('hf-hub:user/name', raw=True)
-    assert model.config.n == 60 and torch.equal(logits(model), logits(raw))
+    assert model.multimix.config.n == 60 and torch.equal(logits(model), logits(raw))
 
     for text in (said.out, said.err, (run / 'args.yaml').read_text(), *(
             d.decode() for n, d in files.items() if n.endswith(('.yaml', '.md', '.csv', '.json')))):
@@ -90,13 +90,13 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
     model = wrapped(attention='cam')
     done = push_to_hub(model, 'user/name', label_names=list('abcd'), license='mit')
     again = from_pretrained('hf-hub:user/name')
-    assert again.config == model.config and again.config.attention == 'cam'
+    assert again.multimix.config == model.multimix.config and again.multimix.config.attention == 'cam'
     assert torch.equal(logits(again), logits(model))
     again.set_progress(1)
     again.train()(torch.randn(8, 3, 160, 160), torch.arange(8) % 4).loss.backward()
     assert all(p.grad is not None for p in again.parameters())
-    assert from_pretrained('hf-hub:user/name', effective=3, n=7).config.n == 7
-    assert from_pretrained('hf-hub:user/name', 'multimix').config == MultiMixConfig('multimix')
+    assert from_pretrained('hf-hub:user/name', effective=3, n=7).multimix.config.n == 7
+    assert from_pretrained('hf-hub:user/name', 'multimix').multimix.config == MultiMixConfig('multimix')
     fresh = from_pretrained('hf-hub:user/name', num_classes=3)
     assert fresh.num_classes == 3
     assert torch.equal(fresh.patch_embed.proj.weight, model.patch_embed.proj.weight)
@@ -104,9 +104,9 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
     assert card.data.license == 'mit' and 'Results' not in card.text and 'a, b, c, d' in card.text
 
     push_to_hub(wrapped(1, n=9), 'user/name', revision='dev')
-    assert from_pretrained('hf-hub:user/name', revision='dev').config.n == 9
-    assert from_pretrained('hf-hub:user/name@dev').config.n == 9
-    assert from_pretrained('hf-hub:user/name').config.n == 50
+    assert from_pretrained('hf-hub:user/name', revision='dev').multimix.config.n == 9
+    assert from_pretrained('hf-hub:user/name@dev').multimix.config.n == 9
+    assert from_pretrained('hf-hub:user/name').multimix.config.n == 50
     assert torch.equal(logits(from_pretrained('hf-hub:user/name', revision=done.oid)), logits(model))
     with pytest.raises(SettingError, match='give one'):
         from_pretrained('hf-hub:user/name@dev', revision='main')
@@ -128,14 +128,16 @@ def test_what_was_mixed_is_saved_and_is_no_setting(tmp_path: Path) -> None:
     save_plain(model, tmp_path / 'm')
     assert saved_counts(tmp_path / 'm') == dict(model.policy.counts)
     again = from_pretrained(tmp_path / 'm')
-    assert again.config == model.config and not again.policy.counts
-    assert from_pretrained(tmp_path / 'm', n=7).config == model.config.replace(n=7)
+    assert again.multimix.config == model.multimix.config and not again.policy.counts
+    assert from_pretrained(tmp_path / 'm', n=7).multimix.config == model.multimix.config.replace(n=7)
 
     given = Counter(steps=1170, embeddings=219, inputs=658, mixup=330, cutmix=328, nothing=293)
     save_plain(model, tmp_path / 'given', counts=given)
-    save_plain(unwrap(model), tmp_path / 'plain', model_args=model.timm_args, config=model.config, counts=given)
+    config = model.multimix.config
+    save_plain(unwrap(model), tmp_path / 'plain', model_args=model.timm_args, config=config, counts=given)
     for name in ('given', 'plain'):
-        assert saved_counts(tmp_path / name) == dict(given) and from_pretrained(tmp_path / name).config == model.config
+        assert saved_counts(tmp_path / name) == dict(given)
+        assert from_pretrained(tmp_path / name).multimix.config == config
     save_plain(unwrap(model), tmp_path / 'none', counts=given)
     assert not (tmp_path / 'none' / 'multimix.yaml').exists()  # there are no settings
 
@@ -175,13 +177,14 @@ def test_settings_of_older_versions_mean_what_they_meant(
     (tmp_path / 'm' / 'multimix.yaml').write_text(
         OLD.format(preset=preset, prob=prob, ramp_epochs=ramp_epochs, inputs=inputs))
     model = from_pretrained(tmp_path / 'm')
-    assert model.config.preset == {'alone': 'embeddings'}.get(preset, preset)
-    assert (model.config.prob, model.config.mixup, model.config.ramp_epochs) == (prob, inputs, ramp_epochs)
+    config = model.multimix.config
+    assert config.preset == {'alone': 'embeddings'}.get(preset, preset)
+    assert (config.prob, config.mixup, config.ramp_epochs) == (prob, inputs, ramp_epochs)
     expected = model.policy.expected(20)
     assert expected['embeddings'] == pytest.approx(embeddings, rel=0.01)
     assert expected['inputs'] == pytest.approx(3 * embeddings if inputs else 0, rel=0.01)
     save_plain(model, tmp_path / 'again')
-    assert from_pretrained(tmp_path / 'again').config == model.config
+    assert from_pretrained(tmp_path / 'again').multimix.config == model.multimix.config
 
 
 def test_one_commit_is_read_even_if_another_is_pushed_meanwhile(
@@ -199,7 +202,7 @@ def test_one_commit_is_read_even_if_another_is_pushed_meanwhile(
 
     monkeypatch.setattr(load, 'hf_hub_download', meanwhile)
     loaded = from_pretrained('hf-hub:user/name')
-    assert loaded.config.n == 50 and torch.equal(logits(loaded), logits(first))
+    assert loaded.multimix.config.n == 50 and torch.equal(logits(loaded), logits(first))
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_folders(tmp_path: Path) -> None:
     save_plain(unwrap(model), tmp_path / 'plain', model_args=model.timm_args)
     with pytest.raises(SettingError, match=r"no multimix.yaml.*from_pretrained\(.*, 'dense'\)"):
         from_pretrained(tmp_path / 'plain')
-    assert from_pretrained(tmp_path / 'plain', 'dense', n=5).config.n == 5
+    assert from_pretrained(tmp_path / 'plain', 'dense', n=5).multimix.config.n == 5
     with pytest.raises(SettingError, match='hf-hub:user/name'):
         from_pretrained('user/name')
     with pytest.raises(SettingError, match='not averaged'):
@@ -318,7 +321,7 @@ def test_damaged_and_foreign_files(hub: HubServer, tmp_path: Path) -> None:
         shutil.rmtree(Path(constants.HF_HUB_CACHE), ignore_errors=True)
         with pytest.raises(SettingError, match=words):
             from_pretrained('hf-hub:user/bad')
-        assert from_pretrained('hf-hub:user/bad', 'dense').config.mode == 'dense'
+        assert from_pretrained('hf-hub:user/bad', 'dense').multimix.config.mode == 'dense'
 
 
 @pytest.mark.parametrize('where', [('num_classes',), ('pretrained_cfg', 'num_classes'), ('model_args', 'num_classes')])

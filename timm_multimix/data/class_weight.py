@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any, Optional
 
-import yaml
-
 from ..errors import SettingError, nearest
+from ..files import load_yaml
 from .factory import class_names
 
 
@@ -30,11 +30,9 @@ def class_weights(given: Optional[str], dataset: Any, num_classes: int) -> Optio
     if not os.path.isfile(given):
         raise SettingError(f"--class-weight is {given!r}, but there is no such file. 'auto' weighs by inverse "
                            f'frequency.')
-    with open(given, encoding='utf-8') as f:
-        text = f.read()
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+        found = load_yaml(given)
+    except SettingError as e:
         raise SettingError(f'--class-weight is {given!r}, which is neither numbers nor YAML: {e}') from e
     names = class_names(dataset)
     if isinstance(found, dict):
@@ -46,7 +44,7 @@ def class_weights(given: Optional[str], dataset: Any, num_classes: int) -> Optio
             raise SettingError(f'--class-weight is {given!r}, but it {what}')
         found = [found[name] for name in names]
     elif not isinstance(found, list):
-        found = text.replace(',', ' ').split()
+        found = Path(given).read_text(encoding='utf-8').replace(',', ' ').split()
     try:
         weights = tuple(float(value) for value in found)
     except (TypeError, ValueError) as e:

@@ -14,12 +14,14 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
+from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from ..distributed import from_all, rank, world
 from ..errors import SettingError, in_words, nearest
 from .digits import DIGITS, DigitsReader
 from .folders import check_links, left_out_by, tidy
+from .split import HELD_OUT, TRAINING, VALIDATION, Parts, divide, split_folder
 
 PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
 KEYED = ('hfds', 'hfids', 'tfds', 'wds')
@@ -35,6 +37,8 @@ def create_train_val(
         repeats: float = 0,
         train_num_samples: Optional[int] = None,
         val_num_samples: Optional[int] = None,
+        val_fraction: float = HELD_OUT,
+        parts: Optional[Parts] = None,
         **kwargs: Any,
 ) -> tuple[Any, Any]:
     """The two data sets, without transforms (timm's `create_loader` sets those).
@@ -42,10 +46,14 @@ def create_train_val(
     Args:
         name: as timm names them: '' for a folder of images, 'sklearn/digits', 'torch/cifar10', 'hfds/…', …
         root: the folder.
-        train_split, val_split: names of the splits; for a folder, its sub-folders.
+        train_split, val_split: names of the splits; for a folder, its sub-folders, also by their other usual names
+            ('val', 'Training', and 'test' where there is nothing else to validate on).
         input_img_mode: PIL mode the images are converted to: 'RGB', 'L', …
         repeats: passes over a stream in one epoch of training.
         train_num_samples, val_num_samples: of streams that do not say.
+        val_fraction: of the images of each class that are held out to validate on, of a folder CLASS/*.jpg without
+            splits.
+        parts: which ones, in place of a draw: `split.read_parts` of a run that is resumed.
         **kwargs: for `timm.data.create_dataset`.
 
     Raises:
@@ -75,11 +83,14 @@ def create_train_val(
                                f'have columns to choose.')
         if value is not None:
             kwargs[key] = value
-    if str(kwargs.get('class_map') or '').endswith('.pkl'):
-        raise SettingError(f'--class-map is {kwargs["class_map"]!r}, a pickle, which can run any code when it is '
-                           f'opened. Write a .txt file with a class a line.')
+    check_class_map(kwargs.get('class_map'))
+    undivided = False
     if folder:
         _check_folder(root, train_split, val_split)
+        there = [split_folder(str(root), split) for split in (train_split, val_split)]
+        undivided = there == [None, None] and train_split in TRAINING and val_split in VALIDATION and os.path.isdir(
+            str(root))
+        train_split, val_split = (found or split for found, split in zip(there, (train_split, val_split)))
     elif train_split == val_split:
         raise _same_splits(train_split, val_split)
     package = PACKAGES.get(prefix)
@@ -94,8 +105,25 @@ def create_train_val(
                     num_samples=train_num_samples, **kwargs)
     val = _create(name if not folder else '', root, val_split, is_training=False, num_samples=val_num_samples, **kwargs)
     if folder:
-        _check_splits(train, val, str(root), train_split, val_split, str(kwargs.get('class_map') or ''))
+        class_map = str(kwargs.get('class_map') or '')
+        if undivided:
+            _look_through(train, str(root), Path(str(root)).name, class_map)
+            divide(train, val, val_fraction, parts)
+        else:
+            _check_apart(train, val, str(root), train_split, val_split)
+            _look_through(train, str(root), train_split, class_map)
+            _look_through(val, str(root), val_split, class_map)
+            _check_classes(train, val, str(root), train_split, val_split)
+    elif isinstance(train, ImageFolder):
+        _check_apart(train, val, str(root), train_split, val_split)
     return train, val
+
+
+def check_class_map(path: Any) -> None:
+    """Raise `SettingError` for a class map that is anything but text: timm unpickles others."""
+    if path and not isinstance(path, dict) and not str(path).lower().endswith('.txt'):
+        pickled = ', a pickle, which can run any code when it is opened' * str(path).lower().endswith('.pkl')
+        raise SettingError(f'--class-map is {path!r}{pickled}, but it must be a .txt file with a class a line.')
 
 
 def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
@@ -129,22 +157,37 @@ def _check_folder(root: Optional[str], *splits: str) -> None:
                            f'--train-split {tars[0]} --val-split ….')
 
 
-def _check_splits(train: Any, val: Any, root: str, train_split: str, val_split: str, class_map: str) -> None:
+def _check_apart(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
     # timm takes the whole folder for a split that it does not find in it
-    roots = [Path(str(getattr(d.reader, 'root', root))) for d in (train, val)]
+    roots = [_root(d, root) for d in (train, val)]
     if roots[0] == roots[1] or roots[0] in roots[1].parents or roots[1] in roots[0].parents:
         found = sorted(p.name for p in Path(root).iterdir() if p.is_dir()) if os.path.isdir(root) else []
         listed = ', '.join(found[:8]) + (', …' if len(found) > 8 else '')
+        part = split_folder(root, train_split)
+        instead = (f' Name the one to validate on, --val-split; or give --data-dir {os.path.join(root, part)}, of '
+                   f'whose classes a share is then held out.' if part else '')
         raise SettingError(
             f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
-            f'training and validation would see the same images. It holds: {listed or "no folders"}.')
-    for dataset, where, split in zip((train, val), roots, (train_split, val_split)):
-        if where.is_dir():  # not a tar
-            check_links(where)
-            for told in (tidy(dataset, where, split, class_map),
-                         left_out_by(class_map, dataset, where) if class_map else None):
-                if told:
-                    warnings.warn(told, stacklevel=4)
+            f'training and validation would see the same images. It holds: {listed or "no folders"}.{instead}')
+
+
+def _root(dataset: Any, root: str) -> Path:
+    """Of a split of a folder, timm's or torchvision's."""
+    return Path(str(getattr(getattr(dataset, 'reader', dataset), 'root', root)))
+
+
+def _look_through(dataset: Any, root: str, split: str, class_map: str) -> None:
+    where = _root(dataset, root)
+    if not where.is_dir():  # a tar
+        return
+    check_links(where)
+    for told in (tidy(dataset, where, split, class_map),
+                 left_out_by(class_map, dataset, where) if class_map else None):
+        if told:
+            warnings.warn(told, stacklevel=4)
+
+
+def _check_classes(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:
     a, b = (set(_class_to_idx(d) or ()) for d in (train, val))
     if a != b:
         only = ', '.join([f'{c} (only in {train_split})' for c in sorted(a - b)][:3]
@@ -170,7 +213,9 @@ class ConvertMode:
         return self.then(image.convert(self.mode))
 
 
-MODES = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV', 'LAB')  # of 8 bits, which timm's transforms take
+# Modes of 8 bits, which timm's transforms take, and their channels.
+CHANNELS = {'L': 1, 'LA': 2, 'RGB': 3, 'RGBA': 4, 'CMYK': 4, 'YCbCr': 3, 'HSV': 3, 'LAB': 3}
+MODES = tuple(CHANNELS)
 UNKNOWN_RANGE = ('I', 'F')
 
 
@@ -178,6 +223,33 @@ def unknown_range(mode: str) -> str:
     """Why an image of this mode is refused."""
     return (f'it is of mode {mode} ({"32-bit integers" if mode == "I" else "floats"}), and nothing says which of its '
             f'values is white: save it with 8 or 16 bits')
+
+
+def image_mode(channels: int, given: Optional[str] = None) -> str:
+    """The mode of Pillow's that images become for a model of so many channels: the given one, else L, LA or RGB.
+
+    Raises:
+        SettingError: it has another number of channels, or 4 of which nobody said whether they are RGBA or CMYK.
+    """
+    fit = [mode for mode, n in CHANNELS.items() if n == channels]
+    if not fit:
+        raise SettingError(f'The model takes images of {channels} channels (--in-chans), but images have 1 to 4: '
+                           f'{", ".join(MODES)}.')
+    if given is None and channels == 4:
+        raise SettingError(f'--input-img-mode is not given, but the model takes 4 channels (--in-chans), which may be '
+                           f'{" or ".join(fit)}: say which.')
+    if given is not None and given not in fit:
+        has = f', which has {CHANNELS[given]},' if given in CHANNELS else ''
+        raise SettingError(f'--input-img-mode is {given!r}{has} but the model takes images of {channels} channels '
+                           f'(--in-chans): {", ".join(fit)}.')
+    return given or fit[0]
+
+
+def fit_channels(config: dict[str, Any]) -> None:
+    """Give a data config of timm's a mean and a deviation for each channel: the mean of those that are there."""
+    for name in ('mean', 'std'):  # a model's three, for another number of channels
+        if len(config[name]) != config['input_size'][0]:
+            config[name] = (sum(config[name]) / len(config[name]),) * config['input_size'][0]
 
 
 def convert_modes(dataset: Any, mode: str) -> None:

@@ -74,8 +74,7 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
         return told
     if '.' in places:
         path = reader.samples[places.index('.')][0]
-        raise SettingError(f'{path} lies in the split itself, and not in the folder of a class: move it to '
-                           f'{split}/CLASS/…, or take it away.')
+        raise SettingError(f'{path} lies in no folder of a class: move it to {split}/CLASS/…, or take it away.')
     below: dict[str, set[str]] = defaultdict(set)
     for place in places:
         below[os.path.basename(place)].add(place)

@@ -7,6 +7,7 @@ from typing import Optional
 
 from ..config import ATTENTION_NORMS
 from ..data import DIGITS
+from ..data.factory import MODES
 from ..errors import SettingError, nearest
 from ..runs.flags import CROP_PCT, INTERPOLATIONS, SEED
 from ..runs.parser import KeyValues, Parser
@@ -46,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('--device', default='auto', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps, cpu')
 
     g = parser.add_argument_group('Images').add_argument
-    g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, or the class folders themselves')
+    g('--data-dir', metavar='DIR',
+      help='folder of images: one sub-folder per split, or the class folders themselves (what a run held out of them, '
+           'if it did)')
     g('--dataset', default='', metavar='NAME', help=f'as in timm; without --data-dir {DIGITS}')
     g('--split', default='validation', metavar='NAME', help='split that is evaluated on')
     g('--train-split', default='train', metavar='NAME', help='split of the training images (for the KNN of ood)')
@@ -64,9 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
       help='more arguments of timm.create_model')
     g('--img-size', type=whole(least=1), default=None, metavar='N',
       help="side of an image in pixels (default: the model's)")
+    g('--input-img-mode', choices=MODES, default=None, metavar='MODE',
+      help="images are converted to this mode of Pillow's (default: the checkpoint's)")
     g('--crop-pct', type=CROP_PCT, default=None, metavar='N',
       help="share of an image that is kept, after it is resized (default: the model's)")
-    g('--mean', type=float, nargs='+', default=None, metavar='X',
+    g('--mean', type=number(), nargs='+', default=None, metavar='X',
       help="mean of each channel that images are normalised with, of pixels from 0 to 1 (default: the model's)")
     g('--std', type=number(above=0), nargs='+', default=None, metavar='X',
       help="standard deviation of each channel, as --mean (default: the model's)")

@@ -5,6 +5,7 @@ import copy
 import os
 import warnings
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
+from ..data.factory import check_class_map
 from ..data.folders import check_links, tidy
+from ..data.split import split_folder, take_part
 from ..errors import SettingError, in_words, nearest
 from .load import Checkpoint
 
@@ -36,6 +39,9 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     if not name and (not root or not os.path.isdir(root)):
         raise SettingError(f'--data-dir is {root!r}, but there is no such folder.'
                            + (nearest(Path(root).name, (p.name for p in Path(root).parent.glob('*'))) if root else ''))
+    check_class_map(class_map)
+    if not name:
+        split = split_folder(str(root), split) or split
     try:
         dataset = create_dataset(name, root=root, split=split, class_map=class_map)  # type: ignore[arg-type]
     except Exception as e:  # whatever the library behind the name raises
@@ -60,6 +66,18 @@ def _check_folder(dataset: Any, root: str, split: str) -> None:
     splits = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test'}
     if splits & set(inside):
         raise SettingError(f'--data-dir is {root!r}, but it has no {split!r} folder. It holds {", ".join(inside[:8])}.')
+
+
+def take_held_out(dataset: Any, root: Optional[str], split: str, checkpoints: Sequence[Checkpoint]) -> Optional[str]:
+    """Of class folders without splits, leave the part that the checkpoints' runs have as `split`; a sentence if so.
+
+    Raises:
+        SettingError: they have no image of that part in common.
+    """
+    own = getattr(getattr(dataset, 'reader', None), 'root', None)
+    if not root or own is None or os.path.realpath(str(own)) != os.path.realpath(root):
+        return None
+    return take_part(dataset, {c.name: c.parts for c in checkpoints if c.parts}, split)
 
 
 def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:
@@ -100,10 +118,8 @@ def loader_of(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoade
 def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: int) -> Any:
     """The images as this checkpoint takes them, in a random order that is the same for all; at most `limit`."""
     dataset = copy.copy(dataset)
-    transform = transform_of(checkpoint)
-    mode = 'L' if checkpoint.data_config['input_size'][0] == 1 else 'RGB'
-    dataset.transform = transform
-    convert_modes(dataset, mode)
+    dataset.transform = transform_of(checkpoint)
+    convert_modes(dataset, checkpoint.input_img_mode)
     return Subset(dataset, _order(len(dataset), limit, seed))
 
 
@@ -140,7 +156,7 @@ class PhotographCrops(Dataset[Any]):
     def __init__(self, checkpoint: Checkpoint, count: int, seed: int) -> None:
         self.photographs = [Image.fromarray(x) for x in load_sample_images().images]
         self.transform, self.count, self.seed = transform_of(checkpoint), count, seed
-        self.mode = 'L' if checkpoint.data_config['input_size'][0] == 1 else 'RGB'
+        self.mode = checkpoint.input_img_mode
 
     def __len__(self) -> int:
         return self.count

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import timm
 import torch.nn as nn
+from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
 
+from ..data.factory import fit_channels, image_mode
+from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest
-from ..hub.load import check_classes
+from ..hub.load import check_classes, mode_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class Checkpoint:
         model: in eval mode.
         data_config: input_size, mean, std, interpolation, crop_pct, crop_mode, for timm's `create_transform`.
         label_names: of its classes in order, where the checkpoint says them.
+        input_img_mode: the mode of Pillow's that images become.
+        parts: of the images of its training folder, where its run held some of them out.
     """
     name: str
     source: str
     model: nn.Module
     data_config: dict[str, Any]
     label_names: Optional[list[str]]
+    input_img_mode: str = 'RGB'
+    parts: Parts = field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -40,6 +47,7 @@ def load_checkpoint(
         num_classes: Optional[int] = None,
         model_kwargs: Optional[dict[str, Any]] = None,
         img_size: Optional[int] = None,
+        input_img_mode: Optional[str] = None,
         **data: Any,
 ) -> Checkpoint:
     """Load a timm checkpoint; nothing of it is unpickled but tensors.
@@ -52,10 +60,12 @@ def load_checkpoint(
         num_classes: for a file of weights, default what they say.
         model_kwargs: for a file of weights: further arguments of `timm.create_model`.
         img_size: of images to evaluate on, where it differs from what the checkpoint says.
+        input_img_mode: the mode of Pillow's that images become; default what the checkpoint says, else L, LA or RGB.
         **data: mean, std, interpolation, crop_pct, where they differ.
 
     Raises:
-        SettingError: there is nothing there, weights that do not fit, a file without `model`.
+        SettingError: there is nothing there, weights that do not fit, a file without `model`, images of 4 channels
+            without their mode.
     """
     name, path = split_name(source)
     kwargs = dict(model_kwargs or {})
@@ -74,11 +84,35 @@ def load_checkpoint(
         raise SettingError(f'{source!r} is no checkpoint: there is no such folder or file'
                            + (f' (its folder holds {", ".join(sorted(beside)[:6])}).{nearest(Path(path).name, beside)}'
                               if beside else ', and timm has no model of that name.'))
-    settings = {'img_size': img_size, **data}
-    config = resolve_data_config(settings, model=net)
     cfg: Any = net.pretrained_cfg or {}
+    channels = kwargs.get('in_chans') or (cfg.get('input_size') or (3,))[0]
+    config = resolve_data_config({'img_size': img_size, 'in_chans': channels, **data}, model=net)
+    config['input_size'] = (channels, *config['input_size'][1:])
+    fit_channels(config)
     labels = cfg.get('label_names')
-    return Checkpoint(name, path, net.eval(), config, [str(x) for x in labels] if labels else None)
+    beside = _config_folder(path, folder)
+    mode = image_mode(channels, input_img_mode or (mode_of(beside) if beside else None))
+    return Checkpoint(name, path, net.eval(), config, [str(x) for x in labels] if labels else None, mode,
+                      read_parts(_run(path) / FILE))
+
+
+def _run(path: str) -> Path:
+    """The folder of the run that a checkpoint is of, if it is of one: its own, or the one that model/ lies in."""
+    place = Path(path.removeprefix('local-dir:')).absolute()
+    place = place.parent if place.is_file() else place
+    return place if place.name != 'model' or (place / FILE).exists() else place.parent
+
+
+def _config_folder(path: str, folder: Optional[str]) -> Optional[Path]:
+    """Where config.json of a loaded checkpoint lies; None where there is none."""
+    kind, _, rest = path.partition(':')
+    if folder is not None or kind == 'local-dir':
+        return Path(folder or rest)
+    if kind not in ('hf-hub', 'hf_hub'):
+        return None
+    repo_id, _, revision = rest.partition('@')
+    found = try_to_load_from_cache(repo_id, 'config.json', revision=revision or None)  # where it was just loaded to
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def split_name(source: str) -> tuple[str, str]:

@@ -2,26 +2,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 from pathlib import Path
 from typing import Any, Optional
 
 import timm
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..config import METHODS, setting_text
 from ..errors import SettingError
+from ..files import load_json, load_yaml
 from ..policy import EMBEDDINGS, told
 from ..runs.flags import OF_THE_MACHINE, build_parser
 from ..runs.recipes import published_recipe
 from ..runs.summary import read_summary
 from ..runs.yaml_file import read_yaml
-from .save import CONFIG, COUNTS, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, COUNTS, MODE, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
@@ -53,7 +52,7 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
         name: as timm loads it: hf-hub:user/name, local-dir:FOLDER.
         license: of the weights, as the Hub names licenses. None says nothing about it.
     """
-    config = json.loads((folder / CONFIG).read_text())
+    config = load_json(folder / CONFIG)
     args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
     counts = settings.pop(COUNTS, None) or {}
     rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
@@ -109,7 +108,8 @@ def _about(config: dict[str, Any], settings: dict[str, Any], counts: dict[str, i
     names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
     named = list(names.values()) if isinstance(names, dict) else list(names or [])
     classes = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
-    return (f'`{config["architecture"]}` for images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
+    mode = '' if config.get(MODE, 'RGB') == 'RGB' else f'{config[MODE]} '
+    return (f'`{config["architecture"]}` for {mode}images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
             f'classes{classes}. It has {count / 1e6:.1f} M weights{trained}\n{done}')
 
 
@@ -122,7 +122,7 @@ def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged
         + 'from PIL import Image\n\n'
         f"model = timm.create_model('{name}', pretrained=True).eval()\n"
         'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n'
-        "image = transform(Image.open('image.jpg').convert('RGB')).unsqueeze(0)\n"
+        f"image = transform(Image.open('image.jpg').convert('{config.get(MODE, 'RGB')}')).unsqueeze(0)\n"
         'with torch.no_grad():\n    probabilities = model(image).softmax(-1)[0].sort(descending=True)\n'
         "names = model.pretrained_cfg.get('label_names') or range(model.num_classes)\n"
         'for p, i in zip(probabilities.values[:5].tolist(), probabilities.indices[:5].tolist()):\n'
@@ -244,5 +244,5 @@ def _base_model(config: dict[str, Any], args: dict[str, Any]) -> Optional[str]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    found = load_yaml(path) if path.exists() else None
     return found if isinstance(found, dict) else {}

@@ -2,25 +2,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import timm
 import torch.nn as nn
-import yaml
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
+from ..data.factory import CHANNELS
 from ..errors import SettingError
+from ..files import load_json, load_yaml
 from ..runs.find import is_repo
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
 from .errors import HubError, check_repo_id, hub_error, offline
-from .save import CONFIG, COUNTS, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
+from .save import CONFIG, COUNTS, MODE, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.tar')
 
@@ -66,7 +66,9 @@ def from_pretrained(
             config = config.replace(class_weight=None)  # they were of other classes
     plain = _create(folder / RAW if raw else folder, name, num_classes)
     plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later
-    return wrap(plain, config, **settings)
+    wrapped = wrap(plain, config, **settings)
+    wrapped.multimix.input_img_mode = mode_of(folder)
+    return wrapped
 
 
 def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None, limit: Optional[int] = None,
@@ -109,6 +111,10 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
                            f'--model out.')
     # So that args.yaml says it again: where the weights come from, and not those that timm has for the architecture.
     args.model, args.pretrained = architecture, False
+    args.in_chans = args.in_chans or model_args.get('in_chans')
+    mode = mode_of(folder)
+    if args.input_img_mode is None and mode is not None and CHANNELS[mode] == (args.in_chans or 3):
+        args.input_img_mode = mode
     args.initial_checkpoint = repo if not repo.startswith('local-dir:') else f'local-dir:{folder.resolve()}'
     return f'local-dir:{folder}', {k: v for k, v in model_args.items() if k != 'num_classes'}  # the data set decides
 
@@ -150,7 +156,7 @@ def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) 
     """
     path = folder / weights
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        config = load_json(folder / CONFIG)
         cfg = config.get('pretrained_cfg') or {}
         layers = cfg.get('classifier') or ()
         with safe_open(path, 'pt') as f:  # type: ignore[no-untyped-call]
@@ -159,11 +165,30 @@ def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) 
                      if (key := f'{layer}.weight') in keys}
     except (OSError, ValueError, AttributeError, TypeError, SafetensorError):  # whoever loads it says what is wrong
         return
-    said = [part['num_classes'] for part in (config, cfg, config.get('model_args') or {}) if part.get('num_classes')]
+    said = [part['num_classes'] for part in (config, cfg, config.get('model_args'))
+            if isinstance(part, dict) and part.get('num_classes')]
     if len(found) == 1 and any(n not in found for n in said):
         wrong = next(n for n in said if n not in found)
         raise SettingError(f'{str(name)!r} is damaged: {CONFIG} says num_classes {wrong}, but the classifier in '
                            f'{weights} has {found.pop()}.')
+
+
+def check_whole(folder: Path, name: str) -> None:
+    """Look at what `save_plain` wrote to a folder before it is published.
+
+    Raises:
+        SettingError: a file is damaged.
+    """
+    for part in (folder, *([folder / RAW] if (folder / RAW_WEIGHTS).is_file() else [])):
+        read_config(part, str(part))
+        check_classes(part, name)
+        try:
+            with safe_open(part / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
+                f.keys()
+        except (OSError, SafetensorError) as e:
+            raise SettingError(f'{part / WEIGHTS} is damaged: {e}.') from e
+    if (folder / SETTINGS).is_file():
+        _settings(folder, name)
 
 
 def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
@@ -177,12 +202,25 @@ def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
         raise SettingError(f'{name!r} has no {CONFIG}: it is not a model that timm can load.')
     try:
         _, architecture, model_args = load_model_config_from_path(str(folder))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        config = load_json(folder / CONFIG)
+        for key, kind in (('pretrained_cfg', dict), ('model_args', dict), ('num_classes', int)):
+            if not isinstance(config.get(key) or kind(), kind):
+                raise TypeError(f'{key} is {config[key]!r:.80}')
+    except Exception as e:  # broken bytes break the reader in any way
         raise SettingError(f'{CONFIG} of {name!r} is not one of timm: {type(e).__name__}: {e}') from e
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise SettingError(f'{name!r} is a {architecture!r}, which timm {timm.__version__} does not have. A newer timm '
                            f'may, or the package that it comes from, imported first.')
     return architecture, dict(model_args or {})
+
+
+def mode_of(folder: Path) -> Optional[str]:
+    """The mode of Pillow's of the images that a checkpoint was trained on; None where its config.json does not say."""
+    try:
+        mode = load_json(folder / CONFIG).get(MODE)
+    except (SettingError, AttributeError):  # whoever loads it says what is wrong
+        return None
+    return mode if isinstance(mode, str) and mode in CHANNELS else None
 
 
 def _download(repo_id: str, revision: Optional[str], token: Optional[str], weights: str) -> Path:
@@ -243,11 +281,11 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
             f"from_pretrained({str(name)!r}, 'dense'), or load it with timm.create_model."
             + (f' (HF_HUB_OFFLINE is set: the cache may be without {SETTINGS} and the Hub not.)' if offline() else ''))
     try:
-        found = yaml.safe_load(path.read_text())
-        if not isinstance(found, dict):
+        found = load_yaml(path)
+        if not isinstance(found, dict) or not isinstance(found.get(COUNTS) or {}, dict):
             raise SettingError('it holds no settings.')
         return MultiMixConfig.from_dict({name: value for name, value in found.items() if name != COUNTS})
-    except (yaml.YAMLError, UnicodeDecodeError, SettingError) as e:
+    except SettingError as e:
         raise SettingError(f'{SETTINGS} of {str(name)!r} cannot be used: {e}\n  Give settings yourself: '
                            f"from_pretrained({str(name)!r}, 'dense').") from e
 

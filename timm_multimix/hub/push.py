@@ -16,10 +16,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ..errors import SettingError, in_words
-from ..files import whole_folder
+from ..files import load_yaml, whole_folder
 from ..wrapper import unwrap
 from .card import MARK, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
+from .load import check_whole
 from .save import CONFIG, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, plain_copy, save_plain
 
 WAITS = (5.0, 30.0)  # seconds before the second and the third attempt
@@ -88,7 +89,7 @@ def export(source: Union[nn.Module, str, Path], folder: Union[str, Path], name: 
         raise SettingError(f'{folder} exists. Name a folder that does not.')
     with whole_folder(folder) as new:
         stage(source, new, **save)
-        (new / 'README.md').write_text(model_card(new, name or f'local-dir:{folder}', license))
+        (new / 'README.md').write_text(card_of(new, name or f'local-dir:{folder}', license), encoding='utf-8')
     return folder
 
 
@@ -105,6 +106,7 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
                            + (f': python train.py --resume {source}' if (run / 'last.pth.tar').exists() else '') + '.')
     if save:
         raise SettingError(f'{", ".join(save)} is for pushing a model; a run folder has its own {CONFIG}.')
+    check_whole(model, str(source))
     target.mkdir(parents=True, exist_ok=True)
     for name in OURS:
         places = (model, model.parent) if model != run and name in FROM_A_RUN else (model,)
@@ -113,15 +115,17 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
             continue
         (target / name).parent.mkdir(exist_ok=True)
         if name == 'args.yaml':
-            (target / name).write_text(published_args(found.read_text()))
+            (target / name).write_text(published_args(found))
         else:
             link(found, target / name)
     check_no_token(target)
 
 
-def published_args(text: str) -> str:
+def published_args(path: Path) -> str:
     """args.yaml without what is about the machine: folders keep their last part only."""
-    args = yaml.safe_load(text)
+    args = load_yaml(path)
+    if not isinstance(args, dict):
+        raise SettingError(f'{path} is damaged: it holds no settings.')
     kept = {k: v for k, v in args.items() if k not in _PRIVATE}
     for name in _PATHS:
         value = kept.get(name)
@@ -130,10 +134,21 @@ def published_args(text: str) -> str:
     return yaml.safe_dump(kept, default_flow_style=False)
 
 
+def card_of(folder: Path, name: str, license: Optional[str]) -> str:
+    """`model_card`, of files that may hold anything."""
+    try:
+        return model_card(folder, name, license)
+    except SettingError:
+        raise
+    except Exception as e:  # what it is told is text of a user's
+        raise SettingError(f'The model card cannot be written: args.yaml holds a value that is none of its setting '
+                           f'({type(e).__name__}: {e}).') from e
+
+
 def check_no_token(folder: Path) -> None:
     """Raise `SettingError` where a file that people read holds something like a token of the Hub."""
     for path in folder.rglob('*'):
-        if path.suffix in ('.yaml', '.json', '.csv', '.md') and scrub(text := path.read_text()) != text:
+        if path.suffix in ('.yaml', '.json', '.csv', '.md') and scrub(text := path.read_text(errors='replace')) != text:
             raise SettingError(f'{path.name} holds something that looks like a token of the Hub, and would have been '
                                f'published. Take it out there.')
 
@@ -183,7 +198,7 @@ def _push_once(staged: Path, repo_id: str, private: Optional[bool], revision: Op
     if theirs is None or MARK in theirs.content or not theirs.text.strip():
         license = license or (getattr(theirs.data, 'license', None) if theirs else None)
         name = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
-        (staged / 'README.md').write_text(model_card(staged, name, license))
+        (staged / 'README.md').write_text(card_of(staged, name, license), encoding='utf-8')
         check_no_token(staged)
     stale = [name for name in OURS if not (staged / name).exists()]  # of an earlier push with other settings
     return api.upload_folder(repo_id=repo_id, folder_path=staged, revision=revision, delete_patterns=stale or None,

@@ -22,6 +22,7 @@ from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
 
 CONFIG, WEIGHTS, SETTINGS = 'config.json', 'model.safetensors', 'multimix.yaml'  # the first two are timm's names
+MODE = 'input_img_mode'  # of config.json, beside timm's keys
 COUNTS = 'mixed_steps'  # of multimix.yaml; the one key that is no setting
 # A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
 RAW = 'raw'
@@ -47,7 +48,8 @@ def save_plain(
     Args:
         model: a timm model, wrapped or not.
         folder: where to; one that exists is replaced.
-        data_config: input_size, mean, std, interpolation, crop_pct, crop_mode the model was trained with.
+        data_config: input_size, mean, std, interpolation, crop_pct, crop_mode, input_img_mode (a mode of Pillow's) the
+            model was trained with.
         model_args: arguments of `timm.create_model` beyond name and num_classes, such as img_size.
         label_names: names of the classes in order.
         config: the method's settings, where `model` is not wrapped with them.
@@ -60,16 +62,19 @@ def save_plain(
     """
     folder = Path(folder)
     inner = unwrap_model(model)
+    data_config = dict(data_config or {})
+    mode = data_config.pop('input_img_mode', None)  # of which timm's data config knows nothing
     if isinstance(inner, MultiMixModel):
         multimix = inner.multimix
         config, model_args = config or multimix.config, {**multimix.timm_args, **(model_args or {})}
         counts = multimix.policy.counts if counts is None else counts
+        mode = mode or multimix.input_img_mode
     plain = plain_copy(model)  # whose config is edited
-    plain.pretrained_cfg = {**plain.pretrained_cfg, **(data_config or {}), 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
-    model_config = {'label_names': label_names} if label_names else {}
+    plain.pretrained_cfg = {**plain.pretrained_cfg, **data_config, 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
+    model_config = {k: v for k, v in (('label_names', label_names), (MODE, mode)) if v}
     extra = {}
     if 'data_config' in inspect.signature(save_for_hf).parameters:  # timm ≥ 1.0.31
-        extra['data_config'] = data_config
+        extra['data_config'] = data_config or None
     else:
         model_args = {**getattr(plain, '_model_args', {}), **(model_args or {})}
     with whole_folder(folder) as new:

@@ -121,6 +121,8 @@ def check_target(
     shape, C = tuple(target.shape), num_classes
     if target.ndim not in (1, 2) or target.is_complex():
         raise SettingError(f'target is {target.dtype} {shape}, but it must be {_forms(batch, shape, C)}.')
+    if shape[0] == 0:
+        raise SettingError(f'target is {shape}, but there must be an example.')
     if target.ndim == 1 and (target.is_floating_point() or target.dtype == torch.bool):
         raise SettingError(f'target is {target.dtype} {shape}, but class indices must be integers, as target.long() '
                            f'is: it must be {_forms(batch, shape, C)}.')

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-import yaml
 
 from ..errors import SettingError
+from ..files import load_yaml
 from .flags import FREE_ON_RESUME, on_the_line
 from .yaml_file import check_settings, read_yaml
 
@@ -75,7 +75,6 @@ def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
     return None, problems
 
 
-
 def resume_checkpoint(path: str) -> Path:
     """The checkpoint of `--resume`, which may name it or the run folder it is in."""
     found = candidates(path) if os.path.isdir(path) else []
@@ -98,12 +97,13 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
             given[name] = given[name] if given[name] == 'auto' else os.path.abspath(os.path.expanduser(given[name]))
     for _, run in newest:
         try:
-            saved = yaml.safe_load((run / 'args.yaml').read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            saved = load_yaml(run / 'args.yaml')
+        except SettingError:
             continue
         if not isinstance(saved, dict):
             continue
-        same_recipe = not args.config or Path(saved.get('recipe') or '').name in (Path(args.config).name, 'args.yaml')
+        recipe = Path(str(saved.get('recipe') or '')).name
+        same_recipe = not args.config or recipe in (Path(args.config).name, 'args.yaml')
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''

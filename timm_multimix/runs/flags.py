@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from ..config import ALIASES, MODES, SETTINGS, MultiMixConfig, flag, setting_text
 from ..data import DIGITS
+from ..data.split import HELD_OUT
 from ..setting import SHARE, Number, number, whole
 from .not_taken import NOT_TAKEN, add_not_taken
 from .parser import KeyValues, Parser
@@ -60,10 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     g('--multimix-task', metavar='MODULE:CLASS', help='a subclass of timm_multimix.MultiMixTask to train with')
 
     g = parser.add_argument_group('Dataset').add_argument
-    g('--data-dir', metavar='DIR', help='folder of images: one sub-folder per split, in it one per class')
+    g('--data-dir', metavar='DIR',
+      help='folder of images: one sub-folder per split, in it one per class; or the class folders themselves')
     g('--dataset', default=None, metavar='NAME', help=f'as in timm: torch/cifar10, hfds/…; without --data-dir {DIGITS}')
     g('--train-split', default='train', metavar='NAME', help='split of the data set that is trained on')
     g('--val-split', default='validation', metavar='NAME', help='split of the data set that is validated on')
+    g('--val-fraction', type=number(above=0, below=1, right='it is a share of the images: above 0 and below 1.'),
+      default=HELD_OUT, metavar='P',
+      help='share of each class that is held out to validate on, where --data-dir has class folders and no splits')
     g('--dataset-download', action=on_off, default=False, help='let torch/, hfids/ and tfds/ data sets download')
     g('--train-num-samples', type=whole(least=1), default=None, metavar='N',
       help='images of the training split, of a stream that does not say')
@@ -103,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='channels, height and width of an image, in pixels')
     g('--crop-pct', type=CROP_PCT, default=None, metavar='N',
       help='share of the validation image that is kept, after it is resized')
-    g('--mean', type=float, nargs='+', default=None, metavar='X',
+    g('--mean', type=number(), nargs='+', default=None, metavar='X',
       help="mean of each channel that images are normalised with, of pixels from 0 to 1 (default: the model's)")
     g('--std', type=number(above=0), nargs='+', default=None, metavar='X',
       help="standard deviation of each channel, as --mean (default: the model's)")

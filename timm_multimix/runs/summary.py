@@ -25,6 +25,14 @@ def read_summary(path: Union[str, Path]) -> list[dict[str, Any]]:
         return []
     with open(path, newline='', encoding='utf-8', errors='replace') as f:
         lines = f.read().replace('\0', '').splitlines()
-    rows = csv.DictReader(lines, restkey='torn', restval='\N{REPLACEMENT CHARACTER}')
-    return [row for row in rows if 'torn' not in row and str(row.get('epoch')).isdigit()
-            and not any('\N{REPLACEMENT CHARACTER}' in str(value) for value in row.values())]
+    rows = csv.DictReader(lines, restkey='torn', restval='torn')
+    return [row for row in rows if 'torn' not in row and str(row.get('epoch')).isdecimal()
+            and all(not value or _is_number(value) for value in row.values())]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

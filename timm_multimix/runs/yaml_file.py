@@ -10,6 +10,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from ..errors import SettingError, nearest
+from ..files import load_yaml
 from ..setting import Number
 from .not_taken import NOT_TAKEN
 from .parser import check_bounds, takes_several
@@ -24,11 +25,7 @@ def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[s
     """Settings of a YAML file, checked against the parser's flags. Dashes in keys mean underscores."""
     if not os.path.isfile(path):
         raise SettingError(f'--config is {str(path)!r}, but there is no such file.')
-    try:
-        with open(path) as f:
-            loaded = yaml.load(f, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SettingError(f'{path} is not YAML: {e}') from e
+    loaded = load_yaml(path, _Loader)
     if not isinstance(loaded, dict):
         raise SettingError(f'{path} must hold settings, one "key: value" a line; it holds {type(loaded).__name__}.')
     return check_settings(loaded, str(path), parser)
@@ -59,6 +56,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise SettingError(f'{key.start_mark.name} has a list or a mapping for a key, in line '
+                                   f'{key.start_mark.line + 1}: a key is the name of a setting.')
             if key.value in seen:
                 raise SettingError(f'{key.start_mark.name} has {key.value!r} twice, in lines {seen[key.value]} and '
                                    f'{key.start_mark.line + 1}: keep one.')

@@ -19,6 +19,7 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import NativeScaler
 
 from ..config import MultiMixConfig
+from ..data.factory import fit_channels, image_mode
 from ..distributed import world
 from ..errors import SettingError, in_words
 from ..heads import classifier_leaves
@@ -85,12 +86,14 @@ def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.
 
 
 def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
-    """timm's data config of this model and these flags."""
+    """timm's data config of this model and these flags, and the mode of the images.
+
+    Raises:
+        SettingError: a mode of another number of channels.
+    """
     found = resolve_data_config(vars(args), model=model)
-    for name in ('mean', 'std'):  # the model's three, for another number of channels
-        if len(found[name]) != found['input_size'][0]:
-            found[name] = (sum(found[name]) / len(found[name]),) * found['input_size'][0]
-    return found
+    fit_channels(found)
+    return {**found, 'input_img_mode': image_mode(found['input_size'][0], args.input_img_mode)}
 
 
 def build_task(args: argparse.Namespace, model: torch.nn.Module, config: Optional[MultiMixConfig],

@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 
 from ..data import DIGITS
-from ..data.factory import MODES
+from ..data.factory import MODES, image_mode
 from ..errors import SettingError, nearest
 from ..runs.find import resume_checkpoint
 from ..runs.screen import say
@@ -51,6 +51,8 @@ def check_args(args: argparse.Namespace) -> None:
     if args.input_img_mode and args.input_img_mode not in MODES:
         raise SettingError(f'--input-img-mode is {args.input_img_mode!r}, but transforms take 8 bits a channel: '
                            f'{", ".join(MODES)}. Grey images of 16 bits are scaled to 8 by themselves.')
+    if args.in_chans or args.input_size:
+        image_mode(channels, args.input_img_mode)
     for name, instead in (('num_classes', 'num-classes'), ('in_chans', 'in-chans'), ('global_pool', 'gp'),
                           ('drop_rate', 'drop'), ('drop_path_rate', 'drop-path')):
         if name in args.model_kwargs:

@@ -10,11 +10,22 @@ from typing import Any, Optional
 import torch
 from timm.data import create_loader
 
-from ..data import PlacedLoader, class_names, convert_modes, create_train_val, describe_images, drop_unreadable
+from ..data import (
+    PlacedLoader,
+    class_names,
+    convert_modes,
+    create_train_val,
+    describe_images,
+    drop_unreadable,
+    image_mode,
+)
 from ..data.augment import as_published
+from ..data.split import FILE, HELD_OUT, TEST, divided, read_parts, split_folder
 from ..distributed import one_by_one, world
 from ..errors import SettingError, in_words
+from ..runs.find import resume_checkpoint
 from ..runs.screen import say
+from ..runs.settings import multimix_config
 
 
 @dataclass
@@ -25,7 +36,8 @@ class Images:
         train_set, val_set: the data sets.
         names: of the classes in order; None where the data set does not say.
         train_loader, val_loader: their batches, the same on every pass that begins at the same place.
-        config: timm's data config: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode.
+        config: timm's data config: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode; and
+            input_img_mode, the mode of Pillow's that images become.
     """
     train_set: Any
     val_set: Any
@@ -35,11 +47,6 @@ class Images:
     config: dict[str, Any]
 
 
-def image_mode(args: argparse.Namespace) -> str:
-    """The PIL mode that images are converted to."""
-    return args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB')
-
-
 def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[str]]]:
     """The two data sets, looked through, and the names of their classes. Sets `args.num_classes` where it is None.
 
@@ -47,13 +54,17 @@ def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[st
         SettingError: they cannot be read, hold too few images, or have more classes than the model.
     """
     options = {'download': args.dataset_download, 'class_map': args.class_map, 'seed': args.seed,
-               'batch_size': args.batch_size, 'input_img_mode': image_mode(args), 'repeats': args.epoch_repeats,
+               'batch_size': args.batch_size, 'input_img_mode': image_mode(args.in_chans or 3, args.input_img_mode),
+               'repeats': args.epoch_repeats,
                'input_key': args.input_key, 'target_key': args.target_key,
                'trust_remote_code': args.dataset_trust_remote_code,
-               'train_num_samples': args.train_num_samples, 'val_num_samples': args.val_num_samples}
+               'train_num_samples': args.train_num_samples, 'val_num_samples': args.val_num_samples,
+               'val_fraction': args.val_fraction,
+               'parts': read_parts(resume_checkpoint(args.resume).parent / FILE) if args.resume else None}
     with one_by_one() if args.dataset_download else nullcontext():
         train_set, val_set = create_train_val(
             args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
+    _say_splits(args, train_set, val_set, bool(options['parts']))
     if args.bad_images != 'ignore':
         for split, dataset in ((args.train_split, train_set), (args.val_split, val_set)):
             left_out = drop_unreadable(dataset, split, args.bad_images == 'skip', workers=2 * max(1, args.workers))
@@ -75,11 +86,42 @@ def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[st
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * world():
         each = f' on each of {world()} ranks' if world() > 1 else ''
         raise SettingError(f'--batch-size is {args.batch_size}{each}, but there are only {len(train_set)} training '
-                           f'images.')
+                           f'images{_largest_batch(args, len(train_set))}.')
     if hasattr(val_set, '__len__') and not len(val_set):
         raise SettingError(f'--val-split {args.val_split} holds no images to validate on, or is a stream that does not '
                            f'say how many: --val-num-samples.')
     return train_set, val_set, names
+
+
+def _say_splits(args: argparse.Namespace, train_set: Any, val_set: Any, resumed: bool) -> None:
+    """Say where the two splits come from, where they are not as they were named; `args` then has their names."""
+    if divided(train_set, val_set):
+        how = f'as {FILE} of the run says' if resumed else f'{args.val_fraction:g} of each class, --val-fraction'
+        say(f'{args.data_dir} has no sub-folders for training and validation, so {len(val_set)} of its '
+            f'{len(train_set) + len(val_set)} images are held out to validate on ({how}); {FILE} lists them.')
+        return
+    if args.val_fraction != HELD_OUT:
+        warnings.warn(f'--val-fraction is {args.val_fraction:g}, but it has no effect: there is a validation split.',
+                      stacklevel=3)
+    found = None if args.dataset or not args.data_dir else split_folder(args.data_dir, args.val_split)
+    if found is not None and found.lower() in TEST and args.val_split.lower() not in TEST:
+        args.val_split = found
+        say(f'{args.data_dir} has no sub-folder for validation, so the images of {found} validate.')
+
+
+def _largest_batch(args: argparse.Namespace, images: int) -> str:
+    """The largest -b that works with so many images, as a part of a sentence; '' where none does."""
+    config = multimix_config(args)
+    pairs = (config or args).mixup or (config or args).cutmix or args.cutmix_minmax
+    for batch in range(images // world() // args.grad_accum_steps, 0, -1):
+        try:
+            if config is not None:
+                config.check_batch(batch, world())
+        except SettingError:
+            continue
+        if not (pairs and batch % 2):  # timm's Mixup pairs the images of a batch
+            return f': -b {batch} works'
+    return ''
 
 
 def load_images(args: argparse.Namespace, train_set: Any, val_set: Any, names: Optional[list[str]],
@@ -105,7 +147,7 @@ def load_images(args: argparse.Namespace, train_set: Any, val_set: Any, names: O
     of_files = not args.dataset and args.bad_images != 'ignore'
     for dataset in (train_set, val_set):
         if of_files or (args.dataset or '').lower().startswith('torch/'):
-            convert_modes(dataset, image_mode(args))
+            convert_modes(dataset, config['input_img_mode'])
     if isinstance(train_set, torch.utils.data.IterableDataset) and not len(train):
         raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
                            f'--workers {args.workers}: use at least one worker and as few as it has parts.')

@@ -5,6 +5,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from safetensors import SafetensorError
 from timm.utils import get_outdir
 
+from ..data.split import FILE, divided, write_parts
 from ..distributed import from_first, rank
 from ..errors import SettingError
 from ..files import check_writable, write_text
@@ -25,6 +27,7 @@ from ..runs.summary import read_summary, write_summary
 from ..task import MultiMixTask
 from .curves import plot_curves
 from .images import Images
+from .lock import alone_in
 from .loggers import Logger, open_loggers
 from .report import write_report
 from .words import headline, in_plain_timm
@@ -44,20 +47,21 @@ class RunFolder:
         args: the flags.
         settings: those of args.yaml.
         images, model_args, task: what `model/` is made of.
+        at_end: keeps the folder from other processes until it is closed.
 
     Attributes:
         path: of the folder.
         settings: as args.yaml holds them.
 
     Raises:
-        SettingError: the folder cannot be written, or holds a run already.
+        SettingError: the folder cannot be written, holds a run already, or another process trains there.
     """
 
     def __init__(self, args: argparse.Namespace, settings: Mapping[str, Any], images: Images,
-                 model_args: dict[str, Any], task: MultiMixTask) -> None:
+                 model_args: dict[str, Any], task: MultiMixTask, at_end: ExitStack) -> None:
         self.args, self.images, self.model_args, self.task = args, images, model_args, task
         self.settings = _portable(settings)
-        self.path: Path = from_first(_open(args, images.config['input_size'][-1]) if rank() == 0 else None)
+        self.path: Path = from_first(_open(args, images.config['input_size'][-1], at_end) if rank() == 0 else None)
         self.pusher = BackgroundPush(args.push_to_hub, self.path, args.push_private, say) if (
             args.push_to_hub and rank() == 0) else None
         self.summary, self.curves = self.path / 'summary.csv', self.path / 'curves.png'
@@ -71,22 +75,28 @@ class RunFolder:
         self.start = start
         if rank():
             return
-        self.rows = [row for row in read_summary(self.summary) if int(row['epoch']) < start]
-        if self.rows:
-            write_summary(self.summary, self.rows)
-        else:
-            self.summary.unlink(missing_ok=True)
-        if start < epochs:  # a finished run keeps the settings that made it
-            try:
-                write_text(self.path / 'args.yaml', yaml.safe_dump(self.settings, default_flow_style=False))
-            except OSError as e:
-                raise SettingError(f'{self.path}/args.yaml cannot be written: {e.strerror or e}.') from e
+        found = {int(row['epoch']): row for row in read_summary(self.summary)}
+        self.rows = [row for epoch, row in found.items() if epoch < start]
+        try:
+            if self.rows:
+                write_summary(self.summary, self.rows)
+            else:
+                self.summary.unlink(missing_ok=True)
+            if start < epochs:  # a finished run keeps the settings that made it
+                self._write_settings()
+        except OSError as e:
+            raise SettingError(f'{e.filename or self.path} cannot be written: {e.strerror or e}.') from e
         args = self.args
         self.loggers = open_loggers(args.log, self.path, self.settings, args.wandb_project, args.wandb_tags,
                                     args.wandb_resume_id, start)
         for logger in self.loggers:
             say(f'Metrics also go to {logger.where}.')
         self.started = self.drawn = time.time()
+
+    def _write_settings(self) -> None:
+        write_text(self.path / 'args.yaml', yaml.safe_dump(self.settings, default_flow_style=False))
+        if divided(self.images.train_set, self.images.val_set):
+            write_parts(self.path / FILE, self.images.train_set, self.images.val_set)
 
     def write(self, row: dict[str, Any]) -> None:
         """An epoch: a row of summary.csv."""
@@ -96,6 +106,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)  # somebody may have moved it away
             write_summary(self.summary, self.rows)
+            if not (self.path / 'args.yaml').exists():
+                self._write_settings()
         except OSError as e:
             say(f'Warning: {self.summary} could not be written ({e.strerror or e}).')
 
@@ -137,7 +149,8 @@ class RunFolder:
         averaged: nn.Module = task.get_eval_model(ema=task.has_ema())  # type: ignore[assignment]
         return save_plain(
             averaged, self.path / 'model',
-            {k: images.config[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            {k: images.config[k] for k in (
+                'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'input_img_mode')},
             self.model_args, names if names and len(names) == self.args.num_classes else None, config=task.config,
             counts=task.policy.counts, raw=task.get_eval_model() if task.has_ema() else None)
 
@@ -189,12 +202,13 @@ class RunFolder:
             line += f'; best: {best[0]:.2f} in epoch {best[1] + 1}'
         whole, weights = self._commands()
         there = [p.name for p in candidates(path) if p.name in ('last.pth.tar', 'model_best.pth.tar')]
+        files = [name for name in ('curves.png', 'summary.csv', 'args.yaml', FILE) if (path / name).exists()]
         say(f'{line}.\n'
             f'  {path}/model/             the trained model{" (averaged weights)" if self.args.model_ema else ""}, for '
             f'plain timm:\n      {whole}\n'
             f'  {path}/model/model.safetensors, or its weights alone:\n      {weights}\n'
             f'  {path}/report.md   curves, settings, versions, what to do next\n'
-            f'  {path}/curves.png, summary.csv, args.yaml'
+            f'  {path}/{", ".join(files)}'
             + (f'\n  {path}/{", ".join(there)}   checkpoints, for --resume' if there else ''))
 
     def _trained(self) -> bool:
@@ -210,8 +224,8 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def _open(args: argparse.Namespace, size: int) -> Path:
-    """The folder of a new run, or that of the run which is resumed."""
+def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:
+    """The folder of a new run, or that of the run which is resumed; of this process alone until `at_end`."""
     root = args.output or './output/train'
     name = args.experiment or '-'.join(
         [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
@@ -219,12 +233,12 @@ def _open(args: argparse.Namespace, size: int) -> Path:
         if args.resume:
             folder = resume_checkpoint(args.resume).parent
         else:
-            folder = Path(root) / name
-            if args.experiment and (candidates(folder) or (folder / 'last.pth.tar').exists()):
-                raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
-                                   f'another --experiment.')
             folder = Path(get_outdir(root, name, inc=not args.experiment))
         check_writable(folder)
+        at_end.enter_context(alone_in(folder))
+        if not args.resume and args.experiment and (candidates(folder) or (folder / 'last.pth.tar').exists()):
+            raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
+                               f'another --experiment.')
     except OSError as e:
         raise SettingError(f'--output is {root!r}, but {name!r} cannot be written there: {e.strerror or e}.') from e
     return folder

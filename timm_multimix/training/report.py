@@ -52,8 +52,10 @@ def write_report(
         for name, row in (('best', best), ('last', valid[-1])):
             top1, top5, loss = (float(row[f'eval_{name}']) for name in ('top1', 'top5', 'loss'))
             lines.append(f'| {name} | {int(row["epoch"]) + 1} | {top1:.2f} % | {top5:.2f} % | {loss:.4f} |')
+        holds = ('`model_best.pth.tar` holds it, `model/` the last one.' if (folder / 'model_best.pth.tar').exists()
+                 else '`model/` holds the last one.')
         lines += ['', f'The best epoch was chosen by {key[5:]} on these validation images, so its numbers are a little '
-                      f'too good. `model_best.pth.tar` holds it, `model/` the last one.', '']
+                      f'too good. {holds}', '']
     if (folder / 'curves.png').exists():
         lines += ['![Loss, accuracy and mixing over the epochs](curves.png)', '']
     if epochs > 0:
