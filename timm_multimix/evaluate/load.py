@@ -9,10 +9,10 @@ from typing import Any, Optional
 import timm
 import torch.nn as nn
 from timm.data import resolve_data_config
-from timm.models import load_state_dict
 
 from ..errors import SettingError, in_words, nearest
 from ..hub.load import check_classes
+from ..runs.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
                            f'--model-kwargs, if it was made with any).')
     if not timm.is_model(model.split('.')[0]):
         raise SettingError(f'--model is {model!r}, but timm has no such model.{nearest(model, timm.list_models())}')
-    try:
-        state = load_state_dict(path, weights_only=True)
-    except Exception as e:
-        raise SettingError(f'{path!r} cannot be read as weights: {str(e).splitlines()[0] if str(e) else e!r}') from e
+    state, _ = read_weights(path)
     cfg = timm.models.get_pretrained_cfg(model)
     classifier = getattr(cfg, 'classifier', None)
     if num_classes is None and isinstance(classifier, str) and f'{classifier}.weight' in state:
