@@ -21,7 +21,7 @@ _DISTILLATION = 'distillation is another task, with a teacher: train with timm'
 _NAFLEX = "NaFlex feeds patches of images of any shape; there is no feature map of one shape to mix"
 _SIZES = 'sizes and batches that change from step to step; mixtures are of one batch size'
 _SPLITS = 'compares augmented copies of an image with each other, which mixing would blend'
-_WEIGHTS = 'weighs classes in binary cross-entropy; in cross-entropy --class-weight does, whose auto counts images itself'
+_WEIGHTS = 'weighs classes in binary cross-entropy; in cross-entropy --class-weight does, and auto counts the images'
 _OTHER_LOSS = 'belongs to a --loss that is not taken'
 _MULTILABEL = 'several labels to an image: the mixed loss is of one label, or of targets that sum to one'
 

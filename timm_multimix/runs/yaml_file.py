@@ -83,7 +83,7 @@ def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
     if value is None or (value == '' and action.choices is not None and '' not in action.choices):
         if action.dest in NULL_MEANS:
             return NULL_MEANS[action.dest]
-        if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+        if isinstance(action.default, bool):
             return False
         if action.default in ({}, []):
             return _AS_DEFAULT
