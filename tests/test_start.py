@@ -90,7 +90,7 @@ def test_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str], class
     save_file(source.state_dict(), tmp_path / 'x.safetensors')
     model = built('--initial-checkpoint', str(tmp_path / 'x.safetensors'))
     assert same(model, source) == backbone(source) and model.get_classifier().out_features == 5
-    assert same(model, built()) == {'fc.weight', 'fc.bias'}  # as it is without a start
+    assert same(model, built()) >= {'fc.weight', 'fc.bias'}  # as they are without a start
     assert said in capsys.readouterr().out
 
 
@@ -126,7 +126,8 @@ def test_what_is_no_start(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ folders
 
 def test_a_run_starts_another_of_other_classes(
-        tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [str(image_folder), *FEW, '--epochs', '1', '--output', str(tmp_path)]
     assert train.main([*flags, '--model', 'test_resnet', '--experiment', 'a', '--lr', '0.01']) == 0
     first = load_file(tmp_path / 'a' / 'model' / 'model.safetensors')
@@ -174,7 +175,7 @@ def test_licences_are_named_where_they_hold(tmp_path: Path) -> None:
     assert from_pretrained(tmp_path / 'm', 'dense').pretrained_cfg['license'] == before['license']
 
 
-# ----------------------------------------------------------------------------------------------------- without a network
+# -------------------------------------------------------------------------------------------------- without a network
 
 @pytest.mark.parametrize('offline', [False, True])
 def test_published_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
@@ -201,8 +202,6 @@ def test_more_epochs_raise_the_rate_again(
                        str(tmp_path), '--experiment', 'x']) == 0
     capsys.readouterr()
     assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '4']) == 0
-    # of a cosine: half way of 2 epochs, then half way of 4
-    assert 'learning rate rises again, from 0.005 to 0.005' not in (out := capsys.readouterr().out)
-    assert 'rises again' not in out  # 0.005 both: it does not rise
+    assert 'rises again' not in capsys.readouterr().out  # half way down the cosine of 2 epochs, and of 4
     assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '8']) == 0
     assert 'rises again, from 0.00146 to 0.005: --epochs was 4 and is 8' in capsys.readouterr().out

@@ -105,13 +105,15 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
     repo = next(filter(is_repo, (args.initial_checkpoint, args.model if args.pretrained else '')), None)
     if repo is None:
         return None, {}
-    if not repo.startswith('local-dir:') and '/' in repo and try_to_load_from_cache(
-            repo.partition(':')[2].partition('@')[0], CONFIG, revision=repo.partition('@')[2] or None) is None:
-        try:
-            check_network()
-        except HubError as e:
-            raise HubError(f'{repo} is not in the cache of huggingface_hub, and {e}. Without a network: copy the '
-                           f'repository to a folder and name that: local-dir:FOLDER.', e.passing) from e
+    if not repo.startswith('local-dir:'):
+        repo_id, _, revision = repo.partition(':')[2].partition('@')
+        repo_id = check_repo_id(repo_id, 'the repository')
+        if try_to_load_from_cache(repo_id, CONFIG, revision=revision or None) is None:
+            try:
+                check_network()
+            except HubError as e:
+                raise HubError(f'{repo} is not in the cache of huggingface_hub, and {e}. Without a network: copy the '
+                               f'repository to a folder and name that: local-dir:FOLDER.', e.passing) from e
     folder = fetch(repo)
     architecture, model_args = read_config(folder, repo)
     if not is_repo(args.model) and args.model.partition('.')[0] != architecture.partition('.')[0]:

@@ -273,7 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='weights of the classes in the loss, of mixtures too: a file of numbers, or of names and numbers; '
            "'auto': by inverse frequency")
     g('--loss', choices=LOSSES, default=None,
-      help='ce: cross-entropy; bce: the same as --bce-loss; of the others timm alone has')
+      help='ce: cross-entropy; bce: the same as --bce-loss; those that timm alone has are not taken')
     g('--loss-pos-weight', default=None, metavar='X', help='one number: the same as --bce-pos-weight')
     g('--bce-loss', action=on_off, default=False, help=SETTINGS['bce_loss'].help)
     g('--bce-sum', action=on_off, default=False, help=SETTINGS['bce_sum'].help)

@@ -26,7 +26,7 @@ from ..policy import InputMixing
 from ..runs.screen import say
 from ..runs.weights import read_weights
 from ..task import MultiMixTask
-from .start import loaded, loaded_by_timm, start_from
+from .start import loaded_by_timm, start_from
 
 
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -45,7 +45,6 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
                      num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
                      drop_block_rate=args.drop_block)
     overlay = dict(args.pretrained_cfg_overlay)
-    source = args.initial_checkpoint if repo else args.pretrained_path or args.model
     if pretrained and args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
         overlay = {'num_classes': -1, **overlay, **_weights_of(args.pretrained_path)}
     elif pretrained and not repo:
@@ -62,11 +61,13 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
-    model.pretrained_cfg.pop('state_dict', None)
-    if pretrained and not (args.initial_checkpoint and not repo):
-        say(loaded(source, 0, args.num_classes) if args.pretrained_path else loaded_by_timm(source, model))
-    elif args.initial_checkpoint and not repo and not args.resume:
+    model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
+    if args.initial_checkpoint and not repo and not args.resume:
         say(start_from(args.initial_checkpoint, model, args.model))
+    elif pretrained and args.pretrained_path and not repo:
+        say(f'Weights: {args.pretrained_path}, all but the classifier of {args.num_classes} classes, which is new.')
+    elif pretrained:
+        say(loaded_by_timm(args.initial_checkpoint if repo else args.model, model))
     if args.head_init_scale is not None or args.head_init_bias is not None:
         with torch.no_grad():
             for leaf in classifier_leaves(model):
