@@ -99,6 +99,10 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     updates = (len(images.train_loader) + args.grad_accum_steps - 1) // args.grad_accum_steps
     scheduler, epochs = build.build_schedule(args, optimizer, updates)
 
+    last = args.stop_epoch or epochs
+    if last > epochs:
+        raise SettingError(f'--stop-epoch is {last}, but the training has {epochs} epochs.')
+
     folder = RunFolder(args, settings, images, model_args, task, at_end)
     saver = AtomicCheckpointSaver(
         unwrap(model), optimizer, args=argparse.Namespace(**folder.settings), amp_scaler=scaler, task=task,
@@ -111,14 +115,14 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
              *state.resume(args, images.train_loader.exact)]
     mixing = describe(config, mixed, args.num_classes)
     announce(args, state, images, mixing, notes)
-    folder.begin(state.start, epochs)
+    folder.begin(state.start, last)
 
     started = time.time()
-    with progress_bar(args, state) as bar, Interrupt() as stop:
-        for epoch in range(state.start, epochs):
+    with progress_bar(args, state, last) as bar, Interrupt() as stop:
+        for epoch in range(state.start, last):
             trained = train_epoch(state, images.train_loader, args, bar, stop)
             state.agree(args.dist_bn, ema=not args.model_ema_force_cpu)
-            due = (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs
+            due = (epoch + 1) % args.val_interval == 0 or epoch + 1 in (last, *args.save_epochs)
             validated = validate_all(state, images.val_loader, args, stop) if due else OrderedDict()
             if validated is None:
                 state.save(within=True)
@@ -127,14 +131,14 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
             row = {'epoch': epoch, **{f'train_{k}': v for k, v in trained.items()},
                    **{f'eval_{k}': v for k, v in validated.items()}, 'lr': state.progress.rate}
             folder.write(row)
-            state.save(metric, within=not due)
+            state.save(metric, within=not due, milestone=epoch + 1 in args.save_epochs)
             folder.log(row)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
-            say(epoch_line(epoch, epochs, state.start, trained, validated, time.time() - started))
-            folder.refresh(epoch, epochs)
+            say(epoch_line(epoch, last, state.start, trained, validated, time.time() - started))
+            folder.refresh(epoch, last)
             state.begin_epoch(epoch + 1)
-    folder.finish(mixing, device, epochs)
+    folder.finish(mixing, device, last)
 
 
 def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespace, bar: tqdm, stop: Interrupt,
@@ -276,11 +280,11 @@ def mixed_batch(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> i
     return config.mixed_batch(args.batch_size, world())
 
 
-def progress_bar(args: argparse.Namespace, state: TrainState) -> tqdm:
-    """Of the images of the whole training."""
+def progress_bar(args: argparse.Namespace, state: TrainState, epochs: int) -> tqdm:
+    """Of the images of so many epochs."""
     batch = args.batch_size * world()
     total = state.shape['batches'] * batch
-    return tqdm(total=state.epochs * total, initial=state.start * total + state.progress.batch * batch, unit='img',
+    return tqdm(total=epochs * total, initial=state.start * total + state.progress.batch * batch, unit='img',
                 unit_scale=True, disable=None if rank() == 0 else True, dynamic_ncols=True)
 
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 import warnings
 from argparse import SUPPRESS, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import timm
@@ -16,13 +17,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
-from timm.optim import Lookahead
+from timm.optim import Lookahead, optimizer_kwargs
+from timm.scheduler.scheduler_factory import scheduler_kwargs
 
 import train
 from tests.conftest import ROOT
 from timm_multimix import SettingError
 from timm_multimix.data import create_train_val
 from timm_multimix.runs.flags import build_parser
+from timm_multimix.runs.loss_names import LOSSES, NAMES
 from timm_multimix.runs.not_taken import NOT_TAKEN, OLD
 from timm_multimix.runs.settings import changed_settings, parse_args
 from timm_multimix.runs.summary import read_summary
@@ -59,6 +62,34 @@ def test_defaults_are_timms(name: str) -> None:
     assert SHOWN[name].default == docs.TIMM[name]
 
 
+class Reads(dict[str, Any]):
+    """Stands for args, and notes what is read of it."""
+
+    def __getattr__(self, name: str) -> str:
+        self[name] = ''
+        return ''
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self[name] = ''
+        return None
+
+
+def test_the_table_has_what_the_installed_timm_reads_of_its_flags() -> None:
+    read = Reads()
+    scheduler_kwargs(read)
+    optimizer_kwargs(read)
+    timm.data.resolve_data_config(read)
+    no_flags = {'opt_args', 'opt_foreach', 'chans', 'crop_mode'}
+    assert {'lr_k_decay', 'opt_betas', 'img_size'} <= set(read)
+    assert set(read) - no_flags <= set(docs.TIMM)
+    create = getattr(timm.loss, 'create_classification_loss', None)
+    if create is not None:  # timm ≥ 1.0.31
+        options = {name: p.default for name, p in inspect.signature(create).parameters.items()
+                   if name.startswith(('asl_', 'poly_', 'twoway_', 'db_'))}
+        assert options == {name: docs.TIMM[name] for name in options} and options
+        assert timm.loss._loss_factory.LOSS_TYPES == LOSSES
+
+
 # ------------------------------------------------------------------------------------------------------------ its YAML
 
 def timm_yaml(tmp_path: Path, **changes: Any) -> str:
@@ -78,7 +109,7 @@ def parse(*flags: str) -> tuple[Namespace, list[str]]:
 def test_args_yaml_of_timm_parses_to_the_same_settings(tmp_path: Path) -> None:
     args, said = parse('-c', timm_yaml(tmp_path, data_dir='x', lr=0.5, opt_betas=[0.9, 0.95], torchcompile='inductor'))
     assert args.multimix == 'dense' and args.lr == 0.5 and args.opt_betas == [0.9, 0.95]
-    for name in set(docs.TIMM) & set(SHOWN) - {'config', 'data', 'data_dir', 'lr', 'opt_betas', 'torchcompile'}:
+    for name in set(docs.TIMM) & set(SHOWN) - {'config', 'data', 'data_dir', 'lr', 'opt_betas', 'torchcompile', *NAMES}:
         want = docs.TIMM[name]
         if want is not None:  # null is whatever the default is here
             assert getattr(args, name) == want or (name in ('mixup', 'cutmix') and not getattr(args, name)), name
@@ -103,6 +134,56 @@ def test_older_keys_are_known_and_unknown_ones_are_not(tmp_path: Path) -> None:
     path.write_text('kd_model_nam: x\n')
     with pytest.raises(SettingError, match='Did you mean kd_model_name'):
         parse('-c', str(path))
+
+
+def test_keys_of_a_newer_timm_warn_in_its_own_args_yaml_alone(tmp_path: Path) -> None:
+    path = timm_yaml(tmp_path, data='x', newer_flag=3, other_flag=None)
+    args, said = parse('-c', path)
+    line, = (line for line in said if 'by a timm that is newer' in line)
+    assert 'newer_flag: 3, other_flag: None' in line and not hasattr(args, 'newer_flag')
+    Path(path).write_text(Path(path).read_text() + 'multimix_pob: 0.5\n')  # a slip of whoever added a line
+    with pytest.raises(SettingError, match='Did you mean multimix_prob'):
+        parse('-c', path)
+    (tmp_path / 'own.yaml').write_text('data: x\nnewer_flag: 3\n')
+    with pytest.raises(SettingError, match="'newer_flag' is not a setting"):
+        parse('-c', str(tmp_path / 'own.yaml'))
+
+
+@pytest.mark.parametrize('yaml_has, flags, want', [
+    ({'loss': 'bce'}, '', (True, None)), ({'loss': 'ce'}, '', (False, None)), ({'loss': None}, '', (False, None)),
+    ({'loss': None, 'bce_loss': True}, '', (True, None)), ({'loss': 'bce', 'bce_loss': True}, '', (True, None)),
+    ({'loss': 'bce', 'loss_pos_weight': '2.0'}, '', (True, 2.0)), ({'loss': 'bce'}, '--loss ce', (False, None)),
+    ({'loss': 'bce'}, '--no-bce-loss', (False, None)), ({'loss': 'ce'}, '--bce-loss', (True, None)),
+    ({'bce_loss': True}, '--loss ce', (False, None)), ({}, '--loss bce --loss-pos-weight 3', (True, 3.0)),
+])
+def test_loss_by_its_newer_name(tmp_path: Path, yaml_has: dict[str, Any], flags: str,
+                                want: tuple[bool, Optional[float]]) -> None:
+    args, said = parse('-c', timm_yaml(tmp_path, data='x', **yaml_has), *flags.split())
+    assert (args.bce_loss, args.bce_pos_weight) == want and not any('no effect' in line for line in said)
+    assert not hasattr(args, 'loss') and not hasattr(args, 'loss_pos_weight')
+
+
+def test_losses_of_timms_alone(tmp_path: Path) -> None:
+    args, said = parse('-c', timm_yaml(tmp_path, data='x', loss='asl', asl_gamma_neg=2.0, loss_pos_weight='neg_pos'))
+    text = '\n'.join(said)
+    assert not args.bce_loss and args.bce_pos_weight is None
+    assert "loss is 'asl' in timm" in text and 'asl_gamma_neg is 2.0' in text and "loss_pos_weight is 'neg_pos'" in text
+    assert "--loss is 'poly' in timm" in parse('--loss', 'poly')[1][0]
+    for given, words in (({'loss': 'asl', 'bce_loss': True}, 'give only one'), ({'loss': 'pol'}, 'Did you mean poly')):
+        with pytest.raises(SettingError, match=words):
+            parse('-c', timm_yaml(tmp_path, data='x', **given))
+    with pytest.raises(SettingError, match='give only one'):
+        parse('--loss', 'ce', '--bce-loss')
+
+
+def test_null_means_what_it_means_in_timm(tmp_path: Path, image_folder: Path) -> None:
+    nulls = {'color_jitter': 0.0, 'dist_bn': '', 'train_interpolation': '', 'mixup_off_epoch': 0, 'drop': None,
+             'recovery_interval': 0, 'aug_repeats': 0, 'amp': False, 'pin_mem': False, 'persistent_workers': False,
+             'scale': [0.08, 1.0], 'ratio': [3 / 4, 4 / 3], 'model_kwargs': {}, 'wandb_tags': [], 'save_epochs': []}
+    args, _ = parse('-c', timm_yaml(tmp_path, data='x', **dict.fromkeys(nulls)))
+    assert {name: getattr(args, name) for name in nulls} == nulls
+    with pytest.raises(SettingError, match='batch_size is empty'):
+        parse('-c', timm_yaml(tmp_path, data='x', batch_size=None))
 
 
 @pytest.mark.parametrize('text, words', [
@@ -149,6 +230,11 @@ def test_errors_on_the_command_line_are_short(capsys: pytest.CaptureFixture[str]
     ('--amp --model-dtype bfloat16', 'give only one'), ('--torchcompile-mode max-autotune', 'add --torchcompile'),
     ('--pretrained-path nowhere', 'no such file'),
     ('--bce-loss --bce-pos-weight 2 --multimix dense', 'no such weight: drop it'),
+    ('--model-kwargs img_size=(32,)', 'height and width'), ('--model-kwargs img_size=big', 'height and width'),
+    ('--model-kwargs img_size=(32,64) --img-size 32', 'they are the same'),
+    ('--model-kwargs img_size=(32,64) --input-size 3 64 32', 'they are the same'),
+    ('--pretrained-cfg-overlay file=x', 'that is --pretrained-path'),
+    ('--start-epoch 3 --stop-epoch 3', 'nothing would be trained'),
     ('--val-split=', '--val-split is empty'), ('--drop-block 2', '--drop-block is 2'),
 ])
 def test_values_that_cannot_be_right(flags: str, words: str) -> None:
@@ -323,6 +409,48 @@ def test_epochs_and_intervals(tmp_path: Path, image_folder: Path, capsys: pytest
     epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Epoch ')]
     assert len(epochs) == 4 and max(map(len, epochs)) < 120
     assert [' val ' in line for line in epochs] == [True, False, True, True]
+
+
+def test_stopping_early_and_milestones(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ('--epochs', '4', '--save-epochs', '1', '3', '--val-interval', '2')
+    whole = run(image_folder, tmp_path, *flags, name='whole')
+    rows = run(image_folder, tmp_path, *flags, '--stop-epoch', '2')
+    out = capsys.readouterr().out
+    assert '4 epochs of 3 batches (stopping after 2)' in out and 'Epoch 2/2' in out
+    assert [row['lr'] for row in rows] == [row['lr'] for row in whole[:2]]  # the schedule is that of 4
+    assert [row['eval_top1'] != '' for row in whole] == [True, True, True, True]  # milestones are validated
+    assert timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True).num_classes == 3
+    assert train.main(['--resume', str(tmp_path / 'x')]) == 0  # and now to the end
+    there = {p.name for p in (tmp_path / 'x').glob('milestone-*')}
+    assert there == {'milestone-1.pth.tar', 'milestone-3.pth.tar'}
+    assert [torch.load(tmp_path / 'x' / f'milestone-{n}.pth.tar')['epoch'] for n in (1, 3)] == [0, 2]
+    again = read_summary(tmp_path / 'x' / 'summary.csv')
+    assert [row['train_loss'] for row in again] == [row['train_loss'] for row in whole]
+    assert train.main(['--resume', str(tmp_path / 'x'), '--stop-epoch', '9']) == 2
+    assert '--stop-epoch is 9, but the training has 4 epochs' in capsys.readouterr().err
+
+
+def test_resume_auto_in_a_yaml(tmp_path: Path, image_folder: Path) -> None:
+    path = timm_yaml(tmp_path, data_dir=str(image_folder), model='test_resnet', device='cpu', batch_size=6, epochs=2,
+                     warmup_epochs=0, workers=0, lr=0.01, img_size=32, output=str(tmp_path), experiment='x',
+                     resume='auto', loss='bce')
+    assert train.main(['-c', path, '--stop-epoch', '1']) == 0
+    assert len(read_summary(tmp_path / 'x' / 'summary.csv')) == 1
+    assert train.main(['-c', path]) == 0
+    assert len(read_summary(tmp_path / 'x' / 'summary.csv')) == 2
+    assert yaml.safe_load((tmp_path / 'x' / 'args.yaml').read_text())['bce_loss']
+
+
+@pytest.mark.parametrize('as_yaml', [False, True])
+def test_a_rectangle_in_timms_own_way(tmp_path: Path, image_folder: Path, as_yaml: bool) -> None:
+    (tmp_path / 'k.yaml').write_text('model_kwargs: {img_size: [32, 64]}\n')
+    how = ('-c', str(tmp_path / 'k.yaml')) if as_yaml else ('--model-kwargs', 'img_size=(32,64)')
+    assert train.main([str(image_folder), '--model', 'test_vit', '-b', '6', '-j', '0', '--epochs', '1', '--lr', '0.01',
+                       '--warmup-epochs', '0', '--output', str(tmp_path), '--experiment', 'x', '--multimix', 'dense',
+                       *how]) == 0
+    model = timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True)
+    assert timm.data.resolve_model_data_config(model)['input_size'] == (3, 32, 64)
+    assert model.patch_embed.img_size == (32, 64)
 
 
 def test_cycles_are_counted_as_in_timm(tmp_path: Path, image_folder: Path) -> None:

@@ -10,12 +10,12 @@ import timm
 import torch.nn as nn
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_data_config
-from timm.models import load_state_dict
 
 from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest
 from ..hub.load import check_classes, mode_of
+from ..runs.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def load_checkpoint(
     config['input_size'] = (channels, *config['input_size'][1:])
     fit_channels(config)
     labels = cfg.get('label_names')
-    beside = _config_folder(path, folder)
-    mode = image_mode(channels, input_img_mode or (mode_of(beside) if beside else None))
+    config_folder = _config_folder(path, folder)
+    mode = image_mode(channels, input_img_mode or (mode_of(config_folder) if config_folder else None))
     return Checkpoint(name, path, net.eval(), config, [str(x) for x in labels] if labels else None, mode,
                       read_parts(_run(path) / FILE))
 
@@ -165,10 +165,7 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
                            f'--model-kwargs, if it was made with any).')
     if not timm.is_model(model.split('.')[0]):
         raise SettingError(f'--model is {model!r}, but timm has no such model.{nearest(model, timm.list_models())}')
-    try:
-        state = load_state_dict(path, weights_only=True)
-    except Exception as e:
-        raise SettingError(f'{path!r} cannot be read as weights: {str(e).splitlines()[0] if str(e) else e!r}') from e
+    state, _ = read_weights(path)
     cfg = timm.models.get_pretrained_cfg(model)
     classifier = getattr(cfg, 'classifier', None)
     if num_classes is None and isinstance(classifier, str) and f'{classifier}.weight' in state:

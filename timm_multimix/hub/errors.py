@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_token, validate_repo_id
+from huggingface_hub.utils import get_session, get_token, validate_repo_id
 
 from ..errors import SettingError
 
@@ -64,6 +64,17 @@ def check_repo_id(repo_id: str, setting: str = 'repo_id') -> str:
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE was set when the process started."""
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def check_network() -> None:
+    """Raise `HubError` where the Hub cannot be asked. One try: huggingface_hub makes many of every file."""
+    if offline():
+        raise HubError('HF_HUB_OFFLINE is set')
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as e:  # of its HTTP client, which differs between versions
+        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise HubError(f'{constants.ENDPOINT} cannot be reached ({scrub(reason)})', True) from e
 
 
 def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, writing: bool = False,

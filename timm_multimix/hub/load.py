@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import timm
 import torch.nn as nn
-from huggingface_hub import HfApi, ModelInfo, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from timm.models import get_pretrained_cfg
 from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
@@ -19,9 +21,10 @@ from ..files import load_json, load_yaml
 from ..runs.find import is_repo
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
-from .errors import HubError, check_repo_id, hub_error, offline
+from .errors import HubError, check_network, check_repo_id, hub_error, offline
 from .save import CONFIG, COUNTS, MODE, RAW, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
+_OF_TIMM = (WEIGHTS, 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.tar')
 
 
@@ -104,6 +107,15 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
     repo = next(filter(is_repo, (args.initial_checkpoint, args.model if args.pretrained else '')), None)
     if repo is None:
         return None, {}
+    if not repo.startswith('local-dir:'):
+        repo_id, _, revision = repo.partition(':')[2].partition('@')
+        repo_id = check_repo_id(repo_id, 'the repository')
+        if try_to_load_from_cache(repo_id, CONFIG, revision=revision or None) is None:
+            try:
+                check_network()
+            except HubError as e:
+                raise HubError(f'{repo} is not in the cache of huggingface_hub, and {e}. Without a network: copy the '
+                               f'repository to a folder and name that: local-dir:FOLDER.', e.passing) from e
     folder = fetch(repo)
     architecture, model_args = read_config(folder, repo)
     if not is_repo(args.model) and args.model.partition('.')[0] != architecture.partition('.')[0]:
@@ -117,6 +129,34 @@ def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, A
         args.input_img_mode = mode
     args.initial_checkpoint = repo if not repo.startswith('local-dir:') else f'local-dir:{folder.resolve()}'
     return f'local-dir:{folder}', {k: v for k, v in model_args.items() if k != 'num_classes'}  # the data set decides
+
+
+def check_published(model: str, overlay: Mapping[str, Any]) -> None:
+    """Find out at once whether the published weights of a timm model can be had.
+
+    Args:
+        model: its name, with a tag or without.
+        overlay: what replaces parts of its pretrained_cfg.
+
+    Raises:
+        HubError: neither the cache of huggingface_hub holds them nor can the Hub be reached.
+    """
+    found = get_pretrained_cfg(model)
+    cfg = {**(found.to_dict() if found is not None else {}), **overlay}
+    repo_id = cfg.get('hf_hub_id')
+    if not repo_id or cfg.get('file') or cfg.get('state_dict') is not None:  # timm says what is wrong, if anything is
+        return
+    files = [cfg['hf_hub_filename']] if cfg.get('hf_hub_filename') else _OF_TIMM
+    if any(isinstance(try_to_load_from_cache(repo_id, file), str) for file in files):
+        return
+    try:
+        check_network()
+    except HubError as e:
+        raise HubError(
+            f'--pretrained is on, but the weights of {model} ({repo_id} on the Hub) are not in the cache '
+            f'({constants.HF_HUB_CACHE}), and {e}. Without a network: --pretrained-path FILE takes weights of this '
+            f'model from a file, --initial-checkpoint those of a file, a run or a folder; or fill the cache elsewhere '
+            f'and copy it here (HF_HUB_CACHE).', e.passing) from e
 
 
 def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optional[str] = None,

@@ -26,6 +26,9 @@ MODE = 'input_img_mode'  # of config.json, beside timm's keys
 COUNTS = 'mixed_steps'  # of multimix.yaml; the one key that is no setting
 # A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
 RAW = 'raw'
+# Of pretrained_cfg: where published weights lie, and what holds for these alone.
+_SOURCE = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
+_ORIGIN = ('tag', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
 RAW_CONFIG, RAW_WEIGHTS = f'{RAW}/{CONFIG}', f'{RAW}/{WEIGHTS}'
 
 
@@ -39,6 +42,7 @@ def save_plain(
         config: Optional[MultiMixConfig] = None,
         raw: Optional[nn.Module] = None,
         counts: Optional[Mapping[str, int]] = None,
+        origin: bool = False,
 ) -> Path:
     """Write `config.json` and `model.safetensors`; `timm.create_model('local-dir:FOLDER', pretrained=True)` reads them.
 
@@ -56,6 +60,8 @@ def save_plain(
         raw: where `model` holds averaged weights (EMA), the model they average: a folder `raw/` like this
             one.
         counts: `MixingPolicy.counts` of the training; default those of a wrapped `model`.
+        origin: the training began from the weights that the model's pretrained_cfg is about, so its licence, tag and
+            papers are named in config.json. Otherwise they are of other weights, and are left out.
 
     Returns:
         The folder.
@@ -70,7 +76,9 @@ def save_plain(
         counts = multimix.policy.counts if counts is None else counts
         mode = mode or multimix.input_img_mode
     plain = plain_copy(model)  # whose config is edited
-    plain.pretrained_cfg = {**plain.pretrained_cfg, **data_config, 'num_classes': plain.num_classes}  # type: ignore[assignment, dict-item]
+    cfg = {k: v for k, v in plain.pretrained_cfg.items()  # type: ignore[operator, union-attr]
+           if k not in _SOURCE and (origin or k not in _ORIGIN)}
+    plain.pretrained_cfg = {**cfg, **data_config, 'num_classes': plain.num_classes}  # type: ignore[assignment]
     model_config = {k: v for k, v in (('label_names', label_names), (MODE, mode)) if v}
     extra = {}
     if 'data_config' in inspect.signature(save_for_hf).parameters:  # timm ≥ 1.0.31

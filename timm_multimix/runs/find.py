@@ -14,6 +14,7 @@ import torch
 from ..errors import SettingError
 from ..files import load_yaml
 from .flags import FREE_ON_RESUME, on_the_line
+from .loss_names import translated
 from .yaml_file import check_settings, read_yaml
 
 SUFFIX = '.pth.tar'
@@ -81,6 +82,24 @@ def resume_checkpoint(path: str) -> Path:
     return found[0] if found else Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
 
 
+def starting_folder(path: str) -> str:
+    """`--initial-checkpoint`, with a folder, of a run or with config.json in it, as `local-dir:` and absolute.
+
+    Raises:
+        SettingError: a folder without config.json, such as that of a run that has not come to its end.
+    """
+    name = os.path.expanduser(path.removeprefix('local-dir:'))
+    if not os.path.isdir(name):
+        return path if not path or is_repo(path) else os.path.abspath(os.path.expanduser(path))
+    folder = next((f for f in (Path(name) / 'model', Path(name)) if (f / 'config.json').is_file()), None)
+    if folder is None:
+        found = candidates(name)
+        raise SettingError(f'--initial-checkpoint is {path!r}, a folder without config.json and model/config.json'
+                           + (f': that run has not come to its end. Name its checkpoint, {found[0]}, and --model.'
+                              if found else ', so there is no model in it.'))
+    return f'local-dir:{folder.resolve()}'
+
+
 def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
     """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag contradicts; '' for none."""
     root = Path(os.path.expanduser(args.output or './output/train'))
@@ -89,10 +108,12 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
                     reverse=True)
     if args.experiment:
         return str(newest[0][1]) if newest else ''
-    given = {k: v for k, v in on_the_line(argv).items() if k not in FREE_ON_RESUME}
+    given = {k: v for k, v in translated(on_the_line(argv)).items() if k not in FREE_ON_RESUME}
     if 'data' in given:
         given.setdefault('data_dir', given.pop('data'))
-    for name in ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_weight'):  # as args.yaml has them
+    if 'initial_checkpoint' in given:  # all as args.yaml has them
+        given['initial_checkpoint'] = starting_folder(given['initial_checkpoint'])
+    for name in ('data_dir', 'pretrained_path', 'class_weight'):
         if given.get(name):
             given[name] = given[name] if given[name] == 'auto' else os.path.abspath(os.path.expanduser(given[name]))
     for _, run in newest:

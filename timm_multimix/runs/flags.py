@@ -8,6 +8,7 @@ from ..config import ALIASES, MODES, SETTINGS, MultiMixConfig, flag, setting_tex
 from ..data import DIGITS
 from ..data.split import HELD_OUT
 from ..setting import SHARE, Number, number, whole
+from .loss_names import LOSSES
 from .not_taken import NOT_TAKEN, add_not_taken
 from .parser import KeyValues, Parser
 
@@ -20,6 +21,7 @@ OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persis
                   'push_every', 'push_private')
 # What the same run may be gone on with in another way: `--resume auto` does not look at these.
 FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'dataset_download', 'start_epoch',
+                  'stop_epoch', 'save_epochs',
                   *NOT_TAKEN)
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 SIDE = whole(least=1, most=16384)  # of an image in pixels
@@ -90,9 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
     g('--pretrained-path', default=None, metavar='FILE',
       help='start from these weights, with a new classifier and other adaptations to the task, in place of the '
            'published ones')
-    g('--initial-checkpoint', default='', metavar='FILE',
-      help='start from these weights, which fit as they are: a file, or hf-hub:user/name or local-dir:…, which say '
-           'the model too')
+    g('--pretrained-cfg-overlay', nargs='*', default={}, action=KeyValues, metavar='K=V',
+      help="replace these of the model's pretrained_cfg, such as mean, std, hf_hub_id")
+    g('--initial-checkpoint', default='', metavar='PATH',
+      help='start from these weights: a file; or the folder of a run, hf-hub:user/name or local-dir:…, which say the '
+           'model too. Of another number of classes all are taken but the classifier')
     g('--resume', default='', metavar='PATH',
       help="a run folder or checkpoint to resume, in that folder and with its args.yaml; 'auto': the newest run in "
            '--output (or --experiment there) that these flags do not contradict, else a new one')
@@ -202,6 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
       help='passes over the training images, before the cooldown')
     g('--epoch-repeats', type=number(least=0), default=0.0, metavar='N', help='passes over a stream in one epoch')
     g('--start-epoch', type=whole(least=0), default=None, metavar='N', help='resume at this epoch; the first is 0')
+    g('--stop-epoch', type=whole(least=1), default=None, metavar='N',
+      help='stop after N epochs of the schedule, which stays that of --epochs')
     g('--decay-milestones', type=whole(least=1), nargs='+', default=[90, 180, 270], metavar='N',
       help='multistep: epochs at which the learning rate decays')
     g('--decay-epochs', type=number(above=0), default=None, metavar='N',
@@ -271,6 +277,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--class-weight', default=None, metavar='FILE',
       help='weights of the classes in the loss, of mixtures too: a file of numbers, or of names and numbers; '
            "'auto': by inverse frequency")
+    g('--loss', choices=LOSSES, default=None,
+      help='ce: cross-entropy; bce: the same as --bce-loss; those that timm alone has are not taken')
+    g('--loss-pos-weight', default=None, metavar='X', help='one number: the same as --bce-pos-weight')
     g('--bce-loss', action=on_off, default=False, help=SETTINGS['bce_loss'].help)
     g('--bce-sum', action=on_off, default=False, help=SETTINGS['bce_sum'].help)
     g('--bce-target-thresh', type=values['bce_target_thresh'], default=None, metavar='X',
@@ -312,6 +321,8 @@ def build_parser() -> argparse.ArgumentParser:
       help='updates between refreshes of loss and accuracy')
     g('--val-interval', type=whole(least=1), default=1, metavar='N', help='epochs between validations and checkpoints')
     g('--checkpoint-hist', type=whole(least=1), default=10, metavar='N', help='checkpoints to keep')
+    g('--save-epochs', type=whole(least=1), nargs='+', default=[], metavar='N',
+      help='keep a checkpoint after N epochs, as milestone-N.pth.tar; these epochs are validated')
     g('--recovery-interval', type=whole(least=0), default=0, metavar='N',
       help='a checkpoint within the epoch every N updates')
     g('--nonfinite-limit', type=whole(least=1), default=10, metavar='N',

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 
@@ -20,6 +21,8 @@ _DISTILLATION = 'distillation is another task, with a teacher: train with timm'
 _NAFLEX = "NaFlex feeds patches of images of any shape; there is no feature map of one shape to mix"
 _SIZES = 'sizes and batches that change from step to step; mixtures are of one batch size'
 _SPLITS = 'compares augmented copies of an image with each other, which mixing would blend'
+_WEIGHTS = 'weighs classes in binary cross-entropy; in cross-entropy --class-weight does, and auto counts the images'
+_OTHER_LOSS = 'belongs to a --loss that is not taken'
 _MULTILABEL = 'several labels to an image: the mixed loss is of one label, or of targets that sum to one'
 
 NOT_TAKEN: dict[str, NotTaken] = {
@@ -60,6 +63,21 @@ NOT_TAKEN: dict[str, NotTaken] = {
     'kd_student_feature_dim': NotTaken(_DISTILLATION, None),
     'kd_teacher_feature_dim': NotTaken(_DISTILLATION, None),
     'kd_token_distill_type': NotTaken(_DISTILLATION, 'soft'),
+    'loss_class_weight': NotTaken(_WEIGHTS, None),
+    'loss_weight_power': NotTaken(_WEIGHTS, 1.0),
+    'class_stats': NotTaken(_WEIGHTS, None),
+    'poly_epsilon': NotTaken(_OTHER_LOSS, 2.0),
+    'poly_gamma': NotTaken(_OTHER_LOSS, 0.0),
+    'poly_alpha': NotTaken(_OTHER_LOSS, None),
+    'asl_gamma_pos': NotTaken(_OTHER_LOSS, 1.0),
+    'asl_gamma_neg': NotTaken(_OTHER_LOSS, 4.0),
+    'asl_clip': NotTaken(_OTHER_LOSS, 0.05),
+    'asl_reduction': NotTaken(_OTHER_LOSS, 'batchmean'),
+    'twoway_tp': NotTaken(_OTHER_LOSS, 4.0),
+    'twoway_tn': NotTaken(_OTHER_LOSS, 1.0),
+    'db_neg_scale': NotTaken(_OTHER_LOSS, 2.0),
+    'db_init_bias': NotTaken(_OTHER_LOSS, 0.05),
+    'db_focal_gamma': NotTaken(_OTHER_LOSS, 2.0),
     # of older versions, in the YAML files that people keep
     'amp_impl': NotTaken('of older timm; there is one --amp', 'native'),
     'apex_amp': NotTaken('of older timm; there is one --amp'),
@@ -68,6 +86,8 @@ NOT_TAKEN: dict[str, NotTaken] = {
     'bn_tf': NotTaken('of older timm; --bn-momentum 0.01 --bn-eps 1e-3 is what it stood for'),
     'jsd': NotTaken('of older timm; ' + _SPLITS),
 }
+# Of all args.yaml of timm's, and of no file that people write themselves.
+OF_ARGS_YAML = ('aug_splits', 'split_bn', 'tta', 'use_multi_epochs_loader')
 OLD = ('amp_impl', 'apex_amp', 'native_amp', 'aot_autograd', 'bn_tf', 'jsd')
 
 
@@ -83,15 +103,31 @@ def drop_not_taken(args: argparse.Namespace) -> None:
     """Take them out of the namespace again, and warn of those that were set."""
     for name, (why, default, _) in NOT_TAKEN.items():
         value = vars(args).pop(name)
-        if name != 'local_rank' and value != default and value is not None and str(value) != str(default):
+        if name != 'local_rank' and not _idle(value, default):
             warnings.warn(f'{name} is {value!r} in timm, but it is not taken here and has no effect: {why}.',
                           stacklevel=3)
 
 
+def _idle(value: Any, default: Any) -> bool:
+    return value in (None, '', [], {}) or value == default or str(value) == str(default)
+
+
+def is_args_yaml(settings: Collection[str]) -> bool:
+    """Whether a file is one that timm's train.py wrote, by its keys."""
+    return set(OF_ARGS_YAML) <= set(settings)
+
+
+def note_newer(settings: dict[str, Any], path: str) -> None:
+    """Warn of keys that an args.yaml of timm's has and nobody knows here."""
+    if settings:
+        values = ', '.join(f'{name}: {value!r}' for name, value in settings.items())
+        warnings.warn(f'{path} was written by a timm that is newer than what is known here. These settings of it have '
+                      f'no effect: {values}.', stacklevel=3)
+
+
 def note_defaults(settings: dict[str, Any], path: str) -> None:
     """Say once which of a YAML's settings are not taken and stand at timm's defaults, so that nothing changes."""
-    idle = [name for name in settings if name in NOT_TAKEN and (
-        settings[name] is None or str(settings[name]) == str(NOT_TAKEN[name].default))]
+    idle = [name for name in settings if name in NOT_TAKEN and _idle(settings[name], NOT_TAKEN[name].default)]
     if idle:
         warnings.warn(f'{path} has settings of timm that are not taken here. They stand at their defaults, so nothing '
                       f'changes: {", ".join(idle)}.', stacklevel=3)

@@ -14,8 +14,9 @@ from ..config import (
 )
 from ..data import DIGITS
 from ..errors import SettingError
-from .find import find_run, is_repo, settings_of_run
+from .find import find_run, is_repo, settings_of_run, starting_folder
 from .flags import MULTIMIX_FLAGS, build_parser, on_the_line
+from .loss_names import NAMES, translated
 from .not_taken import drop_not_taken, note_defaults
 from .recipes import find_recipe
 from .yaml_file import OLD_RAMP, read_yaml
@@ -68,9 +69,11 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
             on_line = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
             vars(args).update({name: getattr(on_line, name) for name in names})
     drop_not_taken(args)
+    translate_flags(args, argv)
     args.resume, args.resume_auto = resume, auto
     args.data_dir = flags.data_dir or args.data_dir or args.data
     del args.data
+    args.initial_checkpoint = starting_folder(args.initial_checkpoint)
     if is_repo(args.initial_checkpoint) and not parser.parse_args(argv, argparse.Namespace(model='')).model:
         args.model = args.initial_checkpoint  # its architecture, not the default's or the recipe's
     if args.data_dir and (args.dataset or '').lower() == DIGITS:
@@ -83,11 +86,20 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     if args.log_wandb:
         args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
     # YAML has no shell to do it
-    for name in ('data_dir', 'output', 'resume', 'initial_checkpoint', 'pretrained_path', 'class_weight'):
+    for name in ('data_dir', 'output', 'resume', 'pretrained_path', 'class_weight'):
         if getattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')
     return args
+
+
+def translate_flags(args: argparse.Namespace, argv: Optional[list[str]]) -> None:
+    """`--loss` and `--loss-pos-weight` as `--bce-loss` and `--bce-pos-weight`. (Those of a YAML are so already.)"""
+    given = translated(on_the_line(argv))
+    for name, older in NAMES.items():
+        delattr(args, name)
+        if older in given:
+            setattr(args, older, given[older])
 
 
 def _under_flags(settings: dict[str, Any], argv: Optional[list[str]]) -> dict[str, Any]:

@@ -12,11 +12,17 @@ from timm.utils import ParseKwargs
 from ..errors import SettingError, nearest
 from ..files import load_yaml
 from ..setting import Number
-from .not_taken import NOT_TAKEN
+from .loss_names import NAMES, translated
+from .not_taken import NOT_TAKEN, is_args_yaml, note_newer
 from .parser import check_bounds, takes_several
 
 NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
+# What null means in timm where the default is something else.
+NULL_MEANS: dict[str, Any] = {
+    'color_jitter': 0.0, 'aug_repeats': 0, 'dist_bn': '', 'train_interpolation': '', 'mixup_off_epoch': 0,
+    'recovery_interval': 0, 'drop': None, 'scale': _AS_DEFAULT, 'ratio': _AS_DEFAULT,
+    **dict.fromkeys(NULL_IN_TIMM, _AS_DEFAULT)}
 # Of the default preset, in versions whose args.yaml knows no multimix_ramp. An object of its own: a file may say 100.
 OLD_RAMP = float('100')
 
@@ -35,19 +41,26 @@ def check_settings(loaded: dict[Any, Any], path: str, parser: argparse.ArgumentP
     """Settings that a file holds, checked against the parser's flags. Dashes in keys mean underscores."""
     actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
     settings: dict[str, Any] = {}
+    newer: dict[str, Any] = {}
+    ours = [name for name in actions if name.startswith('multimix')]
     for key, value in loaded.items():
         name = str(key).replace('-', '_')
         if name in settings:
             raise SettingError(f'{path} has {name!r} twice, once with dashes: keep one.')
         if name in ('recipe', 'resume_auto'):  # how a run came about, in its args.yaml
             continue
+        if name not in actions and is_args_yaml(loaded) and not nearest(name, ours):
+            newer[name] = value
+            continue
         if name not in actions:
             raise SettingError(f'{path}: {key!r} is not a setting.{nearest(name, actions)}')
-        settings[name] = value if name in NOT_TAKEN else _yaml_value(actions[name], value, f'{path}: {key}')
+        known = name in NOT_TAKEN or name in NAMES
+        settings[name] = value if known else _yaml_value(actions[name], value, f'{path}: {key}')
+    note_newer(newer, path)
     if 'recipe' in loaded and 'multimix_ramp' not in loaded and settings.get('multimix', 'none') != 'none' and (
             settings.get('multimix_preset') in (None, 'default') and settings.get('multimix_ramp_epochs') is None):
         settings['multimix_ramp_epochs'] = OLD_RAMP
-    return {name: value for name, value in settings.items() if value is not _AS_DEFAULT}
+    return translated({name: value for name, value in settings.items() if value is not _AS_DEFAULT}, f'{path}:')
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,7 +81,11 @@ class _Loader(yaml.SafeLoader):
 
 def _yaml_value(action: argparse.Action, value: Any, where: str) -> Any:
     if value is None or (value == '' and action.choices is not None and '' not in action.choices):
-        if action.dest in NULL_IN_TIMM:
+        if action.dest in NULL_MEANS:
+            return NULL_MEANS[action.dest]
+        if isinstance(action.default, bool):
+            return False
+        if action.default in ({}, []):
             return _AS_DEFAULT
         if action.default not in (None, ''):
             raise SettingError(f'{where} is empty. Give it a value, or leave the line out for {action.default!r}.')

@@ -12,7 +12,6 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.loss import BinaryCrossEntropy
-from timm.models import load_checkpoint
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -23,10 +22,12 @@ from ..data.factory import fit_channels, image_mode
 from ..distributed import world
 from ..errors import SettingError, in_words
 from ..heads import classifier_leaves
-from ..hub import starting_point
+from ..hub import check_published, starting_point
 from ..policy import InputMixing
+from ..runs.screen import say
+from ..runs.weights import read_weights
 from ..task import MultiMixTask
-from .checks import mismatch
+from .start import loaded_by_timm, start_from
 
 
 def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -39,12 +40,18 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
     if args.bn_eps is not None:
         extra['bn_eps'] = args.bn_eps
     repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
-    create = partial(timm.create_model, repo or args.model,
-                     pretrained=bool(repo) or args.pretrained or bool(args.pretrained_path),
+    # The weights of a run that goes on are in its checkpoint.
+    pretrained = not args.resume and (bool(repo) or args.pretrained or bool(args.pretrained_path))
+    create = partial(timm.create_model, repo or args.model, pretrained=pretrained,
                      num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
                      drop_block_rate=args.drop_block)
-    if args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
-        create = partial(create, pretrained_cfg_overlay={'file': args.pretrained_path, 'num_classes': -1})
+    overlay = dict(args.pretrained_cfg_overlay)
+    if pretrained and args.pretrained_path:  # num_classes -1: whatever classifier it has is not this data set's
+        overlay = {'num_classes': -1, **overlay, **_weights_of(args.pretrained_path)}
+    elif pretrained and not repo:
+        check_published(args.model, overlay)
+    if overlay:
+        create = partial(create, pretrained_cfg_overlay=overlay)
     try:
         try:
             model = create(**extra)
@@ -55,14 +62,13 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
             model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
-    if args.initial_checkpoint and not repo:
-        path = args.initial_checkpoint
-        if not os.path.isfile(path):
-            raise SettingError(f'--initial-checkpoint is {path!r}, but there is no such file.')
-        try:
-            load_checkpoint(model, path)
-        except Exception as e:  # broken bytes break the reader in any way
-            raise SettingError(mismatch('--initial-checkpoint', path, args.model, e)) from e
+    model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
+    if args.initial_checkpoint and not repo and not args.resume:
+        say(start_from(args.initial_checkpoint, model, args.model))
+    elif pretrained and args.pretrained_path and not repo:
+        say(f'Weights: {args.pretrained_path}, all but the classifier of {args.num_classes} classes, which is new.')
+    elif pretrained:
+        say(loaded_by_timm(args.initial_checkpoint if repo else args.model, model))
     if args.head_init_scale is not None or args.head_init_bias is not None:
         with torch.no_grad():
             for leaf in classifier_leaves(model):
@@ -74,6 +80,13 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
         if args.bn_momentum is not None and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = args.bn_momentum
     return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
+
+
+def _weights_of(path: str) -> dict[str, Any]:
+    """`--pretrained-path` for pretrained_cfg_overlay."""
+    if path.endswith(('.npz', '.npy')):  # of JAX; the model knows its format
+        return {'file': path}
+    return {'state_dict': read_weights(path, f'--pretrained-path is {path!r}, but that')[0], 'custom_load': False}
 
 
 def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:

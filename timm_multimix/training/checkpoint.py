@@ -78,6 +78,11 @@ class AtomicCheckpointSaver(CheckpointSaver):
                 raise
         os.replace(temporary, dst)
 
+    def keep(self, epochs: int) -> None:
+        """Keep what was saved last as milestone-N.pth.tar, N epochs being done. It has no rank and is never removed."""
+        self._duplicate(os.path.join(self.checkpoint_dir, 'last' + SUFFIX),
+                        os.path.join(self.checkpoint_dir, f'milestone-{epochs}{SUFFIX}'))
+
     def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> dict[str, Any]:
         """The ranking, before this epoch has its place in it. (timm < 1.0.31 saves none.)"""
         return {'checkpoint_files': [(os.path.basename(f), m) for f, m in self.checkpoint_files],

@@ -8,7 +8,7 @@ import argparse
 import inspect
 import os
 import warnings
-from typing import Any
+from typing import Any, Optional
 
 import timm
 import timm.optim
@@ -22,6 +22,8 @@ from ..runs.find import resume_checkpoint
 from ..runs.screen import say
 from ..runs.settings import smoothing
 from .loggers import check_loggers
+
+SIDE_MOST = 16384  # as --img-size
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -60,10 +62,16 @@ def check_args(args: argparse.Namespace) -> None:
                                f'rest of the program sees too.')
     if args.push_every is not None and not args.push_to_hub:
         raise SettingError(f'--push-every is {args.push_every}, but there is no --push-to-hub user/name to push to.')
-    inner = args.model_kwargs.get('img_size')
-    if inner is not None and args.img_size is not None and inner != args.img_size:
-        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has img_size={inner!r}: they are the '
-                           f'same.')
+    if 'file' in args.pretrained_cfg_overlay:
+        raise SettingError(f'--pretrained-cfg-overlay has file={args.pretrained_cfg_overlay["file"]!r}: that is '
+                           f'--pretrained-path.')
+    inner = inner_size(args)
+    if inner is not None and args.img_size is not None and inner != (args.img_size, args.img_size):
+        raise SettingError(f'--img-size is {args.img_size} and --model-kwargs has '
+                           f'img_size={args.model_kwargs["img_size"]!r}: they are the same.')
+    if inner is not None and args.input_size is not None and inner != tuple(args.input_size[1:]):
+        raise SettingError(f'--input-size is {args.input_size} and --model-kwargs has '
+                           f'img_size={args.model_kwargs["img_size"]!r}: they are the same.')
     if not args.val_split:
         raise SettingError('--val-split is empty, but every run is validated: name the split, or with a folder the '
                            'sub-folder.')
@@ -115,11 +123,30 @@ def check_args(args: argparse.Namespace) -> None:
                            f'cutmix: it must be even.')
 
 
+def inner_size(args: argparse.Namespace) -> Optional[tuple[int, int]]:
+    """Height and width of an image that `--model-kwargs img_size=…` says, by one number or two; None if it is not said.
+
+    Raises:
+        SettingError: it is neither.
+    """
+    given = args.model_kwargs.get('img_size')
+    if given is None:
+        return None
+    both = given if isinstance(given, (list, tuple)) else (given, given)
+    if len(both) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= SIDE_MOST for n in both):
+        raise SettingError(f'--model-kwargs has img_size={given!r}, but it is one whole number of pixels, or height '
+                           f'and width: "img_size=(32,64)", in YAML [32, 64].')
+    return both[0], both[1]
+
+
 def _check_it_trains(args: argparse.Namespace) -> None:
     """Settings with which nothing is learned or no machine copes."""
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         raise SettingError(f'--start-epoch is {args.start_epoch} and --epochs is {args.epochs}, so nothing would be '
                            f'trained: the first epoch is 0, and the last one {args.epochs - 1}.')
+    if args.start_epoch is not None and args.stop_epoch is not None and args.start_epoch >= args.stop_epoch:
+        raise SettingError(f'--start-epoch is {args.start_epoch} and --stop-epoch is {args.stop_epoch}, so nothing '
+                           f'would be trained: the first epoch is 0.')
     if args.workers > (most := 16 * (os.cpu_count() or 1)):
         warnings.warn(f'--workers is {args.workers}, and each is a process, but this machine has {os.cpu_count()} '
                       f'cores: more than {most} only cost memory.', stacklevel=3)
@@ -183,7 +210,12 @@ def settle(args: argparse.Namespace) -> dict[str, Any]:
     if args.input_size is not None:
         args.in_chans, *size = args.input_size
         args.img_size = size[0] if size[0] == size[1] else tuple(size)
-    args.img_size = args.img_size or args.model_kwargs.get('img_size')
+    if (inner := inner_size(args)) is not None:  # a rectangle is --input-size to the rest of the program
+        height, width = inner
+        args.img_size = height if height == width else inner
+        args.model_kwargs = {**args.model_kwargs, 'img_size': args.img_size}
+        if height != width:
+            args.input_size = [args.in_chans or 3, height, width]
     if (args.dataset or '').lower() == DIGITS:
         args.img_size = args.img_size or 32
         say(f'Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.')

@@ -33,7 +33,7 @@ from .report import write_report
 from .words import headline, in_plain_timm
 
 # How a run was started, which the next one with this args.yaml is not.
-_OF_THE_START = ('config', 'resume', 'resume_auto', 'wandb_resume_id', 'start_epoch')
+_OF_THE_START = ('config', 'resume', 'resume_auto', 'wandb_resume_id', 'start_epoch', 'stop_epoch')
 _PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight')
 REDRAWN = 60  # seconds, at least, between drawings of the curves
 
@@ -61,6 +61,9 @@ class RunFolder:
                  model_args: dict[str, Any], task: MultiMixTask, at_end: ExitStack) -> None:
         self.args, self.images, self.model_args, self.task = args, images, model_args, task
         self.settings = _portable(settings)
+        # Weights in a file are of unknown origin: not of the one that timm has for the model.
+        self.origin = is_repo(args.initial_checkpoint) or (
+            args.pretrained and not args.pretrained_path and not args.initial_checkpoint)
         self.path: Path = from_first(_open(args, images.config['input_size'][-1], at_end) if rank() == 0 else None)
         self.pusher = BackgroundPush(args.push_to_hub, self.path, args.push_private, say) if (
             args.push_to_hub and rank() == 0) else None
@@ -152,7 +155,7 @@ class RunFolder:
             {k: images.config[k] for k in (
                 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'input_img_mode')},
             self.model_args, names if names and len(names) == self.args.num_classes else None, config=task.config,
-            counts=task.policy.counts, raw=task.get_eval_model() if task.has_ema() else None)
+            counts=task.policy.counts, raw=task.get_eval_model() if task.has_ema() else None, origin=self.origin)
 
     def finish(self, mixing: str, device: Any, epochs: int) -> None:
         """After the last epoch: the curves, model/, report.md, what to do next, and the last push.

@@ -82,12 +82,13 @@ class TrainState:
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def save(self, metric: Optional[float] = None, within: bool = False) -> None:
+    def save(self, metric: Optional[float] = None, within: bool = False, milestone: bool = False) -> None:
         """Write a checkpoint, from the first rank, with what every rank has of its own. All ranks call it.
 
         Args:
             metric: of the epoch that has ended; None where it was not validated.
             within: the epoch has not ended: a recovery checkpoint.
+            milestone: keep the same beside it as milestone-N.pth.tar, after N epochs.
 
         Raises:
             SettingError: the weights are not finite.
@@ -109,6 +110,8 @@ class TrainState:
                 saver.save_recovery(progress.epoch, progress.batch)
             else:
                 saver.save_checkpoint(progress.epoch, metric=metric)
+                if milestone:
+                    saver.keep(progress.epoch + 1)
                 saver.drop_recoveries()
         except (OSError, RuntimeError) as e:  # a full disk, mostly: the run goes on, and tries again next time
             good = next(iter(candidates(self.folder)), None)
@@ -138,6 +141,7 @@ class TrainState:
         """
         found = self._load(args) if args.resume else {}
         notes = [self._go_to(found, exact), found['changed']] if found else []
+        rate = found.get('rate')
         if args.resume_auto and not found:
             say('--resume auto: there is no run to resume; a new one starts.')
         if args.start_epoch is not None:
@@ -149,6 +153,8 @@ class TrainState:
         if found.get('shape') == self.shape:
             load_own_state(self.task, found['ranks'][rank()])
         self._catch_up(found, args.grad_accum_steps)
+        if rate is not None:
+            notes.append(self._risen(args, *rate))
         self.statistics = Statistics(unwrap(self.task.trainable_module))
         self.statistics.keep()
         return [note for note in notes if note]
@@ -176,7 +182,12 @@ class TrainState:
         if rank() == 0:
             self.saver.go_on_from(Path(path), state)
             self.saver.drop_recoveries(keep=[path])
-        kept = ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau')
+        then = state.get('args')
+        then = then if isinstance(then, dict) else vars(then) if isinstance(then, argparse.Namespace) else {}
+        groups = (state.get('optimizer') or {}).get('param_groups')
+        if groups and 'epochs' in then:
+            state['rate'] = groups[0].get('lr'), then['epochs']
+        kept = ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau', 'rate')
         return {k: v for k, v in state.items() if k in kept} | {'start': start, 'changed': changed}
 
     def _load_optimizer(self, name: str, path: str, state: dict[str, Any]) -> None:
@@ -228,6 +239,14 @@ class TrainState:
         scheduler.step_update(self.start * self.updates + progress.batch // accum)
         if self.start:
             scheduler.step(self.start, found.get('metric'))
+
+    def _risen(self, args: argparse.Namespace, rate: float, epochs: int) -> Optional[str]:
+        """A sentence where the learning rate goes up again because the schedule is that of more epochs now."""
+        now = self.optimizer.param_groups[0]['lr']
+        if self.scheduler is None or args.epochs <= epochs or now <= rate or self.start < args.warmup_epochs:
+            return None
+        return (f'the learning rate rises again, from {rate:.3g} to {now:.3g}: --epochs was {epochs} and is '
+                f'{args.epochs}, and the schedule is that of {args.epochs} epochs now.')
 
     # ----------------------------------------------------------------------------------------------------------- ranks
 

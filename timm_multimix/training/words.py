@@ -45,8 +45,9 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
     for note in filter(None, (*notes, few_warning(*plan), one_position)):
         say(f'Warning: {note}')
     progress = state.progress
+    stop = f' (stopping after {args.stop_epoch})' if args.stop_epoch else ''
     say(f'{len(images.train_set)} training and {len(images.val_set)} validation images, {args.num_classes} classes; '
-        f'{state.epochs} epochs of {batches} batches; output in {state.folder}'
+        f'{state.epochs} epochs of {batches} batches{stop}; output in {state.folder}'
         + (f'; resuming at epoch {state.start + 1}' if state.start or progress.batch else '')
         + (f', after batch {progress.batch}' if progress.batch else '') + '.')
 
