@@ -87,7 +87,8 @@ def test_smoothing_of_timms_mixup(smoothing: float) -> None:
     ({'attention_detach': 'no'}, 'attention_detach .* it is True or False'), ({'preset': ['paper']}, 'preset'),
     ({'preset': {}}, 'preset'), ({'mode': None}, 'mode'), ({'mode': ['dense']}, 'mode'), ({'layer': 3.5}, 'layer'),
     ({'layer': {}}, 'layer'), ({'layer': [[1]]}, 'layer'), ({'n': 'many'}, r'n \(--multimix-n\)'),
-    ({'n': 10**400}, r'n \(--multimix-n\)'), ({'clean_weight': 10**400}, 'clean_weight'), ({'alpha': {'a': 1}}, 'alpha'),
+    ({'n': 10**400}, r'n \(--multimix-n\)'), ({'clean_weight': 10**400}, 'clean_weight'),
+    ({'alpha': {'a': 1}}, 'alpha'),
     ({'alpha': []}, 'alpha'), ({'effective': [1.5, 'x']}, 'effective'), ({'prob': math.nan}, 'prob'),
     ({'class_weight': {'cat': 1}}, 'class_weight'), ({'class_weight': ['a']}, 'class_weight'),
     ({'label_smoothing': True}, 'label_smoothing'), ({'gather': 1}, 'gather'), ({3: 4}, '3 is not a setting')])
