@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest
-from ..hub.load import check_classes, mode_of
+from ..hub.load import check_files, mode_of
 from ..runs.weights import read_weights
 
 
@@ -71,7 +71,7 @@ def load_checkpoint(
     kwargs = dict(model_kwargs or {})
     folder = _folder(path)
     if folder is not None:
-        check_classes(Path(folder), source)
+        check_files(Path(folder), source)
         net = _create(source, f'local-dir:{folder}', pretrained=True)
     elif path.startswith(('local-dir:', 'hf-hub:', 'hf_hub:')):
         net = _create(source, path, pretrained=True)

@@ -183,8 +183,7 @@ def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optiona
         folder = given / 'model' if (given / 'model' / CONFIG).is_file() else given
         if not (folder / weights).is_file() and (folder / CONFIG).is_file():
             raise _no_weights(str(name), weights, [f.name for f in folder.iterdir()])
-    read_config(folder, str(name))
-    check_classes(folder, name, weights)
+    check_files(folder, str(name), weights)
     return folder
 
 
@@ -213,6 +212,19 @@ def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) 
                            f'{weights} has {found.pop()}.')
 
 
+def check_files(folder: Path, name: str, weights: str = WEIGHTS) -> None:
+    """Raise `SettingError` where config.json or the weights, which need not be there, are damaged or do not fit."""
+    read_config(folder, name)
+    if not (folder / weights).is_file():
+        return
+    try:
+        with safe_open(folder / weights, 'pt') as f:  # type: ignore[no-untyped-call]
+            f.keys()
+    except (OSError, SafetensorError) as e:
+        raise SettingError(f'{weights} of {name!r} is damaged: {e}.') from e
+    check_classes(folder, name, weights)
+
+
 def check_whole(folder: Path, name: str) -> None:
     """Look at what `save_plain` wrote to a folder before it is published.
 
@@ -220,13 +232,7 @@ def check_whole(folder: Path, name: str) -> None:
         SettingError: a file is damaged.
     """
     for part in (folder, *([folder / RAW] if (folder / RAW_WEIGHTS).is_file() else [])):
-        read_config(part, str(part))
-        check_classes(part, name)
-        try:
-            with safe_open(part / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
-                f.keys()
-        except (OSError, SafetensorError) as e:
-            raise SettingError(f'{part / WEIGHTS} is damaged: {e}.') from e
+        check_files(part, str(part))
     if (folder / SETTINGS).is_file():
         _settings(folder, name)
 
@@ -243,8 +249,9 @@ def read_config(folder: Path, name: str = '') -> tuple[str, dict[str, Any]]:
     try:
         _, architecture, model_args = load_model_config_from_path(str(folder))
         config = load_json(folder / CONFIG)
-        for key, kind in (('pretrained_cfg', dict), ('model_args', dict), ('num_classes', int)):
-            if not isinstance(config.get(key) or kind(), kind):
+        for key, kind in (
+                ('architecture', str), ('pretrained_cfg', dict), ('model_args', dict), ('num_classes', int)):
+            if not isinstance(config.get(key, kind()), (kind, type(None))):
                 raise TypeError(f'{key} is {config[key]!r:.80}')
     except Exception as e:  # broken bytes break the reader in any way
         raise SettingError(f'{CONFIG} of {name!r} is not one of timm: {type(e).__name__}: {e}') from e
@@ -322,8 +329,11 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
             + (f' (HF_HUB_OFFLINE is set: the cache may be without {SETTINGS} and the Hub not.)' if offline() else ''))
     try:
         found = load_yaml(path)
-        if not isinstance(found, dict) or not isinstance(found.get(COUNTS) or {}, dict):
+        if not isinstance(found, dict):
             raise SettingError('it holds no settings.')
+        counts = found.get(COUNTS) or {}
+        if not isinstance(counts, dict) or not all(isinstance(n, int) for n in counts.values()):
+            raise SettingError(f'its {COUNTS} are no numbers.')
         return MultiMixConfig.from_dict({name: value for name, value in found.items() if name != COUNTS})
     except SettingError as e:
         raise SettingError(f'{SETTINGS} of {str(name)!r} cannot be used: {e}\n  Give settings yourself: '
