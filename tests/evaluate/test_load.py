@@ -107,7 +107,7 @@ def test_what_is_no_checkpoint_says_so(run: Path, tmp_path: Path, monkeypatch: p
             (str(run / 'bare.safetensors'), {'model': 'test_resnt'}, 'Did you mean test_resnet'),
             (str(run / 'bare.safetensors'), {'model': 'test_vit'}, 'does not fit --model test_vit'),
             ('junk.safetensors', {'model': 'test_resnet'}, 'cannot be read as weights'),
-            ('evil.pth', {'model': 'test_resnet'}, 'cannot be read as weights'),
+            ('evil.pth', {'model': 'test_resnet'}, r'more than weights \(.*it is not opened'),
             ('local-dir:nowhere', {}, 'cannot be loaded')):
         with pytest.raises(SettingError, match=says):
             load_checkpoint(source, **kwargs)

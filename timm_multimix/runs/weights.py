@@ -73,5 +73,5 @@ def _more_than_weights(path: str, what: str, error: str) -> str:
     whole = any(name.startswith(('timm.', 'torch.nn.modules.', 'torchvision.models.')) for name in names)
     return (f'{what} is {"a whole pickled model" if whole else "a pickle of more than weights"} '
             f'({", ".join(names[:3])}{", …" * (len(names) > 3)}), and opening that can run any code, so it is not '
-            f'opened. If you trust it, save its weights alone, in Python:\n  torch.save(torch.load({path!r}, '
+            f'opened. If it is your own, save its weights alone, in Python:\n  torch.save(torch.load({path!r}, '
             f'weights_only=False){".state_dict()" if whole else "[" + repr("state_dict") + "]"}, "weights.pth")')
