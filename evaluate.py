@@ -43,11 +43,11 @@ def run(args: argparse.Namespace, command: str) -> int:
         count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
         about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
     if args.left_out:
-        about['--quick'] = '; '.join(args.left_out)
+        about['--quick (in brackets: without it)'] = '; '.join(args.left_out)
     say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
         f'report in {folder}.')
     if args.left_out:
-        say(f'--quick: {"; ".join(args.left_out)}.')
+        say(f'--quick (in brackets: without it): {"; ".join(args.left_out)}.')
     expected = evaluation.expected()
     tables: dict[str, dict[str, Table]] = {}
     pictures: dict[str, list[Path]] = {}

@@ -19,7 +19,7 @@ from .tables.robustness import CURVE, gradient
 
 # What the processor does beside the model, in seconds; rough, and a small part unless the model is small.
 _RESAMPLED = 1e-8  # a value of a bootstrap resample
-_DISTANCE = 1e-9  # a number of an embedding, in the distance of two
+_DISTANCE = 3e-9  # a number of an embedding, in the distance of two
 _MAPPED = 4e-3  # an image on the map of t-SNE
 _MAP = 1e-3  # an attention map
 

@@ -21,7 +21,8 @@ class Headline(NamedTuple):
         table: whose figure it is.
         label: of its row; with '*', of all rows that match, whose mean it is.
         best: `max` or `min`, of several checkpoints.
-        name: shown, where the label does not say enough by itself; '{}' is how many rows the mean is over.
+        name: shown, where the label does not say enough by itself; {label} stands for it, {count} for how many rows
+            match.
     """
     table: str
     label: str
@@ -35,10 +36,11 @@ HEADLINES = (
     Headline('accuracy', 'NLL', min),
     Headline('calibration', 'ECE, %', min),
     Headline('calibration', 'ECE, after temperature scaling, %', min),
-    Headline('robustness', 'FGSM, *', max),
-    Headline('robustness', 'PGD, *', max),
-    Headline('robustness', 'AutoAttack, *', max),
-    Headline('ood', '* | AuROC, max softmax, %', max, 'out of distribution, AuROC by max softmax, mean of {} sets, %'),
+    Headline('robustness', 'FGSM, *', max, 'accuracy under {label}'),
+    Headline('robustness', 'PGD, *', max, 'accuracy under {label}'),
+    Headline('robustness', 'AutoAttack, *', max, 'accuracy under {label}'),
+    Headline('ood', '* | AuROC, max softmax, %', max,
+             'out of distribution, AuROC by max softmax, mean of {count} sets, %'),
     Headline('embedding', 'alignment', min),
     Headline('embedding', 'uniformity', min),
     Headline('transfer', 'Faster R-CNN | mAP, %', max, 'mAP of Faster R-CNN, %'),
@@ -70,7 +72,7 @@ def _row(headline: Headline, columns: Mapping[str, Table]) -> Optional[Row]:
         found = {label: value for label, value in table.rows.items() if fnmatchcase(label, headline.label)}
         if not found:
             continue
-        name = (headline.name or next(iter(found))).format(len(found))
+        name = (headline.name or '{label}').format(label=next(iter(found)), count=len(found))
         values[column] = next(iter(found.values())) if len(found) == 1 else Value(
             sum(value.value for value in found.values()) / len(found))
     if not values:
