@@ -3,10 +3,10 @@
 
     python evaluate.py output/train/NAME                                      # on the embedded digits
     python evaluate.py plain=output/train/A dense=output/train/B --data-dir cifar10 --on accuracy,robustness,ood
-    python evaluate.py weights.safetensors --model resnet50 --data-dir imagenet
+    python evaluate.py weights.safetensors --model resnet50 --data-dir imagenet --quick
 
-Writes report.md (a column per checkpoint), results.json and pictures. Each table is a function of
-`timm_multimix.evaluate` too, for any nn.Module and loader.
+Writes report.md (a summary, then a table each, with a column per checkpoint), results.json and pictures. Each table is
+a function of `timm_multimix.evaluate` too, for any nn.Module and loader.
 """
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from timm_multimix.data import DIGITS
 from timm_multimix.data.split import split_folder
 from timm_multimix.distributed import start
 from timm_multimix.errors import shown
-from timm_multimix.evaluate import Checkpoint, Outputs, Table, images, load_checkpoint, report
+from timm_multimix.evaluate import Checkpoint, Outputs, Table, estimate, images, load_checkpoint, report
 from timm_multimix.evaluate.detection import data as detection_data
 from timm_multimix.evaluate.detection.transfer import need_packages
-from timm_multimix.evaluate.flags import parse_args
+from timm_multimix.evaluate.flags import QUICK, parse_args
 from timm_multimix.evaluate.load import unique_names
 from timm_multimix.files import check_writable
 from timm_multimix.runs.screen import say
@@ -51,15 +51,21 @@ def run(args: argparse.Namespace, command: str) -> int:
     if evaluation.dataset is not None:
         count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
         about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
+    if args.left_out:
+        about['--quick (in brackets: without it)'] = '; '.join(args.left_out)
     say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
         f'report in {folder}.')
+    if args.left_out:
+        say(f'--quick (in brackets: without it): {"; ".join(args.left_out)}.')
+    expected = evaluation.expected()
     tables: dict[str, dict[str, Table]] = {}
     pictures: dict[str, list[Path]] = {}
     missing: dict[str, dict[str, str]] = {}
     with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True) as bar:
         for name in args.on:
             for checkpoint in evaluation.checkpoints:
-                bar.set_description(f'{name}, {checkpoint.name}')
+                share = expected.get(name, 0) / len(evaluation.checkpoints)
+                bar.set_description(f'{name}, {checkpoint.name}' + (f' ({estimate.duration(share)})' if share else ''))
                 started = time.time()
                 try:
                     table = getattr(evaluation, name)(checkpoint)
@@ -130,6 +136,30 @@ class Evaluation:
         if told:
             say(told)
 
+    def expected(self) -> dict[str, float]:
+        """Seconds that each table is likely to take, and a line that says so."""
+        args = self.args
+        if self.dataset is None:
+            return {}
+        speeds = [estimate.measure(c, images.prepared(self.dataset, c, args.batch_size, args.seed), args.batch_size)
+                  for c in self.checkpoints]
+        bank = 0 if self.train_set is None else len(self.train_set)
+
+        def seconds(args: argparse.Namespace) -> dict[str, float]:
+            return estimate.seconds(args, speeds, len(self.dataset), len(self.ood_sets), bank)
+
+        total = seconds(args)
+        text = f'Expected to take {estimate.words(total)}'
+        if 'transfer' in args.on:
+            text += '; and transfer, whose own bar tells'
+        if 'autoattack' in args.attacks and 'robustness' in args.on:
+            text += '; AutoAttack may take less or more, as it drops images that are fooled'
+        if not args.quick and sum(total.values()) > 120:
+            quick = argparse.Namespace(**{**vars(args), **{name: value for name, (value, _, _) in QUICK.items()}})
+            text += f'. With --quick: {estimate.duration(sum(seconds(quick).values()))}, for a first look'
+        say(f'{text}.')
+        return total
+
     def loader(self, dataset: Any) -> Any:
         return images.loader_of(dataset, self.args.batch_size, self.args.workers)
 
@@ -169,7 +199,8 @@ class Evaluation:
                                   map_images=self.args.map_images, seed=self.args.seed)
 
     def hull(self, c: Checkpoint) -> Table:
-        return evaluate.hull(c.model, self.seen(c), batch=self.args.hull_batch, seed=self.args.seed)
+        return evaluate.hull(c.model, self.seen(c), class_names=self.names[c.name], batch=self.args.hull_batch,
+                             seed=self.args.seed)
 
     def attention(self, c: Checkpoint) -> Table:
         a = self.args

@@ -217,7 +217,7 @@ def labels(figure: Figure) -> dict[str, list[str]]:
 
 
 TRAIN_AND_VALIDATION = ['train, unmixed images', 'train, mixed images', 'validation']
-STEPS = ['mixed embeddings', 'mixed inputs', 'unmixed']
+STEPS = ['embeddings (MultiMix)', 'images (mixup or CutMix)', 'nothing']
 
 
 def test_curves_say_what_they_are(tmp_path: Path) -> None:
@@ -227,20 +227,21 @@ def test_curves_say_what_they_are(tmp_path: Path) -> None:
     figure = draw_curves(read_summary(write(tmp_path / 'inputs.csv', 'inputs')))
     assert labels(figure) == {
         'Loss': ['train loss, all steps', 'validation loss'],
-        'Top-1 accuracy, % (validation, last: 86.50)': TRAIN_AND_VALIDATION, 'Steps that mix, %': STEPS}
+        'Top-1 accuracy, % (validation, last: 86.50)': TRAIN_AND_VALIDATION, 'What the steps mixed': STEPS}
     figure = draw_curves(read_summary(write(tmp_path / 'dense.csv', 'dense')))
     assert labels(figure) == {
         'Loss': ['train loss, all steps', 'train loss, mixed embeddings', 'train loss, unmixed', 'validation loss'],
-        'Top-1 accuracy, % (validation, last: 86.50)': TRAIN_AND_VALIDATION, 'Steps that mix, %': STEPS,
-        'How much is mixed': ['effective examples']}
+        'Top-1 accuracy, % (validation, last: 86.50)': TRAIN_AND_VALIDATION, 'What the steps mixed': STEPS,
+        'How strong the mixing of embeddings is': ['effective examples']}
     for axis in figure.axes[:3]:
         assert [text.get_text() for text in axis.get_legend().get_texts()] == [x.get_label() for x in axis.get_lines()]
     mixed = {line.get_label(): line.get_ydata() for line in figure.axes[2].get_lines()}
-    assert mixed['mixed embeddings'][-1] == 25 and mixed['mixed inputs'][-1] == 75 and mixed['unmixed'][0] == 100
+    assert [mixed[name][-1] for name in STEPS] == [25, 75, 0] and mixed['nothing'][0] == 100
+    assert figure.axes[2].get_ylabel() == "% of an epoch's steps"
     strength, information = figure.axes[3:]
-    assert strength.get_ylabel() == 'effective examples in a mixture'
+    assert strength.get_ylabel() == 'examples in a mixture,\neffective number (1: unmixed)'
     assert strength.get_lines()[0].get_ydata()[-1] == 2.25
-    assert information.get_ylabel() == 'class information left, % (0: none)'
+    assert information.get_ylabel() == 'class information in its target,\n% (0: none is left)'
     assert information.get_lines()[0].get_ydata()[-1] == 62.5  # of a target entropy of 0.375 of the batch's
 
 
@@ -300,7 +301,7 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
     assert labels(figure) == {
         'Loss': ['train loss, all steps', 'train loss, mixed embeddings', 'train loss, unmixed', 'validation loss'],
         'Top-1 accuracy, % (validation, last: 99.44)': ['train, all steps', 'validation'],
-        'How much is mixed': ['effective examples']}
+        'How strong the mixing of embeddings is': ['effective examples']}
     # A run that goes on with this version writes more columns; what was there stays as it was.
     row = {**rows('dense')[-1], 'epoch': 30}
     write_summary(tmp_path / 'summary.csv', [*old, row])
@@ -308,7 +309,7 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
     assert [{k: r[k] for k in old[0]} for r in both[:-1]] == old and {r['train_steps'] for r in both[:-1]} == {''}
     assert {k: both[-1][k] for k in row} == {k: str(v) for k, v in row.items()}
     figure = draw_curves(both)
-    assert 'Steps that mix, %' in labels(figure) and len(figure.axes) == 5
+    assert 'What the steps mixed' in labels(figure) and len(figure.axes) == 5
     (tmp_path / 'small.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,2,1.5,61.25,90\n')
     assert plot_curves(tmp_path / 'small.csv', tmp_path / 'small.png') is not None
 

@@ -71,6 +71,10 @@ def test_two_checkpoints_on_everything(folders: list[Path], tmp_path: Path) -> N
     assert 'top-1 minus that of one, points' in results['tables']['accuracy']['untrained']['rows']
     report = (folder / 'report.md').read_text()
     assert '| | one | untrained |' in report and results['command'] in report
+    summed = report.split('## Summary')[1].split('## Accuracy')[0]
+    assert summed.count(' ↑ |') + summed.count(' ↓ |') == 10 == len(results['summary'])
+    assert results['summary']['top-1, % ↑']['one'] == rows['top-1, %'][0]
+    assert 'Expected to take ' in done.stdout.split('one: accuracy')[0]
     pictures = sorted(p.name for p in folder.glob('*.png'))
     assert pictures == ['attention_1.png', 'attention_2.png', 'confusion.png', 'embedding.png', 'hull.png',
                         'hull_plane.png', 'ood.png', 'reliability.png', 'robustness.png']

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Optional
+from typing import Any, Optional
 
 from ..config import ATTENTION_NORMS
 from ..data import DIGITS
@@ -17,6 +17,19 @@ TABLES = ('accuracy', 'calibration', 'robustness', 'ood', 'embedding', 'hull', '
 DEFAULT = TABLES[:-1]
 DETECTORS = ('faster_rcnn', 'ssd')
 ATTACKS = ('fgsm', 'pgd', 'autoattack')
+
+
+# What --quick sets, where the command does not: its value, the tables that it shortens (none: all), and in words.
+QUICK: dict[str, tuple[Any, tuple[str, ...], str]] = {
+    'num_images': (300, (), 'at most {} images (all)'),
+    'resamples': (200, ('accuracy',), '{} resamples of the bootstrap ({})'),
+    'attack_images': (50, ('robustness',), '{} images attacked ({})'),
+    'pgd_steps': (5, ('robustness',), '{} steps of PGD ({}), so its accuracy may come out too high'),
+    'curve': (False, ('robustness',), 'no accuracy over ε, and none of the checks of the attacks'),
+    'ood_images': (200, ('ood',), 'at most {} images of each set of ood ({})'),
+    'bank': (1000, ('ood',), 'KNN among {} training images ({})'),
+    'map_images': (200, ('embedding',), '{} images on the map of the embeddings ({})'),
+}
 
 
 def fraction(text: str) -> float:
@@ -42,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
              'name; NAME=CHECKPOINT names its column')
     add('--on', type=names, default=list(DEFAULT), metavar='TABLES',
         help=f'of {",".join(TABLES)}; all but transfer where it is not given')
+    add('--quick', action='store_true',
+        help='a first look: fewer images, attacks and resamples (the report says which), unless the command gives them')
     add('--output', default='', metavar='DIR', help='where report.md goes (default: ./output/evaluate/DATE)')
     add('--seed', type=SEED, default=0, metavar='N', help='seed of all random numbers')
     add('--device', default='auto', help='auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps, cpu')
@@ -130,7 +145,15 @@ def parse_args(argv: Optional[list[str]] = None) -> argparse.Namespace:
     Raises:
         SettingError: naming the flag, its value, and what would be right.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.left_out = []
+    if args.quick:
+        full = {name: parser.get_default(name) for name in QUICK}
+        parser.set_defaults(**{name: value for name, (value, _, _) in QUICK.items()})
+        args = parser.parse_args(argv)  # what the command gives itself stays
+        args.left_out = [text.format(value, full[name]) for name, (value, tables, text) in QUICK.items()
+                         if getattr(args, name) == value and (not tables or set(tables) & set(args.on))]
     for name in args.on:
         if name not in TABLES:
             raise SettingError(f'--on has {name!r}, but there are {",".join(TABLES)}.{nearest(name, TABLES)}')

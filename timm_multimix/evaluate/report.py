@@ -12,6 +12,7 @@ import torch
 
 from ..files import write_text
 from ..version import __version__
+from . import summary
 from .detection import transfer
 from .load import Checkpoint
 from .table import Table
@@ -61,7 +62,9 @@ def write(
             'rows': {label: value.value if value.low is None else list(value) for label, value in table.rows.items()},
             'notes': table.notes, 'data': table.data} for column, table in columns.items()}
             for name, columns in tables.items()},
-        'missing': missing}
+        'missing': missing,
+        'summary': {row.name: {column: value.value for column, value in row.values.items()}
+                    for row in summary.summary(tables)}}
     write_text(folder / 'results.json', json.dumps(plain(results), indent=1, allow_nan=False) + '\n')
 
 
@@ -74,6 +77,9 @@ def markdown(checkpoints: list[Checkpoint], tables: Tables, pictures: Mapping[st
         size = sum(p.numel() for p in c.model.parameters())
         shape = '×'.join(map(str, c.data_config['input_size']))
         lines.append(f'| {c.name} | `{c.source}` | {size / 1e6:.2f} M | {shape} |')
+    if rows := summary.summary(tables):
+        lines += ['', '## Summary', '', summary.ABOUT, '']
+        lines += summary.lines(rows, list(dict.fromkeys(column for row in rows for column in row.values)))
     for name in dict.fromkeys([*tables, *missing]):
         columns = tables.get(name, {})
         lines += ['', f'## {MODULES[name].TITLE}', '', MODULES[name].ABOUT, '']

@@ -1,6 +1,7 @@
 """What an evaluation returns: rows for people, data for programs."""
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,19 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def short(name: str, letters: int = 28) -> str:
+    """A name for an axis or a legend: its end is left out where it is long."""
+    return name if len(name) <= letters else name[:letters - 1].rstrip() + '…'
+
+
+def title(name: str, inches: float, *more: str) -> str:
+    """A panel's title: a checkpoint's name, in lines as wide as the panel, and further lines."""
+    return '\n'.join([*textwrap.wrap(name, max(12, int(9 * inches))), *more])
+
+
 def save_figure(figure: Any, path: Union[str, Path]) -> Path:
-    """Write a PNG, whole, and forget the figure."""
+    """Write a PNG, whole and with nothing of it cut off, and forget the figure."""
     with whole(path) as temporary:
-        figure.savefig(temporary, dpi=120, format='png')
+        figure.savefig(temporary, dpi=120, format='png', bbox_inches='tight', pad_inches=0.08)
     pyplot().close(figure)
     return Path(path)

@@ -78,22 +78,24 @@ def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
 
     if counted:
         axis, steps = panels[2], column('train_steps')
-        axis.set_title('Steps that mix, %')
+        axis.set_title('What the steps mixed')
+        axis.set_ylabel("% of an epoch's steps")
         for name, label, color, style in (
-                ('mixed_embeddings', 'mixed embeddings', orange, '-'), ('mixed_inputs', 'mixed inputs', orange, '--'),
-                ('unmixed', 'unmixed', blue, '-')):
+                ('mixed_embeddings', 'embeddings (MultiMix)', orange, '-'),
+                ('mixed_inputs', 'images (mixup or CutMix)', orange, '--'), ('unmixed', 'nothing', blue, '-')):
             line(axis, [100 * n / of if of else float('nan') for n, of in zip(column(f'train_{name}'), steps)], label,
                  color, linestyle=style)
-        axis.set_ylim(-3, 103)
-        axis.legend(frameon=False, fontsize='small')
+        axis.set_ylim(-3, 130)  # room for the legend, which no line goes through
+        axis.set_yticks(range(0, 101, 20))
+        axis.legend(frameon=False, fontsize='small', loc='upper right', ncols=2)
     if signal:
         axis, other = panels[-1], panels[-1].twinx()
-        axis.set_title('How much is mixed')
+        axis.set_title('How strong the mixing of embeddings is')
         line(axis, column('train_effective'), 'effective examples', orange)
-        axis.set_ylabel('effective examples in a mixture', color=orange)
+        axis.set_ylabel('examples in a mixture,\neffective number (1: unmixed)', color=orange, fontsize='small')
         axis.set_ylim(bottom=1)
         line(other, [100 * (1 - e) for e in column('train_target_entropy')], 'class information', purple)
-        other.set_ylabel('class information left, % (0: none)', color=purple)
+        other.set_ylabel('class information in its target,\n% (0: none is left)', color=purple, fontsize='small')
         other.set_ylim(0, 100)
     if title:
         figure.suptitle(textwrap.fill(title, int(9 * size[0])), fontsize=11)  # letters to the inch, and room to spare

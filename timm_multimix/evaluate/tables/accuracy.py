@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
 from ..collect import Source, collect
-from ..table import Table, Value, pyplot, rows_of, save_figure
+from ..table import Table, Value, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Accuracy'
 ABOUT = """\
@@ -93,18 +93,20 @@ def compare(tables: Mapping[str, Table]) -> None:
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Confusion matrices as shares of each true class, and accuracy per class."""
     plt = pyplot()
-    classes = next(iter(tables.values())).data['classes']
-    size = min(9.0, 2.2 + 0.32 * len(classes))
-    figure, axes = plt.subplots(1, len(tables), figsize=(size * len(tables), size), layout='constrained',
-                                squeeze=False, sharey=True)
+    classes = [short(name) for name in next(iter(tables.values())).data['classes']]
+    side = min(9.0, max(2.6, 0.32 * len(classes)))
+    named = len(classes) <= 30
+    names = 0.065 * max(map(len, classes)) if named else 0.3  # inches that they take beside and below
+    figure, axes = plt.subplots(1, len(tables), figsize=((side + 0.3) * len(tables) + names + 1.2, side + names + 0.8),
+                                layout='constrained', squeeze=False, sharey=True)
     image = None
     for axis, (name, table) in zip(axes[0], tables.items()):
         counts = np.array(table.data['confusion'], dtype=float)
         share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
         image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
-        axis.set_title(f'{name}: {table["top-1, %"]:.1f} %', fontsize=11)
+        axis.set_title(title(name, side, f'top-1 {table["top-1, %"]:.1f} %'), fontsize=10)
         axis.set_xlabel('called')
-        if len(classes) <= 30:
+        if named:
             axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
             axis.set_yticks(range(len(classes)), classes, fontsize=8)
         if len(classes) <= 12:
@@ -112,5 +114,5 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
                 axis.text(j, i, f'{share[i, j]:.0f}', ha='center', va='center', fontsize=7,
                           color='white' if share[i, j] > 55 else 'black')
     axes[0, 0].set_ylabel('true class')
-    figure.colorbar(image, ax=axes[0].tolist(), label='% of the true class', shrink=0.7)
+    figure.colorbar(image, ax=axes[0].tolist(), label='% of the true class', shrink=0.8)
     return [save_figure(figure, folder / 'confusion.png')]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..collect import Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure
+from ..table import Table, colour, pyplot, rows_of, save_figure, title
 
 TITLE = 'Calibration'
 ABOUT = """\
@@ -131,23 +131,28 @@ def temperature(logits: Tensor, target: Tensor) -> float:
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
-    """Reliability diagrams, before and after temperature scaling."""
+    """Reliability diagrams, before and after temperature scaling; the more images a bin has, the larger its dot."""
     plt = pyplot()
-    figure, axes = plt.subplots(2, len(tables), figsize=(3.6 * len(tables) + 0.6, 5), layout='constrained',
+    figure, axes = plt.subplots(2, len(tables), figsize=(3.6 * len(tables) + 0.6, 5.4), layout='constrained',
                                 squeeze=False, sharex=True, height_ratios=(3, 1))
     for column, (name, table) in enumerate(tables.items()):
         bins = table.data['bins']
         top, bottom = axes[:, column]
         top.plot([0, 1], [0, 1], color='0.6', lw=1, ls='--')
-        for k, (when, label) in enumerate((('before', 'as it is'), ('after', 'temperature scaled'))):
+        for k, when in enumerate(('before', 'after')):
             found = table.data[when]
-            error = table['ECE, %' if when == 'before' else 'ECE, after temperature scaling, %']
-            top.plot(found['confidence'], found['accuracy'], marker='o', ms=4, color=colour(k),
-                     label=f'{label}, ECE {error:.1f} %')
             share = 100 * np.array(found['count']) / sum(found['count'])
+            top.plot(found['confidence'], found['accuracy'], color=colour(k), lw=0.8, alpha=0.35)
+            top.scatter(found['confidence'], found['accuracy'], s=5 + 5 * share, color=colour(k), alpha=0.75,
+                        linewidths=0, clip_on=False, zorder=3)
             bottom.bar((np.array(found['bin']) + 0.5) / bins, share, width=0.9 / bins, color=colour(k), alpha=0.55)
-        top.set(title=name, xlim=(0, 1), ylim=(0, 1), ylabel='accuracy' if not column else '')
-        top.legend(frameon=False, fontsize=8, loc='upper left')
+        top.set_title(title(name, 3.6, f'ECE {table["ECE, %"]:.1f} %, scaled '
+                                       f'{table["ECE, after temperature scaling, %"]:.1f} %'), fontsize=10)
+        top.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy' if not column else '')
         top.grid(alpha=0.25)
         bottom.set(xlabel='confidence', ylabel='% of images' if not column else '')
+    handles = [plt.Line2D([], [], color=colour(k), marker='o', ms=5, lw=0.8) for k in (0, 1)]
+    figure.legend(handles, ['as it is', 'temperature scaled'], frameon=False, fontsize=8, ncols=2,
+                  title='A dot is a bin: the more images, the larger.', title_fontsize=8,
+                  loc='outside lower center')
     return [save_figure(figure, folder / 'reliability.png')]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..collect import Source, collect
-from ..table import Table, pyplot, rows_of, save_figure
+from ..table import Table, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Embedding space'
 ABOUT = """\
@@ -119,10 +119,11 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     for axis, (name, table) in zip(axes[0], tables.items()):
         where, target = table.arrays['map'], table.arrays['map_target']
         axis.scatter(*where.T, c=palette(target), s=8, linewidths=0)
-        axis.set_title(f'{name}: alignment {table["alignment"]:.2f}, uniformity {table["uniformity"]:.2f}', fontsize=10)
+        axis.set_title(title(name, 5, f'alignment {table["alignment"]:.2f}, uniformity {table["uniformity"]:.2f}'),
+                       fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     if len(names) <= 20:
         handles = [plt.Line2D([], [], ls='', marker='o', ms=5, color=palette(i)) for i in range(len(names))]
-        figure.legend(handles, names, frameon=False, fontsize=9, loc='outside right center')
+        figure.legend(handles, [short(name) for name in names], frameon=False, fontsize=9, loc='outside right center')
     return [save_figure(figure, folder / 'embedding.png')]

@@ -15,7 +15,7 @@ from ...config import MultiMixConfig
 from ...errors import SettingError
 from ...mixing import effective_examples, sample_lam
 from ..collect import Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure
+from ..table import Table, colour, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Where mixed embeddings fall'
 ABOUT = """\
@@ -36,6 +36,7 @@ def hull(
         model: nn.Module,
         loader: Source,
         *,
+        class_names: Optional[list[str]] = None,
         batch: int = 128,
         n: int = 1000,
         alphas: Sequence[float] = ALPHAS,
@@ -50,6 +51,7 @@ def hull(
     Args:
         model: any nn.Module that gives logits by a last linear layer.
         loader: of (images, target), or what `collect` returned; at least two batches of images.
+        class_names: for the picture; default numbers.
         batch: examples in a mini-batch.
         n: mixtures of each mini-batch, but where they are varied.
         alphas: Dirichlet concentrations of the curves.
@@ -105,7 +107,8 @@ def hull(
         'over_alpha': {str(m): {'alpha': list(alphas), **{k: [mean[m, a][k] for a in alphas] for k in mean[PAIRS]}}
                        for m in ms},
         'over_n': {name: {'n': list(ns), 'reach': [mean[name, count]['reach'] for count in ns]} for name in presets}}
-    return Table('hull', rows_of(rows), data, [], {'first': first, 'presets': list(presets)})
+    names = class_names or [str(c) for c in range(C)]
+    return Table('hull', rows_of(rows), data, [], {'first': first, 'presets': list(presets), 'names': names})
 
 
 def draw_lam(n: int, batch: int, alpha: tuple[float, float], m: int, generator: torch.Generator) -> Tensor:
@@ -152,47 +155,71 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
 
 
 def _draw_curves(tables: Mapping[str, Table], path: Path) -> Path:
+    """A column for what is the same for every model, and one for each checkpoint."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 5, figsize=(17, 3.6), layout='constrained')
-    styles = ('-', '--', ':', '-.')
-    for i, (name, table) in enumerate(tables.items()):
-        suffix = f', {name}' if len(tables) > 1 else ''
-        for axis, what in zip(axes, ('effective examples', 'target entropy', 'to nearest example', 'to mean')):
-            for k, (m, curve) in enumerate(table.data['over_alpha'].items()):
-                axis.plot(curve['alpha'], curve[what], styles[i % 4], color=colour(k), marker='.',
-                          label=f'm = {m}{suffix}')
-            axis.set(title=what, xscale='log', xlabel='α')
-        for k, (preset, curve) in enumerate(table.data['over_n'].items()):
-            axes[4].plot(curve['n'], curve['reach'], styles[i % 4], color=colour(k + 3), marker='.',
-                         label=f'{preset}{suffix}')
-        axes[4].set(title='reach', xscale='log', xlabel='n')
-    axes[0].set_yscale('log')
-    for axis in axes:
+    figure, axes = plt.subplots(3, 1 + len(tables), figsize=(3.5 * (1 + len(tables)), 8.2), layout='constrained',
+                                squeeze=False)
+    markers = ('o', 's', '^', 'D', 'v', 'P')
+
+    def over_alpha(axis: Any, table: Table, what: str) -> None:
+        for k, (m, curve) in enumerate(table.data['over_alpha'].items()):
+            axis.plot(curve['alpha'], curve[what], color=colour(k), marker=markers[k % 6], ms=3.5, lw=1.2,
+                      label=f'{m} examples mixed (m)')
+        axis.set(xscale='log', xlabel='α of Dir(α)')
         axis.grid(alpha=0.25)
-    entries = [axis.get_legend_handles_labels() for axis in (axes[0], axes[4])]
-    handles, labels = ([x for entry in entries for x in entry[i]] for i in (0, 1))
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc='outside right center')
+
+    for column, (name, table) in enumerate(tables.items(), 1):
+        for axis, left in zip(axes[:, column], axes[:, 1]):
+            axis.sharey(left)
+        for axis, what in zip(axes[:, column], ('to nearest example', 'to mean')):
+            over_alpha(axis, table, what)
+        axes[0, column].set_title(title(name, 3.5, 'distance to the nearest example'), fontsize=10)
+        axes[1, column].set_title('distance to the mean', fontsize=10)
+        axis = axes[2, column]
+        axis.axhline(1, color='0.6', lw=1, ls='--')
+        for k, (preset, curve) in enumerate(table.data['over_n'].items(), 3):
+            axis.plot(curve['n'], curve['reach'], color=colour(k), marker=markers[k % 6], ms=3.5, lw=1.2, label=preset)
+        axis.set_title('reach (below 1: nearer to unseen images)', fontsize=10)
+        axis.set(xscale='log', xlabel='mixtures (n)')
+        axis.grid(alpha=0.25)
+    for axis, what in zip(axes[:, 0], ('effective examples', 'target entropy')):
+        over_alpha(axis, next(iter(tables.values())), what)
+        axis.set_title(f'any model\n{what}' if axis is axes[0, 0] else what, fontsize=10)
+    axes[0, 0].set_yscale('log')
+    corner, style = axes[2, 0], {'frameon': False, 'fontsize': 9}
+    corner.axis('off')
+    corner.add_artist(corner.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper left', **style))
+    corner.legend(*axes[2, 1].get_legend_handles_labels(), loc='lower left', **style)
     return save_figure(figure, path)
 
 
 def _draw_plane(tables: Mapping[str, Table], path: Path) -> Path:
     plt = pyplot()
-    presets = next(iter(tables.values())).arrays['presets']
+    first = next(iter(tables.values()))
+    presets, names = first.arrays['presets'], first.arrays['names']
     figure, axes = plt.subplots(len(tables), len(presets), layout='constrained', squeeze=False,
-                                figsize=(4 * len(presets), 3.6 * len(tables) + 0.3))
+                                figsize=(3.7 * len(presets) + 1.6, 3.5 * len(tables) + 0.3))
+    C = first.arrays['first'][presets[0]][1].shape[1]
+    palette = plt.get_cmap('tab10' if C <= 10 else 'turbo', C)(range(C))[:, :3]
     for line, (name, table) in zip(axes, tables.items()):
         Z, target = table.arrays['first']['batch']
         centre = Z.mean(0)
         axes_2d = torch.linalg.svd(Z - centre, full_matrices=False).Vh[:2].T
-        C = table.arrays['first'][presets[0]][1].shape[1]
-        palette = plt.get_cmap('tab10' if C <= 10 else 'turbo', C)(range(C))[:, :3]
         for axis, preset in zip(line, presets):
             mixed, y = table.arrays['first'][preset]
             axis.scatter(*((mixed - centre) @ axes_2d).T.numpy(), c=(y.numpy() @ palette).clip(0, 1), s=6, linewidths=0)
             axis.scatter(*((Z - centre) @ axes_2d).T.numpy(), c=palette[target], s=22, edgecolors='black',
                          linewidths=0.5)
-            axis.set_title(f'{name}: {preset}, {table[f"{preset} | effective examples"]:.1f} effective examples',
-                           fontsize=9)
+            axis.set_title(f'{preset}: {table[f"{preset} | effective examples"]:.1f} effective examples', fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
+        line[0].set_ylabel(title(name, 3.5), fontsize=9)
+    grey = {'ls': '', 'marker': 'o', 'color': '0.6'}
+    handles = [plt.Line2D([], [], ms=5.5, markeredgecolor='black', markeredgewidth=0.5, **grey),
+               plt.Line2D([], [], ms=2.5, **grey)]
+    labels = ['example of the batch', 'mixture of examples, in the\ncolours of its target, mixed']
+    if C <= 20:
+        handles += [plt.Line2D([], [], ls='', marker='o', ms=5, color=one) for one in palette]
+        labels += [short(name) for name in names]
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc='outside right center')
     return save_figure(figure, path)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..collect import Outputs, Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure
+from ..table import Table, colour, pyplot, rows_of, save_figure, title
 
 TITLE = 'Out-of-distribution detection'
 ABOUT = """\
@@ -156,7 +156,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
                 axis.hist(np.clip(x, edges[0], edges[-1]), bins=edges, weights=np.full(len(x), 100 / len(x)),
                           histtype='stepfilled' if not i else 'step', color='0.75' if not i else colour(i - 1),
                           label=other, lw=1.4)
-            axis.set_title(f'{name}: {SCORES[kind]}', fontsize=10)
+            axis.set_title(title(name, 4.2, SCORES[kind]), fontsize=10)
             axis.set_yticks([])
     axes[0, 0].set_ylabel('share of images')
     handles, labels = axes[0, 0].get_legend_handles_labels()
