@@ -11,7 +11,16 @@ import torch.nn as nn
 from torch import Tensor
 
 from timm_multimix.evaluate import (
-    Checkpoint, Outputs, Table, Value, accuracy, calibration, embedding, hull, ood, robustness,
+    Checkpoint,
+    Outputs,
+    Table,
+    Value,
+    accuracy,
+    calibration,
+    embedding,
+    hull,
+    ood,
+    robustness,
 )
 from timm_multimix.evaluate.estimate import Speed, duration, measure, seconds
 from timm_multimix.evaluate.flags import QUICK, parse_args
