@@ -10,7 +10,11 @@ the others are compared with, and, if wanted, `rivals`, names of runs the best o
 false` leaves out the column of times, where the machine had other work beside. `data: {watch: N}` lets train.py
 validate on the first N judging images only, which is what the median of the last ten epochs is of; the last weights
 are always judged on all. A run with `variant: NAME` trains with that task of `benchmarks/variants.py`.
-`like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top.
+`like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top; seeds, judge and runs too,
+where this one has none. `data: {subset: seed}` draws other images for every seed, as a study of few images must.
+
+`--pretrained-path FILE` gives train.py these weights, for a study of `pretrained: true` without a way to the hub
+(`benchmarks/pretrained.py` writes such files).
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
 study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
@@ -49,7 +53,7 @@ from timm_multimix.data import DigitsReader
 from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
 from timm_multimix.evaluate.collect import collect
-from timm_multimix.evaluate.tables.calibration import confidence_and_right, ece
+from timm_multimix.evaluate.tables.calibration import calibration, confidence_and_right, ece
 from timm_multimix.runs.summary import read_summary
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
@@ -78,6 +82,7 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
     if 'like' in study:
         other = read_study(path.with_name(study.pop('like')))
         study.update({key: {**other[key], **(study.get(key) or {})} for key in ('data', 'base')})
+        study = {**{key: other[key] for key in KEYS}, **study}
     for key in study:
         if key not in KEYS + MORE_KEYS:
             raise SettingError(f'{path}: {key!r} is not a part of a study.{nearest(key, KEYS + MORE_KEYS)}')
@@ -108,7 +113,7 @@ def write_digits(folder: Path) -> None:
 
 def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> None:
     """An image folder of links: `train`, balanced, `judge`, held out of the training data or the test data, and
-    `validation`, its first images. Which images is fixed by sizes['subset'], whatever the seed of the training."""
+    `validation`, its first images. Which images is fixed by sizes['subset'] alone."""
     wanted = {'train': ('train', 0, sizes['train'])}
     wanted['judge'] = ('train', sizes['train'], sizes['held_out']) if on == 'held_out' else (
         'validation', 0, sizes['test'])
@@ -155,17 +160,22 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
-    """Top-1 in percent, negative log-likelihood in nats, expected calibration error (15 bins), of the last weights."""
+    """Top-1 in percent, negative log-likelihood in nats, expected calibration error (15 bins), of the last weights; the
+    latter two also after temperature scaling, fitted on four fifths of the images and applied to the fifth, in turn."""
     model = timm.create_model(f'local-dir:{model_folder}', pretrained=True)
     transform = create_transform(**resolve_data_config(model=model), is_training=False)
     found = collect(model, DataLoader(ImageDataset(str(images), transform=transform), batch_size=250))
     confidence, right = confidence_and_right(found.logits, found.target)
+    scaled = calibration(model, found, bins=15)
     return {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(found.logits, found.target)),
-            'ece': ece(confidence, right, bins=15), 'images': len(found)}
+            'ece': ece(confidence, right, bins=15), 'scaled nll': scaled['NLL, after temperature scaling'],
+            'scaled ece': scaled['ECE, after temperature scaling, %'] / 100, 'temperature': scaled['temperature'],
+            'images': len(found)}
 
 
 def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], results: Path,
-        seeds: Optional[list[int]] = None, subset: int = 0, only: Optional[list[str]] = None) -> None:
+        seeds: Optional[list[int]] = None, subset: int = 0, only: Optional[list[str]] = None,
+        weights: Optional[Path] = None) -> None:
     study = read_study(study_path, subset)
     if (study['data'].get('images') is None) == (data_dir is None):
         raise SettingError(f'{study_path} is of the embedded digits, so --data-dir {data_dir} must go.' if data_dir else
@@ -195,22 +205,26 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
                 if any(row['key'] == key for row in read_results(results)):  # finished since we looked
                     continue
                 row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
-                       **one(settings_of(study, name, seed), study, data_dir)}
+                       **one(settings_of(study, name, seed), study, data_dir, weights)}
                 with results.open('a') as f:
                     f.write(json.dumps(row) + '\n')
                 print(f'{name}, seed {seed}: {row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {row["minutes"]:.1f} min',
                       flush=True)
 
 
-def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path]) -> dict[str, Any]:
+def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path],
+        weights: Optional[Path] = None) -> dict[str, Any]:
     started = time.time()
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(tmp) / 'data', Path(tmp) / 'out'
         if data_dir is None:
             data_dir = Path(tmp) / 'digits'
             write_digits(data_dir)
-        make_folder(data_dir, study['data'], study['judge'], folder)
+        by_seed = {'subset': settings['seed']} if study['data'].get('subset') == 'seed' else {}
+        make_folder(data_dir, {**study['data'], **by_seed}, study['judge'], folder)
         given = dict(settings)
+        if weights is not None:
+            given['pretrained_path'] = weights.resolve()
         if 'variant' in given:
             given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
         command = [str(TRAIN), *flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
@@ -219,9 +233,10 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
             raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
         epochs = read_summary(out / 'run' / 'summary.csv')
         found = evaluate(out / 'run' / 'model', folder / 'judge')
-    accuracies = [float(row['eval_top1']) for row in epochs[-10:]]
+    accuracies = [float(row['eval_top1']) for row in epochs[-10:] if row['eval_top1']]  # --val-interval leaves some out
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
-    return {**found, 'median of last ten': statistics.median(accuracies), 'epochs': len(epochs), **shares(epochs),
+    median = {'median of last ten': statistics.median(accuracies)} if len(accuracies) > 1 else {}
+    return {**found, **median, 'epochs': len(epochs), **shares(epochs),
             'images per second': statistics.median(speeds), 'minutes': (time.time() - started) / 60,
             'settings': settings, 'data': study['data'], **describe(start(settings.get('device', 'auto')).type)}
 
@@ -245,7 +260,8 @@ def mean_error(values: list[float]) -> tuple[float, float]:
 
 
 MEASURES = {'top1': ('top-1 %', 2), 'median of last ten': ('median of last ten', 2), 'nll': ('NLL', 3),
-            'ece': ('ECE', 3)}  # key of a row: title and digits
+            'ece': ('ECE', 3), 'scaled nll': ('NLL, scaled', 3), 'scaled ece': ('ECE, scaled', 3)}
+# key of a row: title and digits. 'scaled' is with temperature scaling.
 
 
 def by_name(path: Path, study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -298,23 +314,28 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> 
     best = max(rivals, key=lambda name: statistics.mean(r['top1'] for r in found[name].values()), default=None)
     row = next(iter(next(iter(found.values())).values()))
     watched, times = study['data'].get('watch') or row['images'], study.get('times', True)
-    titles = [f'{title}, {watched} images' if key == 'median of last ten' else title
-              for key, (title, _) in MEASURES.items()]
+    measures = [key for key in MEASURES if all(key in r for seeds in found.values() for r in seeds.values())]
+    titles = [f'{MEASURES[key][0]}, {watched} images' if key == 'median of last ten' else MEASURES[key][0]
+              for key in measures]
+    compared = [key for key in ('nll', 'ece', 'scaled nll') if key in measures]
     head = ['run', 'seeds', *titles,
-            f'top-1 against {first}, 95 % interval', f'NLL against {first}', f'ECE against {first}',
+            f'top-1 against {first}, 95 % interval', *(f'{MEASURES[key][0]} against {first}' for key in compared),
             *([f'top-1 against {best}'] if best else []), *(['time of a step'] if times else [])]
     held_out, subset = study['judge'] == 'held_out', study['data'].get('subset')
+    which = 'training images, others for each seed' if subset == 'seed' else (
+        f'other training images (--subset {subset})' if subset else 'training images')
     lines = [
-        f'{study["data"]["train"]} {f"other training images (--subset {subset})" if subset else "training images"}, '
+        f'{study["data"]["train"]} {which}, '
         f'{row["epochs"]} epochs, {row["images"]} images '
         f'{"held out of the training data" if held_out else "of the test data"}, last epoch.', '',
         '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, seeds in found.items():
         cells = [name, str(len(seeds))]
-        for key, (_, digits) in MEASURES.items():
+        for key in measures:
+            digits = MEASURES[key][1]
             mean, error = mean_error([r[key] for r in seeds.values()])
             cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}' if len(seeds) > 1 else f'{mean:.{digits}f}')
-        cells += ['' if name == first else difference(seeds, base, key) for key in ('top1', 'nll', 'ece')]
+        cells += ['' if name == first else difference(seeds, base, key) for key in ('top1', *compared)]
         if best:
             cells.append('' if name == best else difference(seeds, found[best], 'top1'))
         if times:
@@ -358,6 +379,7 @@ def main() -> None:
     train.add_argument('--seeds', type=int, nargs='+', help="instead of the study's")
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
     train.add_argument('--only', nargs='+', metavar='RUN', help="instead of all of the study's")
+    train.add_argument('--pretrained-path', type=Path, metavar='FILE', help='weights to start from')
     train.add_argument('--results', type=Path, metavar='STUDY.jsonl',
                        help='default: beside it; of studies/, in results/')
     show = commands.add_parser('report', help='the table of what is there')
@@ -373,7 +395,8 @@ def main() -> None:
         if args.command == 'run':
             results = args.results or beside(args.study, 'studies', 'results', '.jsonl')
             results.parent.mkdir(exist_ok=True)
-            run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only)
+            run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only,
+                args.pretrained_path)
         else:
             study = read_study(args.study or beside(args.results, 'results', 'studies', '.yaml'), args.subset)
             text = report(args.results, study, args.against)

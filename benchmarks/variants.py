@@ -8,6 +8,7 @@
     neighbours   Each mixture is of one example, drawn at random, and of the seven whose mean logits are nearest.
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
+    frozen       Only the classifier learns; the network below it stays as it came, batch norms included.
     memorised    The share of the steps that mix follows memorisation: it is the fraction by which the running loss of
                  unmixed training batches has fallen since the start. It needs no length of the training.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from timm_multimix import MultiMixTask
+from timm_multimix.heads import classifier_leaves
 from timm_multimix.mixing import LamSampler
 
 NEIGHBOURS = 8
@@ -115,7 +117,20 @@ class Memorised(MultiMixTask):
         return result
 
 
+class Frozen(MultiMixTask):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False)
+        for leaf in classifier_leaves(self.get_eval_model()):
+            leaf.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.get_eval_model().eval()
+        return self
+
+
 VARIANTS = {
     'dominant': Dominant, 'same-class': SameClass, 'neighbours': Neighbours, 'mix-late': MixLate,
-    'mix-early': MixEarly, 'memorised': Memorised,
+    'mix-early': MixEarly, 'memorised': Memorised, 'frozen': Frozen,
 }

@@ -15,6 +15,7 @@ import timm
 import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from benchmarks import accuracy, variants
 from tests.conftest import ROOT, write_images
@@ -172,6 +173,47 @@ def test_watched_images_and_other_subsets(tmp_path: Path) -> None:
         assert found[subset]['validation'] < found[subset]['judge']
         assert not found[subset]['train'] & found[subset]['judge']
     assert found[0]['train'] != found[1]['train']
+
+
+def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=3, per_class=6)
+    settings = yaml.safe_load(study.read_text())
+    settings['data']['subset'] = 'seed'
+    settings['base'].update(pretrained=True, val_interval=2, epochs=2, opt='sgd', lr=1e-9, warmup_epochs=0)
+    settings['runs'] = {'none': {}, 'frozen': {'variant': 'frozen'}}
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
+    model = timm.create_model('test_resnet', num_classes=3)
+    weights = {**model.state_dict()}
+    weights['fc.weight'][:] = 0
+    save_file(weights, tmp_path / 'weights.safetensors')
+    done = command('run', study, '--data-dir', data, '--seeds', 1, 2,
+                   '--pretrained-path', tmp_path / 'weights.safetensors')
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = accuracy.read_results(study.with_suffix('.jsonl'))
+    assert len(rows) == 4 and not any('pretrained_path' in row['settings'] for row in rows)
+    for row in rows:
+        assert row['scaled nll'] > 0 and 0 <= row['scaled ece'] <= 1 and 'median of last ten' not in row
+    table = command('report', study.with_suffix('.jsonl')).stdout
+    assert '12 training images, others for each seed, 2 epochs' in table and '| NLL, scaled | ECE, scaled |' in table
+
+
+def test_a_study_like_another_takes_what_it_does_not_say(study: Path) -> None:
+    other = study.with_name('other.yaml')
+    other.write_text(yaml.safe_dump({'like': study.name, 'base': {'epochs': 2}, 'seeds': [3]}))
+    first, second = accuracy.read_study(study), accuracy.read_study(other)
+    assert second == {**first, 'base': {**first['base'], 'epochs': 2}, 'seeds': [3]}
+
+
+def test_only_the_classifier_of_a_frozen_network_learns() -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    task = variants.Frozen(model)
+    task.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    task(torch.rand(6, 3, 64, 64), torch.arange(6) % 3)['loss'].backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {'fc.weight', 'fc.bias'}
 
 
 def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -57,7 +58,7 @@ def test_every_system_length_and_method_has_its_command() -> None:
     assert set(COMMANDS) == {(f'{name}{length}', method) for name in SYSTEMS for length in ('', '_short')
                              for method in METHODS}
     files = {p.stem for p in (ROOT / 'hparams').glob('*.yaml')}
-    assert files == {name for name, _ in COMMANDS} | {'digits_vit_small', 'cifar10_resnet18'}
+    assert files == {name for name, _ in COMMANDS} | {'digits_vit_small', 'cifar10_resnet18', 'finetune'}
 
 
 @pytest.mark.parametrize('name, method', COMMANDS, ids=IDS)
@@ -167,6 +168,22 @@ def test_two_steps(name: str, method: str, tmp_path: Path) -> None:
     data = generated(tmp_path / 'data', size)
     folder = ['--dataset', 'folder', '--no-dataset-download'] if name.startswith('cifar') else []
     two_steps(name, method, tmp_path, data, '--num-classes', str(classes), *folder)
+
+
+@pytest.mark.parametrize('model', ['test_resnet', 'test_vit', 'test_efficientnet', 'test_convnext'])
+def test_fine_tuning_of_any_model(model: str, tmp_path: Path) -> None:
+    data, weights, out = generated(tmp_path / 'data', 64), tmp_path / 'weights.safetensors', tmp_path / 'runs'
+    start = timm.create_model(model).state_dict()
+    save_file(start, weights)
+    code = train.main(['-c', 'hparams/finetune.yaml', '--model', model, '--pretrained-path', str(weights), '--data-dir',
+                       str(data), '-b', '4', '--epochs', '2', '-j', '0', '--device', 'cpu', '--output', str(out),
+                       '--experiment', 'x'])
+    assert code == 0
+    row = read_summary(out / 'x' / 'summary.csv')[-1]
+    assert 0 < float(row['train_loss']) < 3  # the new classifier starts without opinions
+    end = timm.create_model(f'local-dir:{out}/x/model', pretrained=True).state_dict()
+    assert all(not torch.equal(end[name], value) for name, value in start.items()
+               if end[name].shape == value.shape and value.ndim > 1)  # all layers learn
 
 
 def test_two_steps_on_cifar_as_torchvision_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
