@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 train: $(VENV)/installed
 	$(BIN)/python train.py --model vit_small_patch16_224 --multimix dense
 
+# A process for each core: with one thread each, they do not wait for each other.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
