@@ -153,8 +153,8 @@ class MixingPolicy:
         if config is not None and self.schedule is not None and config.given('ramp', 'ramp_epochs'):
             raise SettingError('schedule says on which share of the steps to mix, and so does ramp or ramp_epochs: '
                                'give only one.')
-        smoothing = getattr(mixup_fn, 'label_smoothing', 0.0)
-        if not isinstance(smoothing, Real) or not 0 <= smoothing < 1:
+        smoothing: Any = getattr(mixup_fn, 'label_smoothing', 0.0)
+        if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
             raise SettingError(f'mixup_fn has label_smoothing {smoothing!r}, but it must be at least 0 and below 1.')
         for name in WAYS if config is not None and mixup_fn is not None else ():
             value = getattr(config, name)

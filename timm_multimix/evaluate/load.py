@@ -90,8 +90,8 @@ def load_checkpoint(
     config['input_size'] = (channels, *config['input_size'][1:])
     fit_channels(config)
     labels = cfg.get('label_names')
-    beside = _config_folder(path, folder)
-    mode = image_mode(channels, input_img_mode or (mode_of(beside) if beside else None))
+    config_folder = _config_folder(path, folder)
+    mode = image_mode(channels, input_img_mode or (mode_of(config_folder) if config_folder else None))
     return Checkpoint(name, path, net.eval(), config, [str(x) for x in labels] if labels else None, mode,
                       read_parts(_run(path) / FILE))
 
