@@ -99,10 +99,6 @@ def break_no_validation(folder: Path) -> str:
     return str(folder)
 
 
-def break_no_splits(folder: Path) -> str:
-    return str(folder / 'train')
-
-
 def break_classes(folder: Path) -> str:
     os.rename(folder / 'validation' / 'class_1', folder / 'validation' / 'klass_1')
     return str(folder)
@@ -112,7 +108,6 @@ def break_classes(folder: Path) -> str:
     (break_missing, 'no such folder.* Did you mean images'),
     (break_empty, 'Found 0 images'),
     (break_no_validation, 'training and validation would see the same images.*It holds: train.'),
-    (break_no_splits, 'training and validation would see the same images'),
     (break_classes, r'different classes.*class_1 \(only in train\)'),
 ])
 def test_broken_folders(image_folder: Path, breaking: object, words: str) -> None:

@@ -87,9 +87,10 @@ def divide(train: Any, val: Any, fraction: float, known: Optional[Parts] = None)
 
 
 def divided(train: Any, val: Any) -> bool:
-    """Whether two data sets are parts of one folder."""
-    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, val)]
-    return roots[0] is not None and roots[0] == roots[1] and os.path.isdir(str(roots[0]))
+    """Whether two data sets are parts of one folder of images."""
+    readers = [getattr(dataset, 'reader', None) for dataset in (train, val)]
+    roots = [getattr(reader, 'root', None) for reader in readers if hasattr(reader, 'samples')]
+    return len(roots) == 2 and roots[0] is not None and roots[0] == roots[1] and os.path.isdir(str(roots[0]))
 
 
 def write_parts(path: Union[str, Path], train: Any, val: Any) -> None:

@@ -147,7 +147,7 @@ def load_images(args: argparse.Namespace, train_set: Any, val_set: Any, names: O
     of_files = not args.dataset and args.bad_images != 'ignore'
     for dataset in (train_set, val_set):
         if of_files or (args.dataset or '').lower().startswith('torch/'):
-            convert_modes(dataset, config['input_img_mode'])
+            convert_modes(dataset, image_mode(config['input_size'][0], args.input_img_mode))
     if isinstance(train_set, torch.utils.data.IterableDataset) and not len(train):
         raise SettingError(f'--dataset {args.dataset} is a stream that gives no batches of {args.batch_size} to '
                            f'--workers {args.workers}: use at least one worker and as few as it has parts.')
