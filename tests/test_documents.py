@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
 import runpy
 import shlex
@@ -84,7 +85,9 @@ def check_command(words: list[str]) -> None:
         words = ['python', *words[next(i for i, word in enumerate(words) if word.endswith('.py')):]]
     program, *rest = words
     assert program in ('python', 'pytest', 'make', 'pip', 'hf', '.', '.ci/run')
-    if program == 'make':
+    if program == '.ci/run':
+        assert os.access(ROOT / program, os.X_OK)
+    elif program == 'make':
         assert set(rest) <= set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M))
     elif program == 'pip':
         extras = {name for word in rest for names in re.findall(r'\[([\w,]+)\]', word) for name in names.split(',')}
