@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 
 import timm_multimix
 from tests.conftest import ROOT
@@ -21,7 +22,8 @@ from timm_multimix.runs.flags import build_parser as train_parser
 from timm_multimix.runs.recipes import find_recipe
 from timm_multimix.runs.yaml_file import read_yaml
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'hparams' / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'hparams/README.md')),
+         *sorted(ROOT.glob('docs/*.md'))]
 FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^ *```', re.M | re.S)
 
 
@@ -131,3 +133,10 @@ def test_figures_are_those_of_the_studies(page: str) -> None:
         line for line in (ROOT / page).read_text().splitlines(keepends=True) if line.lstrip().startswith('|')))
     studies = (ROOT / 'docs' / 'studies.md').read_text()
     assert len(figures) > 5 and [x for x in figures if x not in studies] == []
+
+
+def test_a_version_is_the_same_everywhere() -> None:
+    newest = re.findall(r'^## (\S+) \((.+)\)$', (ROOT / 'CHANGELOG.md').read_text(), re.M)[0]
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert newest[0] == cited['version'] == timm_multimix.__version__
+    assert ('date-released' in cited) == (newest[1] != 'unreleased')
