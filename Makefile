@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint typecheck docs oldest clean
+.PHONY: train test lint typecheck docs oldest dist clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --model vit_small_patch16_224 --multimix dense
@@ -31,6 +31,11 @@ typecheck: $(VENV)/installed-dev
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
 
+# The source distribution, and the wheel built from it, in dist/.
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -47,4 +52,4 @@ $(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) .venv-oldest site
+	rm -rf $(VENV) .venv-oldest site build dist

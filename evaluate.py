@@ -17,6 +17,8 @@ import sys
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # What follows takes seconds to import, in which Ctrl-C would show where in the libraries it struck.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nStopped before anything was done.\n'), os._exit(130)))
+if __name__ == '__main__' and sys.stderr.isatty() and 'torch' not in sys.modules:
+    print('timm-multimix: loading torch and timm …', file=sys.stderr, flush=True)
 
 import argparse
 import shlex
@@ -40,6 +42,7 @@ from timm_multimix.evaluate.detection.transfer import need_packages
 from timm_multimix.evaluate.flags import QUICK, parse_args
 from timm_multimix.evaluate.load import unique_names
 from timm_multimix.files import check_writable
+from timm_multimix.runs.recipes import program
 from timm_multimix.runs.screen import say
 
 
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     tables: dict[str, dict[str, Table]] = {}
     pictures: dict[str, list[Path]] = {}
     missing: dict[str, dict[str, str]] = {}
-    with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(args.on) * len(evaluation.checkpoints), unit='table', disable=None, dynamic_ncols=True,
+              leave=False) as bar:
         for name in args.on:
             for checkpoint in evaluation.checkpoints:
                 share = expected.get(name, 0) / len(evaluation.checkpoints)
@@ -229,7 +233,7 @@ def open_output(args: argparse.Namespace) -> Path:
 def main(argv: Optional[list[str]] = None) -> int:
     warnings.showwarning = lambda message, *_: say(f'Warning: {message}')
     try:
-        command = shlex.join(['python', 'evaluate.py', *(sys.argv[1:] if argv is None else argv)])
+        command = shlex.join([*program('evaluate'), *(sys.argv[1:] if argv is None else argv)])
         return run(parse_args(argv), command)
     except SettingError as e:
         print(f'evaluate.py: error: {shown(e)}', file=sys.stderr)

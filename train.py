@@ -19,6 +19,8 @@ import sys
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # What follows takes seconds to import, in which Ctrl-C would show where in the libraries it struck.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nStopped before anything was done.\n'), os._exit(130)))
+if __name__ == '__main__' and sys.stderr.isatty() and 'torch' not in sys.modules and os.environ.get('RANK', '0') == '0':
+    print('timm-multimix: loading torch and timm …', file=sys.stderr, flush=True)
 
 import argparse
 import time
@@ -120,6 +122,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     started = time.time()
     with progress_bar(args, state, last) as bar, Interrupt() as stop:
         for epoch in range(state.start, last):
+            bar.set_description(f'epoch {epoch + 1}/{last}')
             trained = train_epoch(state, images.train_loader, args, bar, stop)
             state.agree(args.dist_bn, ema=not args.model_ema_force_cpu)
             due = (epoch + 1) % args.val_interval == 0 or epoch + 1 in (last, *args.save_epochs)
@@ -281,11 +284,11 @@ def mixed_batch(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> i
 
 
 def progress_bar(args: argparse.Namespace, state: TrainState, epochs: int) -> tqdm:
-    """Of the images of so many epochs."""
+    """Of the images of so many epochs; gone at the end."""
     batch = args.batch_size * world()
     total = state.shape['batches'] * batch
     return tqdm(total=epochs * total, initial=state.start * total + state.progress.batch * batch, unit='img',
-                unit_scale=True, disable=None if rank() == 0 else True, dynamic_ncols=True)
+                unit_scale=True, disable=None if rank() == 0 else True, dynamic_ncols=True, leave=False)
 
 
 def show(bar: tqdm, state: TrainState) -> None:
@@ -293,7 +296,7 @@ def show(bar: tqdm, state: TrainState) -> None:
     means = {k: v for k, v in state.progress.averages.means().items() if v is not None}
     names = OF_WHICH_IMAGES if state.task.policy.mixes_anything else ('top1',)
     bar.set_postfix(OrderedDict(
-        epoch=f'{state.progress.epoch + 1}', train_loss=f'{means.get("loss", float("nan")):.3f}',
+        train_loss=f'{means.get("loss", float("nan")):.3f}',
         **{f'train_{name}': f'{means[name]:.1f}' for name in names if name in means},
         lr=f'{state.optimizer.param_groups[0]["lr"]:.1e}'), refresh=False)
 
@@ -318,8 +321,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         finish()
         return 128 + e.signal
     except KeyboardInterrupt:
-        print('\nStopped at once. Go on with: python train.py --resume FOLDER (the output folder named above), if an '
-              'epoch was finished.', file=sys.stderr)
+        print('\nStopped at once. Go on with: --resume FOLDER (the output folder named above), if an epoch was '
+              'finished.', file=sys.stderr)
         return 130
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import re
 import runpy
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 
 import timm_multimix
 from tests.conftest import ROOT
@@ -22,7 +22,8 @@ from timm_multimix.runs.flags import build_parser as train_parser
 from timm_multimix.runs.recipes import find_recipe
 from timm_multimix.runs.yaml_file import read_yaml
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'hparams' / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'hparams/README.md')),
+         *sorted(ROOT.glob('docs/*.md'))]
 FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^ *```', re.M | re.S)
 
 
@@ -84,16 +85,19 @@ def check_command(words: list[str]) -> None:
     if words[0] == 'torchrun':
         words = ['python', *words[next(i for i, word in enumerate(words) if word.endswith('.py')):]]
     program, *rest = words
-    assert program in ('python', 'pytest', 'make', 'pip', 'hf', '.', '.ci/run')
-    if program == '.ci/run':
-        assert os.access(ROOT / program, os.X_OK)
-    elif program == 'make':
+    program = program.removeprefix('.venv/bin/')
+    if '/' in program:
+        assert (ROOT / program).is_file() and not rest
+        return
+    assert program in ('python', 'pytest', 'make', 'pip', 'hf', '.')
+    if program == 'make':
         assert set(rest) <= set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M))
     elif program == 'pip':
         extras = {name for word in rest for names in re.findall(r'\[([\w,]+)\]', word) for name in names.split(',')}
         assert extras <= set(re.findall(r'^(\w+) = \[', (ROOT / 'pyproject.toml').read_text(), re.M))
     elif program == 'pytest' or rest[:2] == ['-m', 'pytest']:
-        assert all((ROOT / word).exists() for word in rest if word.startswith('tests/'))
+        for path, _, test in (word.partition('::') for word in rest if word.startswith('tests/')):
+            assert (ROOT / path).exists() and (not test or f'def {test}(' in (ROOT / path).read_text())
     elif rest[0] == 'train.py':
         args = train_parser().parse_args(rest[1:])
         assert args.model.isupper() or ':' in args.model or timm.is_model(args.model)
@@ -134,3 +138,10 @@ def test_figures_are_those_of_the_studies(page: str) -> None:
         line for line in (ROOT / page).read_text().splitlines(keepends=True) if line.lstrip().startswith('|')))
     studies = (ROOT / 'docs' / 'studies.md').read_text()
     assert len(figures) > 5 and [x for x in figures if x not in studies] == []
+
+
+def test_a_version_is_the_same_everywhere() -> None:
+    newest = re.findall(r'^## (\S+) \((.+)\)$', (ROOT / 'CHANGELOG.md').read_text(), re.M)[0]
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert newest[0] == cited['version'] == timm_multimix.__version__
+    assert ('date-released' in cited) == (newest[1] != 'unreleased')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from timm_multimix import SettingError
 from timm_multimix.__main__ import COMMANDS, main
+from timm_multimix.runs import recipes
+from timm_multimix.runs.recipes import program
 from timm_multimix.runs.settings import parse_args
 
 RECIPE = 'cifar10_resnet18'
@@ -66,6 +69,37 @@ def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_script_from_elsewhere(tmp_path: Path) -> None:
     assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path)
+
+
+def test_the_command_that_works_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert [shlex.join(program(name)) for name in ('train', 'evaluate', 'push')] == [
+        'python train.py', 'python evaluate.py', 'python -m timm_multimix push']
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert program('train') == ['python', str(ROOT / 'train.py')]
+    (tmp_path / 'timm-multimix').touch(mode=0o755)
+    assert program('train') == ['timm-multimix', 'train']
+    monkeypatch.setattr(recipes, 'SCRIPTS', recipes._INSTALLED)
+    monkeypatch.setenv('PATH', '')
+    assert program('push') == ['timm-multimix', 'push']
+
+
+@pytest.mark.parametrize('script', ['train.py', 'evaluate.py'])
+def test_a_terminal_hears_of_the_loading_first(script: str, tmp_path: Path) -> None:
+    """Before torch is imported, which takes seconds; a file hears nothing."""
+    (tmp_path / 'torch.py').write_text('import os\nos.write(2, b"torch\\n")\nos._exit(0)\n')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'RANK': '0'}
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run([sys.executable, str(ROOT / script)], stderr=theirs, env=env, check=True, timeout=60)
+        said = os.read(ours, 1000).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert said == ['timm-multimix: loading torch and timm …', 'torch']
+    done = subprocess.run([sys.executable, str(ROOT / script)], stderr=subprocess.PIPE, env=env, text=True, timeout=60)
+    assert done.stderr == 'torch\n'
 
 
 @pytest.fixture(scope='module')

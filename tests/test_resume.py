@@ -409,10 +409,10 @@ def test_a_folder_that_vanishes_is_written_again(
     assert [row['epoch'] for row in read_summary(run / 'summary.csv')] == ['0', '1', '2']
     assert yaml.safe_load((run / 'args.yaml').read_text())['model'] == 'test_resnet'
     assert newest_whole(run)[0] == run / 'last.pth.tar'
-    said = [line.strip() for line in out.split('Done in')[1].splitlines() if line.startswith(f'  {run}')]
+    said = out.split(f'In {run}:\n')[1].split('\n\n')[0].splitlines()
+    assert len(said) == 4
     for line in said:
-        place, *more = line.split('   ')[0].removesuffix(', or its weights alone:').split(', ')
-        assert all((Path(place).parent / name).exists() for name in (Path(place).name, *more)), line
+        assert all((run / name).exists() for name in line.strip().split('   ')[0].split(', ')), line
 
 
 def test_the_end_names_no_file_that_is_not_there(
@@ -425,7 +425,7 @@ def test_the_end_names_no_file_that_is_not_there(
     monkeypatch.setattr(train.AtomicCheckpointSaver, 'save_checkpoint', full)
     assert start(tmp_path, data, '--epochs', '1') == 0
     end = capsys.readouterr().out.split('Done in')[1]
-    assert f'{tmp_path}/x/args.yaml\n' in end
+    assert f'In {tmp_path}/x:\n' in end and '\n  args.yaml\n' in end
     assert not any(name in end for name in ('curves.png', 'summary.csv', 'last.pth.tar', 'model_best'))
     report = (tmp_path / 'x' / 'report.md').read_text()
     assert not any(name in report for name in ('curves.png', 'model_best.pth.tar'))

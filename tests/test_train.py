@@ -39,7 +39,10 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
                      '--output', str(tmp_path), '--experiment', 'x')
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'sklearn/digits' in done.stdout and 'effective examples of 64' in done.stdout
-    assert "timm.create_model('local-dir:" in done.stdout
+    end = done.stdout.split('Done in')[1]
+    assert end.count(f'In {tmp_path}/x:\n') == 1 and "  timm.create_model('local-dir:" in end
+    assert f'  python evaluate.py {tmp_path}/x\n' in end
+    assert f'  python -m timm_multimix push {tmp_path}/x user/name\n' in end
     rows = finished(tmp_path / 'x')
     assert [int(r['epoch']) for r in rows] == [0, 1, 2]
     assert float(rows[-1]['train_loss_clean']) < float(rows[0]['train_loss_clean'])

@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages that lie elsewhere, and what they are called on the site.
-OUTSIDE = {'README.md': 'front.md', 'hparams/README.md': 'recipes.md', 'CONTRIBUTING.md': 'contributing.md'}
+OUTSIDE = {'README.md': 'front.md', 'hparams/README.md': 'recipes.md', 'CONTRIBUTING.md': 'contributing.md',
+           'CHANGELOG.md': 'changes.md'}
 
 
 def public_names() -> list[str]:

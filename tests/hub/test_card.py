@@ -97,7 +97,7 @@ def test_the_command_on_the_card_means_what_was_run(flags: list[str], monkeypatc
     monkeypatch.chdir(ROOT)
     args = vars(parse_args(flags, train.DIGITS_RECIPE))
     words = shlex.split(train_command(args).replace('\\\n', ' '))
-    assert words[:2] == ['python', 'train.py'] and '--multimix' in words
+    assert words[:2] == ['timm-multimix', 'train'] and '--multimix' in words
     again = vars(parse_args(words[2:], train.DIGITS_RECIPE))
     machine = {'config', 'recipe', 'workers', 'log_interval', 'checkpoint_hist'}
     assert {k: v for k, v in again.items() if k not in machine} == {k: v for k, v in args.items() if k not in machine}

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Optional
@@ -15,9 +16,8 @@ from typing import Optional
 from ..errors import SettingError
 from . import prepare
 
-RECIPES = {'cifar10': 'cifar10_preactresnet18.yaml --dataset folder',
-           'cifar100': 'cifar100_preactresnet18.yaml --dataset folder',
-           'tinyimagenet': 'tinyimagenet_preactresnet18.yaml', 'imagenet': 'imagenet_resnet50.yaml'}
+RECIPES = {'cifar10': 'cifar10_preactresnet18 --dataset folder', 'cifar100': 'cifar100_preactresnet18 --dataset folder',
+           'tinyimagenet': 'tinyimagenet_preactresnet18', 'imagenet': 'imagenet_resnet50'}
 
 
 def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.data') -> int:
@@ -49,7 +49,7 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
         print('\nStopped; nothing was left behind.', file=sys.stderr)
         return 130
     print(f'{args.folder} {"is ready" if made else "was ready"}: {prepare.described(counts)}.\n'
-          f'Train on it: python train.py -c hparams/{RECIPES[args.name]} --data-dir {args.folder}')
+          f'Train on it: timm-multimix train -c {RECIPES[args.name]} --data-dir {shlex.quote(str(args.folder))}')
     return 0
 
 

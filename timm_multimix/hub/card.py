@@ -13,11 +13,10 @@ from safetensors import safe_open
 from timm.models import is_model, model_entrypoint
 
 from ..config import METHODS, setting_text
-from ..errors import SettingError
 from ..files import load_json, load_yaml
 from ..policy import EMBEDDINGS, told
 from ..runs.flags import OF_THE_MACHINE, build_parser
-from ..runs.recipes import published_recipe
+from ..runs.recipes import RECIPES, published_recipe
 from ..runs.summary import read_summary
 from ..runs.yaml_file import read_yaml
 from .save import CONFIG, COUNTS, MODE, RAW_WEIGHTS, SETTINGS, WEIGHTS
@@ -168,9 +167,9 @@ def _training(args: dict[str, Any], settings: dict[str, Any]) -> str:
         return ''
     text = '## Training\n\n'
     if args:
-        text += (f"With timm-multimix's `train.py`:\n\n```sh\n{train_command(args)}\n```\n\nor, with every setting, "
-                 f'`python train.py -c args.yaml` ([args.yaml](args.yaml)). Loss, accuracy and mixing of every epoch '
-                 f'are in [summary.csv](summary.csv).\n')
+        text += (f'With timm-multimix:\n\n```sh\n{train_command(args)}\n```\n\nor, with every setting, '
+                 f'`timm-multimix train -c args.yaml` ([args.yaml](args.yaml)). Loss, accuracy and mixing of every '
+                 f'epoch are in [summary.csv](summary.csv).\n')
     if settings:
         text += ('\n| setting | value |\n|---|---|\n'
                  + ''.join(f'| {k} | {setting_text(k, v)} |\n' for k, v in settings.items()))
@@ -184,15 +183,13 @@ def is_timms_own(architecture: str) -> bool:
 
 
 def train_command(args: dict[str, Any]) -> str:
-    """The command line that differs from train.py's defaults, or from its recipe's, by the settings of args.yaml."""
+    """The command line that differs from train.py's defaults, or from our recipe's, by the settings of args.yaml."""
     parser = build_parser()
-    words = ['python', 'train.py']
-    if recipe := args.get('recipe'):
-        try:
-            parser.set_defaults(**read_yaml(published_recipe(recipe), parser))
-            words += ['-c', f'hparams/{Path(recipe).name}']
-        except SettingError:  # it is not here: say every setting
-            pass
+    words = ['timm-multimix', 'train']
+    recipe = published_recipe(args.get('recipe') or '')
+    if recipe.is_file() and recipe.resolve().parent == RECIPES:  # strangers have it too, under its name
+        parser.set_defaults(**read_yaml(recipe, parser))
+        words += ['-c', recipe.stem]
     for action in parser._actions:
         name = action.dest
         value = args.get(name)

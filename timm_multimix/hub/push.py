@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 
 from ..errors import SettingError, in_words
 from ..files import load_yaml, whole_folder
+from ..runs.recipes import program
 from ..wrapper import unwrap
 from .card import MARK, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
@@ -101,9 +103,9 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
     run = Path(source).expanduser()
     model = next((f for f in (run / 'model', run) if (f / CONFIG).is_file() and (f / WEIGHTS).is_file()), None)
     if model is None:
+        again = f': {shlex.join([*program("train"), "--resume", str(source)])}'
         raise SettingError(f'{str(source)!r} holds no trained model ({CONFIG} and {WEIGHTS}, there or in its folder '
-                           f'model/). train.py writes it at the end'
-                           + (f': python train.py --resume {source}' if (run / 'last.pth.tar').exists() else '') + '.')
+                           f'model/). train.py writes it at the end' + again * (run / 'last.pth.tar').exists() + '.')
     if save:
         raise SettingError(f'{", ".join(save)} is for pushing a model; a run folder has its own {CONFIG}.')
     check_whole(model, str(source))

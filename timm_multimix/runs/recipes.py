@@ -1,6 +1,7 @@
-"""Recipes by name, and where they lie: beside the package in a checkout, inside it once it is installed."""
+"""Recipes and commands by name, and where they lie: beside the package in a checkout, inside it once installed."""
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Union
 
@@ -39,3 +40,17 @@ def published_recipe(name: Union[str, Path]) -> Path:
     """The file of a recipe that an args.yaml names, of which a published one has the last part alone."""
     path = Path(name)
     return path if path.is_file() else RECIPES / path.name
+
+
+def program(command: str) -> list[str]:
+    """The words that start a command where the user stands: `python train.py` beside it, `timm-multimix train` else.
+
+    Args:
+        command: train, evaluate, push, …, as `timm-multimix COMMAND` has it.
+    """
+    if SCRIPTS == _INSTALLED or (Path.cwd() != SCRIPTS and shutil.which('timm-multimix')):
+        return ['timm-multimix', command]
+    script = SCRIPTS / f'{command}.py'
+    if not script.is_file():
+        return ['python', '-m', 'timm_multimix', command]
+    return ['python', script.name if Path.cwd() == SCRIPTS else str(script)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from timm.utils import get_outdir
 
+from ..data import DIGITS
 from ..data.split import FILE, divided, write_parts
 from ..distributed import from_first, rank
 from ..errors import SettingError
@@ -22,6 +24,7 @@ from ..files import check_writable, write_text
 from ..hub import BackgroundPush, save_plain
 from ..policy import told
 from ..runs.find import candidates, is_repo, resume_checkpoint
+from ..runs.recipes import program
 from ..runs.screen import say
 from ..runs.summary import read_summary, write_summary
 from ..task import MultiMixTask
@@ -203,16 +206,28 @@ class RunFolder:
         if measured:
             best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])
             line += f'; best: {best[0]:.2f} in epoch {best[1] + 1}'
-        whole, weights = self._commands()
-        there = [p.name for p in candidates(path) if p.name in ('last.pth.tar', 'model_best.pth.tar')]
-        files = [name for name in ('curves.png', 'summary.csv', 'args.yaml', FILE) if (path / name).exists()]
-        say(f'{line}.\n'
-            f'  {path}/model/             the trained model{" (averaged weights)" if self.args.model_ema else ""}, for '
-            f'plain timm:\n      {whole}\n'
-            f'  {path}/model/model.safetensors, or its weights alone:\n      {weights}\n'
-            f'  {path}/report.md   curves, settings, versions, what to do next\n'
-            f'  {path}/{", ".join(files)}'
-            + (f'\n  {path}/{", ".join(there)}   checkpoints, for --resume' if there else ''))
+        there = {
+            'report.md': 'results, settings, versions, how to go on',
+            'model/': 'the trained model' + ' (averaged weights)' * self.args.model_ema + ", plain timm's",
+            ', '.join(p.name for p in candidates(path) if p.name in ('last.pth.tar', 'model_best.pth.tar')):
+                'checkpoints, for --resume',
+            ', '.join(name for name in ('curves.png', 'summary.csv', 'args.yaml', FILE) if (path / name).exists()): ''}
+        width = max(map(len, list(there)[:3]))
+        say(f'{line}.\n\nIn {path}:')
+        say('\n'.join(f'  {names:{width}}   {text}'.rstrip() for names, text in there.items() if names))
+        say(f'\nNext:\n  {self._commands()[0]}')
+        for command in self._next():
+            say(f'  {shlex.join(command)}')
+
+    def _next(self) -> list[list[str]]:
+        """Commands that go on from here."""
+        args, run = self.args, str(self.path)
+        images = {'--data-dir': args.data_dir, '--dataset': args.dataset, '--split': args.val_split,
+                  '--class-map': args.class_map}
+        flags = [word for flag, value in images.items() if value and value not in (DIGITS, 'validation')
+                 for word in (flag, str(value))]  # evaluate.py has these two by default
+        found = [[*program('evaluate'), run, *flags]]
+        return found if self.pusher else [*found, [*program('push'), run, 'user/name']]
 
     def _trained(self) -> bool:
         return bool(self.rows) and int(self.rows[-1]['epoch']) >= self.start

@@ -18,6 +18,7 @@ import yaml
 from ..config import ALIASES
 from ..files import write_text
 from ..policy import told
+from ..runs.recipes import program
 from ..runs.settings import changed_settings
 from ..runs.summary import read_summary
 from ..version import __version__
@@ -65,11 +66,12 @@ def write_report(
     changed = yaml.safe_dump(changed_settings(settings), default_flow_style=None, sort_keys=False).rstrip()
     lines += ['## Settings', '', mixing, '',
               'What differs from the defaults (`args.yaml` has all):', '', '```yaml', changed, '```', '',
-              '## Made with', '', f'- `{shlex.join(["python", *sys.argv])}`']
+              '## Made with', '', f'- `{shlex.join([*program("train"), *sys.argv[1:]])}`']
     lines += [f'- {line}' for line in environment(device)]
+    train = shlex.join(program('train'))
     lines += ['', '## Next', '', '```sh',
-              f'python train.py --resume {shlex.quote(str(folder))} --epochs N   # go on with it',
-              f'python train.py -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again',
+              f'{train} --resume {shlex.quote(str(folder))} --epochs N   # go on with it',
+              f'{train} -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again',
               '```', '', 'In plain timm, from the folder or from the weights alone:', '', '```python',
               'import timm', '', f'model = {commands[0]}', f'model = {commands[1]}', '```', '']
     write_text(folder / 'report.md', '\n'.join(lines))
