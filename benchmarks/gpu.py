@@ -50,8 +50,8 @@ class Place(NamedTuple):
 
     @property
     def engine(self) -> str:
-        """Triton needs a C compiler. Without one, torch can be measured."""
-        return 'auto' if self.args.device == 'cpu' or self.machine['C compiler'] else 'torch'
+        """Where Triton does not work, torch can be measured."""
+        return 'torch' if self.args.device == 'cuda' and self.machine['Triton fails'] else 'auto'
 
     def execute(self, part: str, command: list[str], seconds: float) -> int | None:
         """Run it, its output into PART.log. The exit status; None if it took longer, and was killed."""
@@ -113,7 +113,7 @@ def needs_cuda(place: Place) -> str | None:
 
 def needs_triton(place: Place) -> str | None:
     if place.engine == 'torch':
-        return 'Triton and torch.compile need a C compiler (gcc or clang), and there is none.'
+        return f'Triton does not work here. {place.machine["Triton fails"]}'
     return needs_cuda(place)
 
 

@@ -5,10 +5,8 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
-import sysconfig
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -85,24 +83,33 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """All that is known of the machine: its CUDA devices, the driver, versions, and what Triton needs to compile."""
+    """All that is known of the machine: its CUDA devices, the driver, versions, and why Triton fails, if it does."""
     devices = []
     for i in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(i)
         devices.append({'name': found.name, 'compute capability': f'{found.major}.{found.minor}',
                         'memory in MiB': found.total_memory // 2**20, 'multiprocessors': found.multi_processor_count})
-    driver = None
-    if shutil.which('nvidia-smi'):
-        driver = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
-                                capture_output=True, text=True, timeout=30).stdout.strip().split('\n')[0] or None
+    try:
+        driver = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], check=True,
+                                capture_output=True, text=True, timeout=30).stdout.split('\n')[0]
+    except (OSError, subprocess.SubprocessError):
+        driver = None
     versions = {name: _version(name) for name in ('timm-multimix', 'torch', 'torchvision', 'timm', 'triton', 'numpy')}
     return {
         'cuda': torch.cuda.is_available(), 'devices': devices, 'driver': driver, 'CUDA of torch': torch.version.cuda,
         'cuDNN': torch.backends.cudnn.version(), 'python': platform.python_version(), 'platform': platform.platform(),
         'cores': os.cpu_count(), **versions,
-        'C compiler': os.environ.get('CC') or next(filter(None, map(shutil.which, ('cc', 'gcc', 'clang'))), None),
-        'headers of Python': (Path(sysconfig.get_path('include')) / 'Python.h').exists(),
+        'Triton fails': _triton_fails() if torch.cuda.is_available() else None,
     }
+
+
+def _triton_fails() -> str | None:
+    """Triton needs what no wheel brings: a C compiler, and Python's headers."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device='cuda')).sum().item()
+    except Exception as e:
+        return ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+    return None
 
 
 def _version(package: str) -> str | None:
