@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint typecheck docs oldest dist clean
+.PHONY: train test gpu lint typecheck docs oldest dist clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --model vit_small_patch16_224 --multimix dense
@@ -11,6 +11,10 @@ train: $(VENV)/installed
 # A process for each core: with one thread each, they do not wait for each other.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# What only a GPU can tell, within eight minutes: docs/gpu.md.
+gpu: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 oldest: .venv-oldest/installed

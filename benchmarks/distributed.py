@@ -52,13 +52,15 @@ def work(rank: int, args: argparse.Namespace, port: int) -> None:
     torch.set_num_threads(1)
     cuda = args.device == 'cuda'
     device = torch.device(f'cuda:{rank}' if cuda else 'cpu')
+    if cuda:
+        torch.cuda.set_device(device)
     dist.init_process_group('nccl' if cuda else 'gloo')
     torch.manual_seed(0)
     base = timm.create_model(args.model, num_classes=args.num_classes)
     base = timm_multimix.unwrap(timm_multimix.wrap(base, 'dense')).to(device)  # average pooling for all
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     target = torch.randint(0, args.num_classes, (args.batch_size,), device=device)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for mode in args.modes:
         alone, together = (stepper(base, mode, images, target, all_of_them) for all_of_them in (False, True))
         seconds: dict[bool, list[float]] = {False: [], True: []}

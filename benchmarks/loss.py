@@ -12,6 +12,9 @@ product and copy would take for them, as a fraction of the time it took.
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.measure import Run, describe, machine_peaks, make_room, medians, peak_mib, save
 from timm_multimix import LamSampler, attention, mixed_cross_entropy, sample_lam
+from timm_multimix.config import ENGINES
 from timm_multimix.mixing.engines.stream import CHUNK
 
 #         name              B    P    D     C     N
@@ -30,6 +34,7 @@ SHAPES = {
     'ImageNet R-50': (128, 49, 2048, 1000, 1000),
     'ImageNet ViT-S/16': (128, 196, 384, 1000, 1000),
     '21841 classes': (128, 16, 512, 21841, 1000),
+    'tiny': (8, 4, 16, 10, 20),  # to try the benchmark itself
 }
 
 
@@ -44,8 +49,9 @@ def literal(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor, a: Tenso
     return (loss.sum(0) / s[..., 0].sum(0)).mean()
 
 
-def ours(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor | LamSampler, a: Tensor) -> Tensor:
-    return mixed_cross_entropy(F.linear(Z, W, beta), y, lam, a)
+def ours(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor | LamSampler, a: Tensor,
+         engine: str = 'auto') -> Tensor:
+    return mixed_cross_entropy(F.linear(Z, W, beta), y, lam, a, engine=engine)
 
 
 def needs(B: int, P: int, D: int, C: int, N: int, size: int) -> tuple[float, float]:
@@ -84,10 +90,14 @@ def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], a
 
     forms: dict[str, Callable[..., Tensor]] = {'literal': literal}
     if args.compile:
-        forms['literal compiled'] = torch.compile(literal)
+        torch._dynamo.reset()  # or a second shape would be compiled for any, which is slower
+        forms['literal compiled'] = torch.compile(literal, dynamic=False)
     runs: dict[str, Run] = {name: step(form, lambda: lam) for name, form in forms.items()}
-    runs['ours'] = step(ours, lambda: lam)
-    runs['ours drawn'] = step(ours, lambda: LamSampler(N, P, B, alpha, device=device))
+    mine = functools.partial(ours, engine=args.engine)
+    runs['ours'] = step(mine, lambda: lam)
+    if device == 'cuda' and args.engine == 'auto':  # which takes Triton
+        runs['ours by torch'] = step(functools.partial(ours, engine='torch'), lambda: lam)
+    runs['ours drawn'] = step(mine, lambda: LamSampler(N, P, B, alpha, device=device))
     value, want = (runs[name]()[0] for name in ('ours', 'literal'))  # type: ignore[index]
     torch.testing.assert_close(value, want, rtol=2e-2 if args.amp else 1e-4, atol=1e-4)
     seconds = medians({**runs, 'drawing': drawing, 'dirichlet': dirichlet}, args.repeat, device)
@@ -96,7 +106,7 @@ def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], a
     operations, bytes_ = needs(*shape, 2 if args.amp else 4)
     bound = max(operations / peaks['operations per second'], bytes_ / peaks['bytes per second'])
     return {
-        'alpha': alpha, 'seconds': seconds, 'MiB': memory, 'literal form': best,
+        'shape': shape, 'alpha': alpha, 'seconds': seconds, 'MiB': memory, 'literal form': best,
         'faster': seconds[best] / seconds['ours'], 'less memory': memory[best] / memory['ours'],
         'faster drawn': (seconds[best] + seconds['dirichlet']) / seconds['ours drawn'],
         'drawing over loss': seconds['drawing'] / seconds['ours'],
@@ -141,14 +151,15 @@ def picture(path: str, rows: dict[str, dict[str, Any]], where: str) -> None:
     fig.savefig(make_room(path), dpi=110)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
+    parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=[name for name in SHAPES if name != 'tiny'])
     parser.add_argument('--repeat', type=int, default=5)
     parser.add_argument('--alpha', type=float, nargs='+', default=[0.008],
                         help='concentration, or a range; 0.008 is about two effective examples of 128')
     parser.add_argument('--amp', action='store_true', help='autocast to bfloat16, both sides')
     parser.add_argument('--compile', action='store_true', help='compile the literal side as well; the faster counts')
+    parser.add_argument('--engine', default='auto', choices=ENGINES)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='write the figures to this file as well')
     parser.add_argument('--picture', help='draw them into this file')
@@ -156,18 +167,25 @@ def main() -> None:
     torch.manual_seed(0)
     alpha = (args.alpha[0], args.alpha[-1])
     where = describe(args.device)
-    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32)
+    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32, 2 * args.repeat)
     print(f'{where}; alpha {alpha}, medians of {args.repeat}{", autocast" if args.amp else ""}; at best '
           f'{peaks["operations per second"] / 1e9:.0f} Gop/s, {peaks["bytes per second"] / 1e9:.0f} GB/s', flush=True)
     rows: dict[str, dict[str, Any]] = {}
+    errors: dict[str, str] = {}
     for name in args.shapes:
-        rows[name] = measure(SHAPES[name], alpha, args, peaks)
-        print(table({name: rows[name]}).splitlines()[-1], flush=True)
+        try:
+            rows[name] = measure(SHAPES[name], alpha, args, peaks)
+            print(table({name: rows[name]}).splitlines()[-1], flush=True)
+        except Exception as e:  # the others are still worth their time
+            traceback.print_exc()
+            errors[name] = f'{type(e).__name__}: {e}'
+        save(args.json, {**where, 'amp': args.amp, 'repeat': args.repeat, 'peaks': peaks, 'rows': rows,
+                         'errors': errors})
     print('\n' + table(rows))
-    save(args.json, {**where, 'amp': args.amp, 'repeat': args.repeat, 'peaks': peaks, 'rows': rows})
-    if args.picture:
+    if args.picture and rows:
         picture(args.picture, rows, f'{where["device"]}, {where["threads"]} threads')
+    return int(bool(errors))
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,12 +1,15 @@
 """What the benchmarks share: turns in one process, peak memory, what the machine can do, and where results go."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +63,13 @@ def peak_mib(run: Run, device: str) -> float:
     return peak / 2**20
 
 
-def machine_peaks(device: str, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+def machine_peaks(device: str, dtype: torch.dtype = torch.float32, repeat: int = 10) -> dict[str, float]:
     """What this machine does at best: operations a second in a large product, bytes a second in a large copy."""
     size = 8192 if device == 'cuda' else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.randn((1 << 30 if device == 'cuda' else 1 << 28) // 4, device=device)
     to = torch.empty_like(source)
-    found = _times({'product': lambda: a @ b, 'copy': lambda: to.copy_(source)}, 10, device)
+    found = _times({'product': lambda: a @ b, 'copy': lambda: to.copy_(source)}, repeat, device)
     best = {name: min(times) for name, times in found.items()}
     return {'operations per second': 2 * size**3 / best['product'],
             'bytes per second': 2 * source.nbytes / best['copy']}
@@ -79,6 +82,43 @@ def describe(device: str) -> dict[str, Any]:
             'python': platform.python_version()}
 
 
+def machine() -> dict[str, Any]:
+    """All that is known of the machine: its CUDA devices, the driver, versions, and why Triton fails, if it does."""
+    devices = []
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        devices.append({'name': found.name, 'compute capability': f'{found.major}.{found.minor}',
+                        'memory in MiB': found.total_memory // 2**20, 'multiprocessors': found.multi_processor_count})
+    try:
+        driver = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], check=True,
+                                capture_output=True, text=True, timeout=30).stdout.split('\n')[0]
+    except (OSError, subprocess.SubprocessError):
+        driver = None
+    versions = {name: _version(name) for name in ('timm-multimix', 'torch', 'torchvision', 'timm', 'triton', 'numpy')}
+    return {
+        'cuda': torch.cuda.is_available(), 'devices': devices, 'driver': driver, 'CUDA of torch': torch.version.cuda,
+        'cuDNN': torch.backends.cudnn.version(), 'python': platform.python_version(), 'platform': platform.platform(),
+        'cores': os.cpu_count(), **versions,
+        'Triton fails': _triton_fails() if torch.cuda.is_available() else None,
+    }
+
+
+def _triton_fails() -> str | None:
+    """Triton needs what no wheel brings: a C compiler, and Python's headers."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device='cuda')).sum().item()
+    except Exception as e:
+        return ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def save(path: str | None, result: dict[str, Any]) -> None:
     """Write the figures as JSON, where a path was given."""
     if path:
@@ -89,3 +129,16 @@ def make_room(path: str) -> Path:
     """The path, its folder made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return Path(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='What is known of this machine: `python -m benchmarks.measure`')
+    parser.add_argument('--json', help='write it to this file as well')
+    args = parser.parse_args()
+    found = machine()
+    print(json.dumps(found, indent=1))
+    save(args.json, found)
+
+
+if __name__ == '__main__':
+    main()

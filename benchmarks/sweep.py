@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.loss import SHAPES, literal
 from benchmarks.measure import describe, make_room, medians, peak_mib, save
 from timm_multimix import LamSampler, attention, mixed_cross_entropy
+from timm_multimix.config import ENGINES
 
 
 def measure(n: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def measure(n: int, args: argparse.Namespace) -> dict[str, Any]:
     Z.requires_grad_()
 
     def ours() -> list[Tensor]:
-        loss = mixed_cross_entropy(L, y, LamSampler(n, P, B, alpha, device=device), a)
+        loss = mixed_cross_entropy(L, y, LamSampler(n, P, B, alpha, device=device), a, engine=args.engine)
         return [loss.detach(), *torch.autograd.grad(loss, L)]
 
     def equations() -> list[Tensor]:
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument('--alpha', type=float, default=0.008)
     parser.add_argument('--limit', type=float, default=12, metavar='GIB', help='memory the literal side may take')
     parser.add_argument('--repeat', type=int, default=5, help='rounds up to n = 1000; above, one')
+    parser.add_argument('--engine', default='auto', choices=ENGINES)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='write the figures to this file as well')
     parser.add_argument('--picture', help='draw them into this file')
@@ -83,7 +85,7 @@ def main() -> None:
         cells = [f'{row["seconds"][name]:.3g} s, {row["MiB"][name]:.0f} MiB' if name in row['seconds'] else 'too large'
                  for name in ('ours', 'literal')]
         print(f'| {row["n"]:,} | {cells[0]} | {cells[1]} |', flush=True)
-    save(args.json, {**where, 'shape': args.shape, 'B, P, D, C': SHAPES[args.shape][:4], 'rows': rows})
+        save(args.json, {**where, 'shape': args.shape, 'B, P, D, C': SHAPES[args.shape][:4], 'rows': rows})
     if args.picture:
         picture(args.picture, rows, args.shape, f'{where["device"]}, {where["threads"]} threads')
 

@@ -51,3 +51,21 @@ def test_step(model: str, more: list[str], tmp_path: Path) -> None:
     assert (tmp_path / 'step.png').stat().st_size > 1000
     row, = json.loads((tmp_path / 'step.json').read_text())['rows']
     assert set(row['seconds']) == {'plain', 'multimix', 'dense'} and model in out
+
+
+def test_gpu_runs_each_part_once_and_goes_on_after_one_that_failed(tmp_path: Path) -> None:
+    out = tmp_path / 'new'
+    command = [sys.executable, '-m', 'benchmarks.gpu', '--device', 'cpu', '--tiny', '--output', str(out)]
+    (tmp_path / 'empty').mkdir()
+    done = subprocess.run([*command, '--only', 'cuda-tests', 'loss', 'cifar', '--data-dir', str(tmp_path / 'empty')],
+                          capture_output=True, text=True, timeout=300, cwd=ROOT)
+    records = {path.stem: json.loads(path.read_text()) for path in out.glob('*.json')}
+    assert done.returncode == 1, done.stderr
+    assert records['loss']['state'] == 'passed' and records['loss']['figures']['rows']['tiny']['faster'] > 0
+    assert records['cuda-tests']['state'] == 'skipped' and 'CUDA' in records['cuda-tests']['error']
+    assert records['cifar']['state'] == 'failed' and 'Exit status' in records['cifar']['error']
+    summary = (out / 'summary.md').read_text()
+    assert records['machine']['torch'] in summary and '≥ 20×' in summary and records['cifar']['error'][:12] in summary
+
+    before = (out / 'loss.json').read_text()
+    assert 'loss: there already' in run(*command[2:], '--only', 'loss') and (out / 'loss.json').read_text() == before
