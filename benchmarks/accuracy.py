@@ -52,7 +52,7 @@ from benchmarks.variants import __name__ as VARIANTS_MODULE
 from timm_multimix.data import DigitsReader
 from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
-from timm_multimix.evaluate.collect import collect
+from timm_multimix.evaluate.outputs import collect
 from timm_multimix.evaluate.tables.calibration import calibration, confidence_and_right, ece
 from timm_multimix.runs.summary import read_summary
 

@@ -3,9 +3,9 @@
     from timm_multimix import evaluate
     print(evaluate.robustness(model, loader))
 """
-from .collect import Outputs, collect
 from .detection.transfer import transfer
 from .load import Checkpoint, load_checkpoint
+from .outputs import Outputs, collect
 from .table import Table, Value
 from .tables.accuracy import accuracy
 from .tables.attention import attention

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import default_collate
 
 from ..heads.positions import evaluating
-from .collect import device_of
 from .load import Checkpoint
+from .outputs import device_of
 from .tables.attention import KINDS
 from .tables.hull import ALPHAS, NS
 from .tables.robustness import CURVE, gradient

@@ -1,5 +1,5 @@
 """How a model's head turns features into logits, position by position. The only room that knows how timm models end."""
-from .description import Description, describe, description
+from .describing import Description, describe, description
 from .parts import Parts, TimmAdapter, adapter_of
 from .positions import HeadInfo, check_affine, classifier_leaves, inspect_head, position_logits, switch_class_token
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import timm
 
 from ..errors import SettingError, nearest
-from .description import describe
+from .describing import describe
 
 
 def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.describe') -> int:

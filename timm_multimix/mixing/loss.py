@@ -89,19 +89,7 @@ def mixed_cross_entropy(
     if logits.ndim != 3 or not logits.is_floating_point():
         raise SettingError(f'logits must be floating (B, P, C) or (B, C), not {logits.dtype} {tuple(logits.shape)}.')
     B, P, C = logits.shape
-    if not (B and P and C):
-        raise SettingError(f'logits are {tuple(logits.shape)}, but there must be an example, a position and a class.')
-    for name, tensor in (('lam', lam), ('attention', attention)):
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            raise SettingError(f'{name} is {tensor.dtype}, but weights must be floating.')
-    if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
-        raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
-    if lam.shape[0] < 1:
-        raise SettingError(f'lam is {tuple(lam.shape)}, but there must be a mixture.')
-    if isinstance(lam, Tensor) and lam.requires_grad:
-        raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
-    if attention is not None and attention.shape != (B, P):
-        raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
+    _check_shapes(logits, lam, attention)
     if keep_norm and attention is not None and attention.requires_grad:
         raise SettingError('keep_norm takes the attention as a constant, but it requires grad: detach it.')
     if normalize not in NORMALIZATIONS:
@@ -131,6 +119,23 @@ def mixed_cross_entropy(
         loss: Tensor = MixedCrossEntropy.apply(
             logits, None if attention is None else attention.to(dtype), y, lam, mass, options)
     return loss
+
+
+def _check_shapes(logits: Tensor, lam: Union[Tensor, LamSampler], attention: Optional[Tensor]) -> None:
+    B, P, C = logits.shape
+    if not (B and P and C):
+        raise SettingError(f'logits are {tuple(logits.shape)}, but there must be an example, a position and a class.')
+    for name, tensor in (('lam', lam), ('attention', attention)):
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            raise SettingError(f'{name} is {tensor.dtype}, but weights must be floating.')
+    if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
+        raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
+    if lam.shape[0] < 1:
+        raise SettingError(f'lam is {tuple(lam.shape)}, but there must be a mixture.')
+    if isinstance(lam, Tensor) and lam.requires_grad:
+        raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
+    if attention is not None and attention.shape != (B, P):
+        raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
 
 
 def _check_values(lam: Union[Tensor, LamSampler], attention: Optional[Tensor]) -> None:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ...errors import SettingError, nearest
-from ..collect import device_of
+from ..outputs import device_of
 from ..table import Table, pyplot, rows_of, save_figure
 from .data import Annotated, DetectionSet
 from .detectors import ARGUMENTS, DETECTORS

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
-from ..collect import Source, collect
+from ..outputs import Source, collect
 from ..table import Table, Value, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Accuracy'

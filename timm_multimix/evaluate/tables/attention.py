@@ -20,7 +20,7 @@ from ...heads import HeadInfo, adapter_of, classifier_leaves, inspect_head, posi
 from ...heads.positions import evaluating, probe
 from ...heads.self_attention import attended, last_attention, recorded
 from ...mixing import attention as attention_map
-from ..collect import Loader, bar, check_target, device_of
+from ..outputs import Loader, bar, check_target, device_of
 from ..table import Table, pyplot, rows_of, save_figure
 
 TITLE = 'Attention maps'

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ...errors import SettingError
-from ..collect import Source, collect
+from ..outputs import Source, collect
 from ..table import Table, colour, pyplot, rows_of, save_figure, title
 
 TITLE = 'Calibration'

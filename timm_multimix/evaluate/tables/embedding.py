@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from ...errors import SettingError
-from ..collect import Source, collect
+from ..outputs import Source, collect
 from ..table import Table, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Embedding space'

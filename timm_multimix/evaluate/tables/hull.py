@@ -14,7 +14,7 @@ from torch import Tensor
 from ...config import MultiMixConfig
 from ...errors import SettingError
 from ...mixing import effective_examples, sample_lam
-from ..collect import Source, collect
+from ..outputs import Source, collect
 from ..table import Table, colour, pyplot, rows_of, save_figure, short, title
 
 TITLE = 'Where mixed embeddings fall'

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ...errors import SettingError
-from ..collect import Outputs, Source, collect
+from ..outputs import Outputs, Source, collect
 from ..table import Table, colour, pyplot, rows_of, save_figure, title
 
 TITLE = 'Out-of-distribution detection'

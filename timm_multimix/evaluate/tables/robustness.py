@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ...heads.positions import evaluating
-from ..collect import Loader, bar, check_target, device_of, logits_of
+from ..outputs import Loader, bar, check_target, device_of, logits_of
 from ..table import Table, colour, pyplot, rows_of, save_figure
 
 TITLE = 'Robustness'
