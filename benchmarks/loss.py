@@ -167,7 +167,8 @@ def main() -> int:
     torch.manual_seed(0)
     alpha = (args.alpha[0], args.alpha[-1])
     where = describe(args.device)
-    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32, 2 * args.repeat)
+    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32, 2 * args.repeat,
+                          16 if args.shapes == ['tiny'] else 1)
     print(f'{where}; alpha {alpha}, medians of {args.repeat}{", autocast" if args.amp else ""}; at best '
           f'{peaks["operations per second"] / 1e9:.0f} Gop/s, {peaks["bytes per second"] / 1e9:.0f} GB/s', flush=True)
     rows: dict[str, dict[str, Any]] = {}

@@ -63,11 +63,15 @@ def peak_mib(run: Run, device: str) -> float:
     return peak / 2**20
 
 
-def machine_peaks(device: str, dtype: torch.dtype = torch.float32, repeat: int = 10) -> dict[str, float]:
-    """What this machine does at best: operations a second in a large product, bytes a second in a large copy."""
-    size = 8192 if device == 'cuda' else 2048
+def machine_peaks(device: str, dtype: torch.dtype = torch.float32, repeat: int = 10,
+                  shrink: int = 1) -> dict[str, float]:
+    """What this machine does at best: operations a second in a large product, bytes a second in a large copy.
+
+    `shrink` divides the sides of the product and the length of the copy, for a trial.
+    """
+    size = (8192 if device == 'cuda' else 2048) // shrink
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.randn((1 << 30 if device == 'cuda' else 1 << 28) // 4, device=device)
+    source = torch.randn((1 << 30 if device == 'cuda' else 1 << 28) // 4 // shrink, device=device)
     to = torch.empty_like(source)
     found = _times({'product': lambda: a @ b, 'copy': lambda: to.copy_(source)}, repeat, device)
     best = {name: min(times) for name, times in found.items()}
