@@ -72,6 +72,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
         raise SettingError(f'--sync-bn is on, but torch has it for GPUs alone and --device is {device}. Leave it out; '
                            f'--dist-bn says what becomes of the statistics after each epoch.')
     random_seed(args.seed, 0)
+    torch.backends.cudnn.benchmark = True  # as in timm's train.py
     if args.fast_norm:
         set_fast_norm()
 
