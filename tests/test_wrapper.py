@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from typing import Any
 
 import pytest
 import timm
@@ -285,6 +286,23 @@ def test_config_object_and_keywords() -> None:
     assert wrap(build('resnet')[0], config).multimix.config is config
     changed = wrap(build('resnet')[0], config, attention='cam')
     assert changed.multimix.config == MultiMixConfig('dense', n=7, attention='cam')
+
+
+@pytest.mark.parametrize('mode', ['multimix', 'dense'])
+@pytest.mark.parametrize('last', [torch.sigmoid, lambda x: x.softmax(1), lambda x: 2 * x + 1])
+def test_what_follows_outside_the_classifier(last: Any, mode: str) -> None:
+    plain = timm.create_model('test_resnet', num_classes=4)
+
+    class Own(type(plain)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return last(super().forward(x))  # type: ignore[no-any-return]
+
+    plain.__class__ = Own
+    if last(torch.zeros(1, 2)).sum() == 2:  # affine
+        wrap(plain, mode)
+        return
+    with pytest.raises(SettingError, match='Mixing embeddings needs a linear last layer'):
+        wrap(plain, mode)
 
 
 @pytest.mark.parametrize('mode', ['multimix', 'dense'])

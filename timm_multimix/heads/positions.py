@@ -7,7 +7,7 @@ in the head then act exactly as they would on a feature map with that one positi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional, Union
@@ -77,45 +77,54 @@ def classifier_leaves(model: Model) -> list[nn.Module]:
 def check_affine(model: Model, input_size: Optional[tuple[int, ...]] = None) -> None:
     """Logits must be an affine map of what the last linear layer gives, or mixing them is not mixing embeddings.
 
-    It is tried with values: the layer is made to give two rows and their mean. A network with `Parts` runs whole, one
-    of timm's its classifier alone. What cannot be run so is believed.
+    It is tried with values: the layer is made to give two rows and their mean, in its classifier alone and in the whole
+    network. What cannot be run so is believed.
 
     Raises:
         SettingError: something not linear follows the layer, such as a Softmax.
     """
     found = model.get_classifier()  # type: ignore[operator]
+    net: Any = model.net if isinstance(model, TimmAdapter) else model
     for head in found if isinstance(found, (tuple, list)) else [found]:
         linear = [m for m in head.modules() if _classes(m) is not None] if isinstance(head, nn.Module) else []
-        whole = isinstance(model, TimmAdapter)
-        if not linear or (linear[-1] is head and not whole) or linear[0].weight.is_meta:  # type: ignore[union-attr]
+        if not linear or linear[0].weight.is_meta:  # type: ignore[union-attr]
             continue
-        first, leaf = linear[0], linear[-1]
-        given: list[Tensor] = []
+        weight: Any = linear[0].weight
+        embeddings = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))
+        for module, input in ((head, lambda z=embeddings: z), (net, lambda: probe(model, input_size))):
+            if module is linear[-1]:
+                continue
+            error = _bend(model, module, input, linear[-1])
+            if not error <= 1e-2:
+                inside = (f' ({type(head).__name__} ends in {type(list(head.modules())[-1]).__name__})'
+                          if module is head else '')
+                raise SettingError(
+                    f'Mixing embeddings needs a linear last layer, but the logits of {name_of(model)} are no linear '
+                    f'function of what its last Linear gives: something follows it, such as a Softmax or a Sigmoid'
+                    f'{inside}. Remove it: the loss takes logits.')
 
-        def two_and_their_mean(module: nn.Module, args: Any, output: Tensor, given: list[Tensor] = given) -> Tensor:
-            rows = 3 * torch.randn(output[:2].shape, generator=torch.Generator().manual_seed(0)).to(output)
-            given.append(torch.cat([rows, rows.mean(0, keepdim=True)]))
-            return given[-1]
 
-        hook = leaf.register_forward_hook(two_and_their_mean)
-        try:
-            with evaluating(model):
-                weight: Any = first.weight
-                z = weight.new_ones(3, weight.shape[1], *[1] * (weight.ndim - 2))
-                out = model.net(probe(model, input_size).repeat(3, 1, 1, 1)) if whole else head(z)  # type: ignore
-        except REFUSALS:  # it takes more than embeddings
-            continue
-        finally:
-            hook.remove()
-        if not given or not isinstance(out, Tensor) or len(out) != 3:
-            continue
-        error = (out[2] - out[:2].mean(0)).abs().max()
-        if not error <= 1e-2 * given[0].abs().max():
-            raise SettingError(
-                f'Mixing embeddings needs a linear last layer, but the logits of {name_of(model)} are no linear '
-                f'function of what its last Linear gives: something follows it, such as a Softmax or a Sigmoid'
-                + ('' if whole else f' ({type(head).__name__} ends in {type(list(head.modules())[-1]).__name__})')
-                + '. Remove it: the loss takes logits.')
+def _bend(model: Model, module: Any, input: Callable[[], Tensor], leaf: nn.Module) -> float:
+    """How far the output for the mean of two rows is from the mean of their outputs, relative to the rows, which `leaf`
+    is made to give; 0 where the module cannot be run."""
+    given: list[Tensor] = []
+
+    def two_and_their_mean(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        rows = 3 * torch.randn((2, *output.shape[1:]), generator=torch.Generator().manual_seed(0)).to(output)
+        given.append(torch.cat([rows, rows.mean(0, keepdim=True)]))
+        return given[-1]
+
+    hook = leaf.register_forward_hook(two_and_their_mean)
+    try:
+        with evaluating(model):
+            out = module(input())
+    except REFUSALS:  # it takes more than embeddings, or than an image of this size
+        return 0.0
+    finally:
+        hook.remove()
+    if not given or not isinstance(out, Tensor) or len(out) != 3:
+        return 0.0
+    return float((out[2] - out[:2].mean(0)).abs().max() / given[0].abs().max())
 
 
 def name_of(model: Model) -> str:
