@@ -76,12 +76,12 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     if args.fast_norm:
         set_fast_norm()
 
-    starting_point(args)  # which images its weights are for
+    source = starting_point(args)  # a repository says which images its weights are for
     train_set, val_set, names = open_data_sets(args)
     weights = class_weights(args.class_weight, train_set, args.num_classes)
     if config is not None and weights is not None:
         config = config.replace(class_weight=weights)
-    model, model_args = build.build_model(args)
+    model, model_args = build.build_model(args, source)
     settings.update({name: getattr(args, name) for name in (
         'model', 'pretrained', 'initial_checkpoint', 'val_split', 'in_chans', 'input_img_mode')})
     data_config = build.data_config(args, model)

@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from ..config import (
-    MODES,
-    PAIRS,
-    MultiMixConfig,
-)
+from ..config import MODES, PAIRS, MultiMixConfig
 from ..data import DIGITS
 from ..errors import SettingError
 from .find import find_run, is_repo, settings_of_run, starting_folder

@@ -30,8 +30,13 @@ from ..task import MultiMixTask
 from .start import loaded_by_timm, start_from
 
 
-def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
+def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], dict[str, Any]]] = None,
+                ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The timm model, and how to make it again: arguments of create_model beyond name and classes.
+
+    Args:
+        args: the flags.
+        source: `hub.starting_point`'s answer, where it was asked already.
 
     Raises:
         SettingError: timm cannot build it, or weights that are missing or do not fit.
@@ -39,7 +44,8 @@ def build_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, An
     extra = {'img_size': args.img_size, 'in_chans': args.in_chans, 'global_pool': args.gp, **args.model_kwargs}
     if args.bn_eps is not None:
         extra['bn_eps'] = args.bn_eps
-    repo, saved = starting_point(args)  # a repository brings its architecture and its arguments with its weights
+    # A repository brings its architecture and its arguments with its weights.
+    repo, saved = source or starting_point(args)
     # The weights of a run that goes on are in its checkpoint.
     pretrained = not args.resume and (bool(repo) or args.pretrained or bool(args.pretrained_path))
     create = partial(timm.create_model, repo or args.model, pretrained=pretrained,
