@@ -17,7 +17,7 @@ LAYERS = (
     ('config',),
     ('mixing',),
     ('policy', 'heads', 'models'),
-    ('stepping',),
+    ('stepping', 'huggingface'),
     ('wrapper',),
     ('task',),
     ('data',),

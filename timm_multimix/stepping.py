@@ -91,6 +91,7 @@ class MultiMix:
         self._without_target = 0
         self.plain_loss = PlainLoss(config)
         self._check_class_weight()
+        self._check_input_mixing()
         if config.dense:
             self._make_dense()
 
@@ -113,6 +114,16 @@ class MultiMix:
         if weights is not None and len(weights) != classes:
             raise SettingError(f'class_weight (--class-weight) has {len(weights)} weights, but the model has '
                                f'{classes} classes.')
+
+    def _check_input_mixing(self) -> None:
+        example = None if self.parts is None else self.parts.example
+        if example is None or self.policy.mixup_fn is None or self.policy.given_mixup_fn is not None:
+            return
+        if example.ndim != 4 or not example.is_floating_point():
+            raise SettingError(f'mixup ({self.config.mixup:g}) and cutmix ({self.config.cutmix:g}) mix images, and '
+                               f'what {type(self.model).__name__} takes is {example.dtype} of '
+                               f"{tuple(example.shape)}: give preset='embeddings', which mixes no inputs, or a "
+                               f'mixup_fn.')
 
     @property
     def timm_adapter(self) -> Any:
@@ -212,7 +223,7 @@ class MultiMix:
     def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
                         generator: Optional[torch.Generator]) -> MultiMixOutput:
         """Mix what the classifier sees, once for the image or at every position."""
-        z = None
+        z = mask = None
         ranks = world() if self.config.gather else 1
         if self.head_info is None:
             logits = self.logits(input)
@@ -224,7 +235,8 @@ class MultiMix:
                                    "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
             with recorded(self.model.get_submodule(self.attending) if self.attending else None) as seen:
                 features = model.forward_features(input)
-            logits = model.forward_head(features)
+            mask = model.mask_of(input) if isinstance(model, TimmAdapter) else None
+            logits = model.forward_head(features) if mask is None else model.forward_head(features, mask=mask)
             z, dense = position_logits(model, self.head_info, features)
         B, P, C = dense.shape
         config = self.config
@@ -238,11 +250,12 @@ class MultiMix:
                                    f'not over their {P} positions: wrap the model with '
                                    f'input_size={tuple(input.shape[1:])}.')
         elif z is not None:
-            a = self._attention(z, target)
+            a = self._attention(z, target, mask)
         loss_clean = self.plain_loss(logits, target)
         n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
+            mask = None if mask is None else gather(mask.to(y.dtype)) > 0
             n, lam = share_of(n), None if lam is None else lam[rank()::ranks]
         mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
         if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
@@ -251,10 +264,10 @@ class MultiMix:
             assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
         loss_mixed = mixed_cross_entropy(
-            dense, y, mixtures, a, label_smoothing=smoothing, normalize=config.normalize or 'position',
+            dense, y, mixtures, a, mask=mask, label_smoothing=smoothing, normalize=config.normalize or 'position',
             engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
             class_weight=self.plain_loss.class_weight(logits)) * (C if config.bce_sum else 1)
-        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype))
+        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype), mask=mask)
         return self._output(plan, loss_mixed, loss_clean, logits, report)
 
     def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
@@ -321,17 +334,17 @@ class MultiMix:
             report['loss_clean'] = loss_clean.detach()
         return MultiMixOutput(loss, logits, report, plan.mixed)
 
-    def _attention(self, z: Tensor, target: Tensor) -> Optional[Tensor]:
+    def _attention(self, z: Tensor, target: Tensor, mask: Optional[Tensor]) -> Optional[Tensor]:
         config = self.config
         if config.attention == 'uniform':
             return None
-        cam: dict[str, Tensor] = {}
+        cam: dict[str, Any] = {}
         if config.attention == 'cam':
             cam = {'target': target, 'weight': self._cam_weight()}
         if config.attention_detach:
             with torch.no_grad():
-                return attention(z, config.attention, config.attention_norm, **cam)
-        return attention(z, config.attention, config.attention_norm, **cam)
+                return attention(z, config.attention, config.attention_norm, mask=mask, **cam)
+        return attention(z, config.attention, config.attention_norm, mask=mask, **cam)
 
     def _cam_weight(self) -> Tensor:
         return classifier_leaves(self.timm_adapter)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]

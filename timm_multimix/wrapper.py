@@ -131,6 +131,11 @@ class MultiMixModel(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         return self.multimix.model  # which torch.jit.script takes in this one's place
 
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        raise SettingError('nn.DataParallel runs copies of the model in threads, and a wrapped model mixes a batch in '
+                           'one place. Wrap it for DistributedDataParallel, or make the plain model parallel, and '
+                           'compute the loss of its logits by mixed_cross_entropy (examples/data_parallel.py).')
+
     # Copies and pickles hold the class of the model, which can be found again, and not the one made on the spot.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -234,3 +234,27 @@ def test_compiles_for_gpus() -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 12
     assert all(int(shared) <= 99 * 1024 for *_, shared in lines), done.stdout
+
+
+@pytest.mark.parametrize('shape', [(5, 3, 7, 9), (33, 4, 65, 70)])
+@pytest.mark.parametrize('kind', ['none', 'gap'])
+@pytest.mark.parametrize('normalize', ['position', 'all'])
+def test_positions_that_do_not_exist(shape: tuple[int, int, int, int], kind: str, normalize: str) -> None:
+    """Ragged lengths, a position of nobody, and an example of none; NaN where nothing is."""
+    B, P, C, N = shape
+    mask = torch.arange(P, device=DEVICE) < torch.randint(0, P, (B, 1), device=DEVICE)
+    mask[0] = False
+    L, z = torch.randn(B, P, C, device=DEVICE), torch.randn(B, P, 8, device=DEVICE)
+    y, lam = torch.randint(0, C, (B,), device=DEVICE), sample_lam(N, P, B, 0.2, device=DEVICE)
+    a = None if kind == 'none' else attention(z, mask=mask)
+
+    padded = L.masked_fill(~mask[..., None], float('nan')).requires_grad_()
+    got = value_and_grad(mixed_cross_entropy(padded, y, lam, a, mask=mask, normalize=normalize, engine='triton'),
+                         padded)
+    exact = L.double().requires_grad_()
+    maps = (attention(z, 'uniform', mask=mask) if a is None else a).double()
+    want = value_and_grad(extensions.dense_multimix_loss(
+        exact, torch.nn.functional.one_hot(y, C).double(), lam.double(), maps, torch.eye(C, device=DEVICE).double(),
+        torch.zeros(C, device=DEVICE).double(), normalize, mask=mask), exact)
+    for one, other in zip(got, want):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-6)

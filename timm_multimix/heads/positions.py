@@ -185,8 +185,9 @@ def inspect_head(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
         try:
             features = model.forward_features(image)  # type: ignore[operator]
         except Exception as e:
+            other = ', or give example=… of Parts, an input that it takes' if isinstance(model, TimmAdapter) else ''
             raise in_words(f'{name} cannot take an image of {tuple(image.shape[1:])}: {e}. Choose another '
-                           f'--img-size (input_size=(C, H, W) of wrap).', e) from e
+                           f'--img-size (input_size=(C, H, W) of wrap){other}.', e) from e
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
             raise SettingError(f"'dense' mixes features at every position, but {name}.forward_features() returns "
@@ -205,9 +206,12 @@ def inspect_head(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
 
 
 def probe(model: Model, input_size: Optional[tuple[int, ...]] = None) -> Tensor:
-    """An image to try a model with, (1, C, H, W), on its device and of its dtype."""
-    size = tuple(input_size) if input_size else input_size_of(model)
+    """An image to try a model with, (1, C, H, W), on its device and of its dtype; or the example of its `Parts`."""
     parameter = next(model.parameters())
+    example = model.parts.example if isinstance(model, TimmAdapter) else None
+    if example is not None:
+        return example.to(parameter.device, parameter.dtype if example.is_floating_point() else None)
+    size = tuple(input_size) if input_size else input_size_of(model)
     image = torch.linspace(-1, 1, size[0] * size[1] * size[2], dtype=torch.float32)
     return image.view(1, *size).to(parameter.device, parameter.dtype)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import MultiMixConfig
 from .dirichlet import LamSampler, sample_lam
 from .engines.stream import TINY, factors, scale_attention
+from .masks import check_mask, masked_attention
 from .targets import soft_target
 
 # Above this fraction of the batch's entropy the mixed targets carry practically no class signal: whole-batch
@@ -28,7 +29,9 @@ SAMPLE = 1024
 
 
 @torch.no_grad()
-def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor] = None) -> dict[str, Tensor]:
+def signal(
+        lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor] = None, *,
+        mask: Optional[Tensor] = None) -> dict[str, Tensor]:
     """Diagnostics of a step's mixtures, from at most about a thousand of them. No wait for the device.
 
     Args:
@@ -36,24 +39,29 @@ def signal(lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor
         y: targets before mixing, (B, C).
         attention: a, (B, P), if it weights the factors; the numbers are then those of the normalised factors M̂,
             weighted like the loss weights its terms.
+        mask: (B, P), bool, True where a position exists, as in `mixed_cross_entropy`.
 
     Returns:
         'effective' and 'target_entropy', as above, their means over the mixtures: from 1 to B, and from 0 to 1. The
         latter is 1 where the batch has only one class, as its targets then tell nothing apart. Scalars on lam's device.
     """
-    N, P, _ = lam.shape
+    N, P, B = lam.shape
     n = max(1, min(N, SAMPLE // P))
     lam = lam.draw(P, n) if isinstance(lam, LamSampler) else lam[:n].transpose(0, 1)
+    if mask is not None:
+        check_mask(mask, B, P, lam.device)
+        attention = masked_attention(attention, mask, lam.dtype)
     if attention is None:
         w, s = lam, torch.ones_like(lam[..., 0])
     else:
-        a, peak, _ = scale_attention(attention)
+        a, peak, _ = scale_attention(attention, mask is not None)
         w, s = factors(lam, a.unsqueeze(1))
         s = s * peak.unsqueeze(1)
     s = s / s.sum().clamp(min=TINY)
     y = y.to(lam.dtype) / y.sum(1, keepdim=True).clamp(min=TINY).to(lam.dtype)  # binary targets need not sum to 1
     mixed = _entropy(w @ y)
-    whole = _entropy(y.mean(0))
+    there = y.new_ones(B) if mask is None else mask.any(1).to(y.dtype)
+    whole = _entropy(there @ y / there.sum().clamp(min=1))
     fraction = torch.where(whole > 1e-6, (s * mixed).sum() / whole.clamp(min=1e-6), 1.0)
     return {'effective': (s / w.square().sum(-1).clamp(min=TINY)).sum(), 'target_entropy': fraction.clamp(0, 1)}
 

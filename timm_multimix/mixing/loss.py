@@ -10,6 +10,7 @@ from ..config import NORMALIZATIONS
 from ..errors import SettingError
 from .autograd import MixedCrossEntropy
 from .dirichlet import LamSampler
+from .masks import check_mask, masked_attention
 from .options import LossOptions
 from .targets import check_class_weight, reads_values, smooth, soft_target
 
@@ -22,6 +23,7 @@ def mixed_cross_entropy(
         lam: Union[Tensor, LamSampler],
         attention: Optional[Tensor] = None,
         *,
+        mask: Optional[Tensor] = None,
         label_smoothing: float = 0.0,
         normalize: str = 'position',
         engine: str = 'auto',
@@ -52,6 +54,9 @@ def mixed_cross_entropy(
             from which Λ is drawn in tiles as it is needed and never held whole: N may be a million.
         attention: a, (B, P) from `attention`; weights the factors of Dense MultiMix. None is uniform. Differentiated
             if it requires grad.
+        mask: (B, P), bool, True where a position exists (padding does not). What does not exist has no weight and no
+            gradient, whatever logits and attention hold there: it is as attention 0, but that a position of nobody
+            has no part in the mean. An attention of None is uniform over an example's own positions. Not in the paper.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, of the targets before they are mixed.
         normalize: 'position': each position's weighted sum over its own total weight, then the mean over positions.
             'all': over the total weight of all positions.
@@ -80,9 +85,10 @@ def mixed_cross_entropy(
         A scalar, float32 (float64 for float64 logits). Differentiable once, in `logits` and `attention`.
 
     Raises:
-        SettingError: shapes that do not fit; an engine that cannot; `label_smoothing` outside [0, 1). Of values, as
-            far as `validate` has them looked at: `lam` or `attention` that is negative or not finite, rows of `lam`
-            that do not sum to 1, targets that `soft_target` refuses, class weights that `check_class_weight` refuses.
+        SettingError: shapes that do not fit, of the mask too; an engine that cannot; `label_smoothing` outside [0, 1).
+            Of values, as far as `validate` has them looked at: `lam` or `attention` that is negative or not finite,
+            rows of `lam` that do not sum to 1, targets that `soft_target` refuses, class weights that
+            `check_class_weight` refuses.
     """
     if logits.ndim == 2:
         logits = logits.unsqueeze(1)
@@ -90,13 +96,18 @@ def mixed_cross_entropy(
         raise SettingError(f'logits must be floating (B, P, C) or (B, C), not {logits.dtype} {tuple(logits.shape)}.')
     B, P, C = logits.shape
     _check_shapes(logits, lam, attention)
+    if mask is not None:
+        check_mask(mask, B, P, logits.device)
     if keep_norm and attention is not None and attention.requires_grad:
         raise SettingError('keep_norm takes the attention as a constant, but it requires grad: detach it.')
     if normalize not in NORMALIZATIONS:
         raise SettingError(f'normalize is {normalize!r}, but it must be one of {", ".join(NORMALIZATIONS)}.')
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if mask is not None:
+        logits = logits.masked_fill(~mask.unsqueeze(-1), 0)
+        attention = masked_attention(attention, mask, dtype)
     if reads_values(logits, validate):
         _check_values(lam, attention)
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if binary and class_weight is not None:
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
                            'them out.')
@@ -113,7 +124,8 @@ def mixed_cross_entropy(
                            f'LamSampler device=… and dtype=….')
     grad = torch.is_grad_enabled()
     options = LossOptions(
-        normalize, engine, over_ranks, binary, keep_norm, logits_grad=grad and logits.requires_grad,
+        normalize, engine, over_ranks, binary, keep_norm, masked=mask is not None,
+        logits_grad=grad and logits.requires_grad,
         attention_grad=grad and attention is not None and attention.requires_grad)
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = MixedCrossEntropy.apply(

@@ -11,6 +11,7 @@ class LossOptions:
 
     Attributes:
         normalize, engine, over_ranks, binary, keep_norm: as there.
+        masked: whether some positions do not exist; the attention there is 0 already (`masks.masked_attention`).
         logits_grad, attention_grad: which gradients are wanted. They are computed along with the loss.
     """
     normalize: str = 'position'
@@ -18,6 +19,7 @@ class LossOptions:
     over_ranks: bool = False
     binary: bool = False
     keep_norm: bool = False
+    masked: bool = False
     logits_grad: bool = False
     attention_grad: bool = False
 

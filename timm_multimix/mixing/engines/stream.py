@@ -122,7 +122,8 @@ def run(
     if attention is not None:  # which would be taken for that of a position nobody attends to
         spoiled = spoiled + (0 * attention).sum()
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
-    a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(attention)
+    a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(
+        attention, options.masked)
     loss, weight = L.new_zeros(P), L.new_zeros(P)
     grad_a, count, reference = None, None, None
     if options.attention_grad:
@@ -176,17 +177,18 @@ def run(
     return value / classes, grad_l, grad_a
 
 
-def scale_attention(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def scale_attention(attention: Tensor, masked: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Attention with the largest of each position 1, (P, B); that largest, (P,); and where there is any, (P,).
 
     Factors are normalised over the examples, so the scale matters only between positions. A position nobody attends
-    to gets uniform attention, as a map without a positive score does: 1/P.
+    to gets uniform attention, as a map without a positive score does: 1/P. Of masked attention it is one that nobody
+    has, and stays 0.
     """
     a = attention.t()
     peak = a.amax(1)
     seen = peak > TINY
     peak = torch.where(seen, peak, 1 / len(a))
-    return torch.where(seen.unsqueeze(1), a / peak.unsqueeze(1), 1), peak, seen
+    return torch.where(seen.unsqueeze(1), a / peak.unsqueeze(1), 0 if masked else 1), peak, seen
 
 
 def factors(lam: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
