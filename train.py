@@ -43,7 +43,7 @@ from timm_multimix.data import PlacedLoader, class_weights
 from timm_multimix.distributed import finish, mean_of_ranks, rank, start, world
 from timm_multimix.errors import shown
 from timm_multimix.hub import starting_point
-from timm_multimix.policy import InputMixing
+from timm_multimix.policy import TAUGHT, InputMixing
 from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args
 from timm_multimix.seeding import seed_place
@@ -55,7 +55,8 @@ from timm_multimix.training.interrupt import Interrupt, Stopped
 from timm_multimix.training.nonfinite import finite_gradient
 from timm_multimix.training.output import RunFolder
 from timm_multimix.training.rehearsal import rehearse
-from timm_multimix.training.state import OF_WHICH_IMAGES, SIGNAL, TrainState, seen
+from timm_multimix.training.state import LEARNED, OF_WHICH_IMAGES, SIGNAL, TrainState, seen
+from timm_multimix.training.teacher import build_teacher
 from timm_multimix.training.words import announce, describe, epoch_line
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
@@ -93,6 +94,9 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
         model.multimix.needs_position_check = False  # `announce` says it
         model_args.update(model.multimix.timm_args)
     build.place_model(args, model, device)
+    teacher = build_teacher(args, config, data_config, device)
+    if teacher is not None:
+        model.set_teacher(teacher)  # type: ignore[operator]
     images = load_images(args, train_set, val_set, names, data_config, device)
     task = build.build_task(args, model, config, weights, device)
     optimizer = build.build_optimizer(args, unwrap(model))
@@ -221,6 +225,8 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
     else:
         for name in OF_WHICH_IMAGES:
             del metrics[name]
+    if task.config is not None and task.config.teacher is not None:
+        metrics[TAUGHT] = (task.policy.counts - progress.counted)[TAUGHT]
     metrics.update(skipped=progress.skipped, images_per_second=world() * images / (time.time() - started))
     return metrics
 
@@ -229,7 +235,7 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
 def measured(result: Mapping[str, Any], target: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a step says of itself, as scalars on the device."""
     top1 = 100 * (result['output'].argmax(1) == target).float().mean()
-    found = {'loss': result['loss'].detach(), 'top1': top1, **{k: result[k] for k in SIGNAL if k in result}}
+    found = {'loss': result['loss'].detach(), 'top1': top1, **{k: result[k] for k in (*SIGNAL, LEARNED) if k in result}}
     # Embeddings are mixed behind the logits, so these are of the images as they are; but for --multimix-layer
     # without a clean term, whose logits are of mixtures.
     unmixed = result['mixed'] == 'nothing' or (result['mixed'] == 'embeddings' and 'loss_clean' in result)

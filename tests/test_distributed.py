@@ -36,10 +36,13 @@ rank = dist.get_rank()
 g = torch.Generator().manual_seed(0)
 images, target = torch.randn(8, 3, 64, 64, generator=g).double(), torch.randint(0, 5, (8,), generator=g)
 own = slice(4 * rank, 4 * rank + 4)
+def said(images):
+    return 3 * images.flatten(1)[:, :5]
 for mode, settings in (
         ('multimix', {}), ('dense', {}), ('dense', dict(normalize='all', clean_weight=0.0)),
         ('dense', dict(attention_detach=False)), ('dense', dict(attention='cam', attention_norm='softmax', m=5)),
-        ('dense', dict(attention='uniform'))):
+        ('dense', dict(attention='uniform')), ('dense', dict(teacher=said, teacher_start=0)),
+        ('dense', dict(attention='learned', teacher=said, teacher_start=0, teacher_reading='logits'))):
     def make(gather):
         torch.manual_seed(1)
         net = timm.create_model('test_vit2', num_classes=5, img_size=64).double()
@@ -53,6 +56,9 @@ for mode, settings in (
     out = ddp(images[own], target[own], lam=lam)
     out.loss.backward()
     assert abs(out.signal['loss_mixed'] - alone.signal['loss_mixed']) < 1e-9, (mode, settings)
+    if one.multimix.learned is not None:  # all learn the same, from the images of all
+        assert float(one.multimix.learned.u.detach().abs().max()) > 0
+        torch.testing.assert_close(one.multimix.learned.u, two.multimix.learned.u, rtol=1e-4, atol=1e-6)
     worst = largest = 0.0
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         worst, largest = max(worst, float((a.grad - b.grad).abs().max())), max(largest, float(a.grad.abs().max()))

@@ -17,6 +17,7 @@ LAYERS = (
     ('config',),
     ('mixing',),
     ('policy', 'heads', 'models'),
+    ('teaching',),
     ('stepping', 'huggingface'),
     ('wrapper',),
     ('task',),

@@ -95,6 +95,20 @@ def test_two_ranks_killed(tmp_path: Path, data: Path) -> None:
     assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
 
 
+def test_killed_with_a_teacher_and_attention_that_learns(tmp_path: Path, data: Path) -> None:
+    """The average that teaches, and the attention with its optimizer, go on where they were."""
+    flags = ('-j', '0', '--img-size', '64', '--multimix-teacher', 'ema', '--multimix-teacher-start', '0.25',
+             '--multimix-attention', 'learned', '--recovery-interval', '1')
+    with_kills(tmp_path / 'unbroken', data, flags=flags)
+    out = with_kills(tmp_path / 'killed', data, 'step:7', 'step:3', flags=flags)
+    assert 'after batch' in out and 'A teacher had its share on' in out
+    assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
+    state = torch.load(tmp_path / 'killed' / 'x' / 'last.pth.tar', weights_only=True)
+    learned = state['task_state']['attention']
+    assert float(learned['u'].abs().max()) > 0 and set(learned['adam']) == {'step', 'exp_avg', 'exp_avg_sq'}
+    assert not any('attention' in key or 'teacher' in key for key in state['state_dict'])
+
+
 def test_killed_after_an_epoch_without_validation(tmp_path: Path, data: Path) -> None:
     flags = ('-j', '0', '--epochs', '4', '--val-interval', '2')
     with_kills(tmp_path / 'unbroken', data, flags=flags)

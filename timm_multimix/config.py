@@ -15,10 +15,14 @@ Range = Union[float, tuple[float, float]]
 Layer = Union[str, int]
 
 MODES = ('multimix', 'dense')
-ATTENTIONS = ('gap', 'cam', 'uniform', 'self')
+ATTENTIONS = ('gap', 'cam', 'uniform', 'self', 'learned')
+UNNORMALIZED = ('uniform', 'self', 'learned')  # those without a choice of h
 ATTENTION_NORMS = ('l1_relu', 'softmax')
 ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
+READINGS = ('targets', 'logits')
+TEACHES = ('image', 'position')
+EMA, GIVEN = 'ema', 'given'  # teachers that are no names of networks
 
 # Settings that a preset decides. `paper` is the literal method. `default` and `embeddings` train in a normal budget: a
 # clean term, and a mixed term that blends a handful of examples instead of the whole batch. `default` takes turns with
@@ -41,7 +45,8 @@ PRESET_WORDS = {
 }
 ALIASES = {'alone': 'embeddings'}  # what `embeddings` was called
 
-PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'))  # two ways of saying one thing each
+# Two ways of saying one thing each.
+PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'), ('teacher_start', 'teacher_start_epoch'))
 
 # Settings that are flags of timm's too, and keep their names.
 TIMMS = ('mixup', 'cutmix', 'bce_loss', 'bce_sum', 'bce_target_thresh')
@@ -149,9 +154,14 @@ class MultiMixConfig:
         metavar='W', more='The loss is their weighted mean, so gradients stay as large as those of ordinary training.')
     attention: str = setting(
         None, "where an image's label is believed: 'gap' where it is like the image's mean feature, 'cam' like the "
-        "classifier's row of its class, 'uniform' everywhere, 'self' where a transformer's last self-attention looks",
+        "classifier's row of its class, 'uniform' everywhere, 'self' where a transformer's last self-attention looks, "
+        "'learned' where a linear map of the features learns to look",
         ATTENTIONS, modes=('dense',), usual='gap', more='The u of a = h(zᵀu); `self` takes a from the network: what a '
-        'patch token receives on average.')
+        'patch token receives on average. `learned` is a softmax over the positions, whose u learns by a loss of its '
+        'own: the cross-entropy of the image from its features averaged by a. It begins uniform.')
+    attention_lr: float = setting(
+        None, 'learning rate of learned attention, which has an Adam of its own', number(above=0), metavar='LR',
+        modes=('dense',), usual=1e-3)
     attention_norm: str = setting(
         None, 'the h of that attention', ATTENTION_NORMS, modes=('dense',), usual='l1_relu')
     attention_detach: bool = setting(
@@ -192,6 +202,34 @@ class MultiMixConfig:
     bce_target_thresh: Optional[float] = setting(
         None, 'with bce_loss, targets above it become 1 and others 0, after inputs and before embeddings are mixed',
         number(least=0, below=1), metavar='X')
+    balance: float = setting(
+        0.0, 'how much less of the mixing weights an example has, the more of its class are in the batch: 0 not at '
+        'all, 1 so that on average every class has as much of a mixture', SHARE, metavar='X', more='λ ~ Dir(α₁ … α_B) '
+        'with α_b ∝ n^−balance, n the number of the batch that are of its class. Where `m` is below the batch, this '
+        'holds within each tuple. Not in the paper.')
+    teacher: Optional[str] = setting(
+        None, "a network whose predictions of the images are a share of their targets, on clean, mixed and plain steps "
+        "alike: 'ema' the averaged weights (--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name "
+        'of timm', metavar='NAME', more='Mixtures interpolate its predictions. In a loop of your own give the network '
+        "itself, or `set_teacher`; the setting then is 'given'. Not given: none.")
+    teacher_weight: float = setting(
+        None, "the teacher's share of the targets; the labels have the rest", number(above=0, most=1), metavar='W',
+        needs='teacher', usual=0.5)
+    teacher_temperature: float = setting(
+        None, "what the teacher's logits are divided by", number(above=0), metavar='T', needs='teacher', usual=1.0)
+    teacher_start: Optional[float] = setting(
+        None, 'the teacher has its share from this fraction of the training on', number(least=0, below=1),
+        metavar='R', needs='teacher',
+        usual=0.5, more='A young teacher knows little.')
+    teacher_start_epoch: Optional[float] = setting(
+        None, 'the same in epochs', number(least=0), metavar='E', needs='teacher',
+        more='Give this or `teacher_start`, not both.')
+    teacher_reading: str = setting(
+        None, "what the teacher says of a mixture: 'targets' its predictions of the examples, mixed; 'logits' its "
+        'prediction of the mixture, the softmax of its mixed logits', READINGS, needs='teacher', usual='targets')
+    teacher_at: str = setting(
+        None, "what it predicts: the 'image', which every position inherits, or each 'position' for itself", TEACHES,
+        modes=('dense',), needs='teacher', usual='image')
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -210,12 +248,17 @@ class MultiMixConfig:
                     f'{one} ({flag(one)}) is {getattr(self, one)!r} and {other} ({flag(other)}) is '
                     f'{getattr(self, other)!r}, but they are two ways of saying one thing: give only one.')
         preset = {name: about.usual for name, about in SETTINGS.items()
-                  if about.usual is not None and (self.dense or about.modes != ('dense',))} | PRESETS[self.preset]
+                  if about.usual is not None and (self.dense or about.modes != ('dense',))
+                  and (not about.needs or getattr(self, about.needs) is not None)} | PRESETS[self.preset]
         if self.ramp_epochs is not None:
             preset.pop('ramp')
+        if self.teacher_start_epoch is not None:
+            preset.pop('teacher_start', None)
+        if self.attention != 'learned':
+            preset.pop('attention_lr', None)
         if self.alpha is not None or self.effective is not None:  # either one replaces what the preset says
             preset.pop('alpha', None), preset.pop('effective', None)
-        if self.attention in ('uniform', 'self'):
+        if self.attention in UNNORMALIZED:
             preset.pop('attention_norm', None)  # there is nothing to normalise
         for name, value in preset.items():
             if getattr(self, name) is None:
@@ -230,9 +273,20 @@ class MultiMixConfig:
             if about.modes == ('dense',) and not self.dense and getattr(self, name) is not None:
                 raise _bad(name, getattr(self, name), 'only --multimix dense has positions to weight: drop it, or '
                                                       'choose dense.')
-        if self.attention in ('uniform', 'self') and self.attention_norm is not None:
-            raise _bad('attention_norm', self.attention_norm, f'{self.attention} attention has nothing to normalise: '
-                                                              f'drop it.')
+            if about.needs and getattr(self, about.needs) is None and getattr(self, name) is not None:
+                raise _bad(name, getattr(self, name), f'there is no {about.needs} ({flag(about.needs)}): give one, or '
+                                                      f'drop it.')
+        if self.attention in UNNORMALIZED and self.attention_norm is not None:
+            what = 'is a softmax' if self.attention == 'learned' else 'has nothing to normalise'
+            raise _bad('attention_norm', self.attention_norm, f'{self.attention} attention {what}: drop it.')
+        if self.attention_lr is not None and self.attention != 'learned':
+            raise _bad('attention_lr', self.attention_lr, 'only --multimix-attention learned is learned: drop it.')
+        if self.attention == 'learned' and self.attention_detach is False:
+            raise _bad('attention_detach', self.attention_detach, 'learned attention learns by a loss of its own and '
+                                                                  'is a constant to all others: drop it.')
+        if self.teacher is not None and (not isinstance(self.teacher, str) or not self.teacher):
+            raise _bad('teacher', self.teacher, "it must be 'ema' or the name of a network: hf-hub:…, local-dir:…, a "
+                                                "folder, or a name of timm.")
 
     def _check_layer(self) -> None:
         layers = self.layers
@@ -279,6 +333,12 @@ class MultiMixConfig:
         if self.keep_norm and self.attention_detach is False:
             raise _bad('keep_norm', self.keep_norm, 'it takes the attention as a constant: leave attention_detach '
                                                     '(--multimix-attention-detach) on.')
+        if self.teacher_reading == 'logits' and self.attention_detach is False:
+            raise _bad('teacher_reading', self.teacher_reading, 'it takes the attention as a constant: leave '
+                                                                'attention_detach (--multimix-attention-detach) on.')
+        if self.teacher_at == 'position' and self.teacher not in (EMA, GIVEN):
+            raise _bad('teacher_at', self.teacher_at, f"only teacher 'ema' is known to have this network's positions, "
+                                                      f"not {self.teacher!r}: use 'image'.")
         self._check_n()
         if self.m is not None and 'effective' in self._given and self.effective[1] >= self.m:  # type: ignore[index]
             raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')

@@ -25,8 +25,9 @@ MixupFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Schedule = Callable[[float], float]
 
 EMBEDDINGS, INPUTS, NOTHING = 'embeddings', 'inputs', 'nothing'
+TAUGHT = 'taught'  # beside any of these
 WAYS = ('mixup', 'cutmix')
-COUNTED = ('steps', EMBEDDINGS, INPUTS, *WAYS, NOTHING)
+COUNTED = ('steps', EMBEDDINGS, INPUTS, *WAYS, NOTHING, TAUGHT)
 # Below this share of the steps, whoever asked for embeddings to be mixed gets next to nothing of it.
 FEW = 0.05
 _POINTS = 1000  # of the training, at which the schedule is looked at for `MixingPolicy.expected`
@@ -59,6 +60,7 @@ class Plan:
         embeddings: whether embeddings (or what `layer` says) are mixed.
         inputs: how inputs are mixed: 'mixup', 'cutmix', 'inputs' where it is not known, '' for not.
         layer: where in the network it mixes.
+        teaches: whether a teacher has its share in the targets.
         seed: of the policy.
     """
     step: int
@@ -66,6 +68,7 @@ class Plan:
     inputs: str = ''
     layer: Layer = 'embedding'
     seed: int = 42
+    teaches: bool = False
 
     @property
     def mixed(self) -> str:
@@ -102,7 +105,7 @@ class MixingPolicy:
     Attributes:
         step: how many training steps were made.
         counts: how many of them mixed 'embeddings', 'inputs' (of these 'mixup', 'cutmix') and 'nothing'; 'steps' in
-            all.
+            all; and on how many a teacher 'taught'.
         progress: how far the training is, 0 to 1; None where nobody said.
         epoch: the same in epochs.
 
@@ -194,9 +197,10 @@ class MixingPolicy:
             if done > 1:
                 raise SettingError(f'set_progress({done:g}) is no fraction of the training from 0 to 1. In epochs, say '
                                    f'how many are planned: set_progress({done:g}, epochs).')
-            if self.config is not None and self.config.ramp_epochs:
-                raise SettingError(f'ramp_epochs is {self.config.ramp_epochs:g}, so the policy must know the epoch: '
-                                   f'set_progress(epoch, epochs).')
+            for name in ('ramp_epochs', 'teacher_start_epoch'):
+                if value := getattr(self.config, name, None):
+                    raise SettingError(f'{name} is {value:g}, so the policy must know the epoch: set_progress(epoch, '
+                                       f'epochs).')
         elif of == 0:
             raise SettingError('set_progress: of is 0, but a training has at least one epoch.')
         self.progress, self.epoch = (done, None) if of is None else (min(1.0, done / of), done)
@@ -219,6 +223,20 @@ class MixingPolicy:
             at, over = self.epoch, self.config.ramp_epochs
         return 1.0 if not over or at is None else min(1.0, at / over)
 
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher has its share in the targets at this time of the training.
+
+        Where nobody said how far the training is, its start is taken to be over.
+        """
+        config = self.config
+        if config is None or config.teacher is None:
+            return False
+        at, start = self.progress, config.teacher_start
+        if config.teacher_start_epoch is not None:
+            at, start = self.epoch, config.teacher_start_epoch
+        return at is None or start is None or at >= start
+
     # ------------------------------------------------------------------------------------------------- what one does
 
     def choose(self, step: int) -> Plan:
@@ -230,7 +248,7 @@ class MixingPolicy:
         inputs = self.mixup_fn is not None and draw < share and (self.config.prob >= 1 or not embeddings)
         layers = self.config.layers
         layer = layers[0] if len(layers) == 1 else random.Random(f'{self.seed}/{step}/layer').choice(layers)
-        return Plan(step, embeddings, INPUTS if inputs else '', layer, self.seed)
+        return Plan(step, embeddings, INPUTS if inputs else '', layer, self.seed, self.teaches)
 
     @torch.compiler.disable
     def begin(self, images: Tensor, target: Tensor, embeddings: Optional[bool] = None) -> tuple[Tensor, Tensor, Plan]:
@@ -254,7 +272,7 @@ class MixingPolicy:
             plan = replace(plan, inputs=way)
         self.step += 1
         done = {'steps': True, EMBEDDINGS: plan.embeddings, INPUTS: bool(plan.inputs), NOTHING: plan.mixed == NOTHING,
-                **{way: plan.inputs == way for way in WAYS}}
+                TAUGHT: plan.teaches, **{way: plan.inputs == way for way in WAYS}}
         self.counts.update(what for what, was in done.items() if was)
         return images, target, plan
 
@@ -280,6 +298,11 @@ class MixingPolicy:
             self._warn('progress', 'the progress of the training is not known, so mixing is as frequent from the first '
                                    'step as at the end. Call model.set_progress(epoch, epochs) once an epoch'
                                    + ('.' if self.schedule is not None else ', or give ramp=0.'))
+        if self.progress is None and self.config is not None and (
+                self.config.teacher_start or self.config.teacher_start_epoch):
+            self._warn('start', 'the progress of the training is not known, so the teacher has its share from the '
+                                'first step on. Call model.set_progress(epoch, epochs) once an epoch, or give '
+                                'teacher_start=0.')
 
     def _warn(self, about: str, message: str) -> None:
         if about not in self._said:
@@ -330,7 +353,8 @@ def told(counts: Mapping[str, int]) -> str:
     parts = [f'{thousands(counts.get(EMBEDDINGS, 0))} mixed embeddings',
              f'{thousands(counts.get(INPUTS, 0))} inputs' + (f' ({", ".join(ways)})' if ways else ''),
              f'{thousands(counts.get(NOTHING, 0))} nothing']
-    return f'Of {thousands(counts["steps"])} steps {parts[0]}, {parts[1]}, and {parts[2]}.'
+    taught = f' A teacher had its share on {thousands(counts[TAUGHT])}.' if counts.get(TAUGHT) else ''
+    return f'Of {thousands(counts["steps"])} steps {parts[0]}, {parts[1]}, and {parts[2]}.{taught}'
 
 
 def thousands(number: float) -> str:

@@ -95,6 +95,7 @@ class Setting:
         metavar: its value in help texts.
         many: several values: for a `Number` the ends of a range, which may be one.
         modes: the modes that it says something in; all where it is empty.
+        needs: a setting without which it says nothing.
         usual: its value where neither the user nor the preset gives one.
         more: what the documentation says beside `help`.
     """
@@ -103,6 +104,7 @@ class Setting:
     metavar: Optional[str] = None
     many: bool = False
     modes: tuple[str, ...] = ()
+    needs: str = ''
     usual: Any = None
     more: str = ''
 

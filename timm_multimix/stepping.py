@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -25,13 +26,24 @@ from .heads import (
 from .heads.layers import layer_name, output_of
 from .heads.positions import evaluating, probe
 from .heads.self_attention import attended, last_attention, recorded
-from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam, signal
+from .mixing import (
+    LamSampler,
+    LearnedAttention,
+    TeacherTargets,
+    attention,
+    balanced_shares,
+    mixed_cross_entropy,
+    sample_lam,
+    signal,
+)
 from .mixing.diagnostics import signal_warning
 from .mixing.plain_loss import PlainLoss
 from .mixing.targets import cross_entropy, smooth, soft_target
 from .policy import MixingPolicy, Plan
+from .teaching import Teacher, check_teacher, taught
 
 Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
+Lessons = tuple[Optional[TeacherTargets], Optional[TeacherTargets]]
 
 # So many training steps in a row without targets are a habit, not a look at the logits.
 HABIT = 20
@@ -47,7 +59,8 @@ class MultiMixOutput(NamedTuple):
         logits: (B, C), of the images as the network saw them: mixed ones where inputs were mixed; and of mixtures when
             `layer` is not the embedding and `clean_weight` 0.
         signal: scalars on the device, detached. Where embeddings were mixed 'effective' and 'target_entropy' (see
-            `mixing.diagnostics`), 'loss_mixed', 'loss_clean'; where nothing was, 'loss_clean'.
+            `mixing.diagnostics`; of the labels' targets), 'loss_mixed', 'loss_clean', with learned attention
+            'loss_attention'; where nothing was, 'loss_clean'.
         mixed: what was done: 'nothing', 'embeddings', 'mixup', 'cutmix', or 'mixup and embeddings'; 'inputs' in place
             of 'mixup' for a `mixup_fn` that does not say which way it goes.
     """
@@ -67,6 +80,8 @@ class MultiMix:
         config: the settings; `reconfigure` changes them.
         policy: chooses what each training step mixes, and counts.
         sampler: draws Λ in the settings' place, or None.
+        teacher: the network that teaches, or None; copies and pickles are without it. `set_teacher` sets it.
+        learned: the map of 'learned' attention, or None.
         parts: how a network that is not timm's ends, or None.
         timm_args: arguments of `timm.create_model` that build the model again, where wrapping switched its pooling.
         head_info: how features become logits position by position; None where 'multimix' mixes.
@@ -89,6 +104,8 @@ class MultiMix:
         self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
         self.policy = policy(config, int(self.timm_adapter.num_classes))
         self._without_target = 0
+        self.teacher: Optional[Teacher] = None
+        self.learned: Optional[LearnedAttention] = None
         self.plain_loss = PlainLoss(config)
         self._check_class_weight()
         self._check_input_mixing()
@@ -108,6 +125,25 @@ class MultiMix:
         self._check_class_weight(config)
         self.config, self.plain_loss = config, PlainLoss(config)
         self.policy.configure(config)
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """The network that the setting `teacher` means; see `MultiMixModel.set_teacher`."""
+        check_teacher(teacher, self.config, self.policy.num_classes)
+        self.teacher = teacher
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors to resume from: what the policy counts, and what attention has learned."""
+        state = self.policy.state_dict()
+        return state if self.learned is None else {**state, 'attention': self.learned.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.policy.load_state_dict(state)
+        if self.learned is not None and 'attention' in state:
+            self.learned.load_state_dict(state['attention'])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, 'teacher': None}  # another network is no part of this one
 
     def _check_class_weight(self, config: Optional[MultiMixConfig] = None) -> None:
         weights, classes = (config or self.config).class_weight, self.policy.num_classes
@@ -148,6 +184,9 @@ class MultiMix:
                                    f"its embedding. Use 'gap'.")
             if self.config.attention == 'self':
                 self._find_self_attention()
+            if self.config.attention == 'learned' and (
+                    self.learned is None or self.learned.width != self.head_info.width):
+                self.learned = LearnedAttention(self.head_info.width, self.config.attention_lr)
         except SettingError:
             if args:  # leave the model as it came
                 for name, value in before.items():
@@ -203,7 +242,7 @@ class MultiMix:
         else:
             plan = Plan(0, bool(asked), '', self.config.layers[0], 0)
         if not plan.embeddings:
-            return self._unmixed(input, target, plan)
+            return self._unmixed(input, target, plan, self._taught(plan, input)[0])
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise SettingError('The gradient of a mixed loss is computed along with it, where torch.func.grad and vmap '
                                'cannot look. torch.func.functional_call can be used, with torch.autograd.grad: '
@@ -214,16 +253,21 @@ class MultiMix:
             return self._mix_inside(plan, input, target, lam, generator)
         return self._mix_embeddings(plan, input, target, lam, generator)
 
-    def _unmixed(self, input: Tensor, target: Tensor, plan: Plan) -> MultiMixOutput:
+    def _taught(self, plan: Plan, input: Tensor) -> Lessons:
+        """What the teacher says of the images as the network sees them: for the clean and for the mixed term."""
+        return taught(self.teacher, self.config, input) if plan.teaches else (None, None)
+
+    def _unmixed(self, input: Tensor, target: Tensor, plan: Plan, teacher: Optional[TeacherTargets],
+                 ) -> MultiMixOutput:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
         logits = self.logits(input)
-        loss = self.plain_loss(logits, target, self.model.training)
+        loss = self.plain_loss(logits, target, self.model.training, teacher)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
 
     def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
                         generator: Optional[torch.Generator]) -> MultiMixOutput:
         """Mix what the classifier sees, once for the image or at every position."""
-        z = mask = None
+        z = mask = loss_attention = None
         ranks = world() if self.config.gather else 1
         if self.head_info is None:
             logits = self.logits(input)
@@ -249,15 +293,21 @@ class MultiMix:
                 raise SettingError(f"attention 'self' (--multimix-attention) of images of {tuple(input.shape[1:])} is "
                                    f'not over their {P} positions: wrap the model with '
                                    f'input_size={tuple(input.shape[1:])}.')
+        elif z is not None and self.learned is not None:
+            a = self.learned(z, mask)
+            if self.model.training:
+                loss_attention = self.learned.learn(z, dense, lambda pooled: self.plain_loss(pooled, target), mask)
         elif z is not None:
             a = self._attention(z, target, mask)
-        loss_clean = self.plain_loss(logits, target)
+        clean, teacher = self._taught(plan, input)
+        loss_clean = self.plain_loss(logits, target, teacher=clean)
         n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
             mask = None if mask is None else gather(mask.to(y.dtype)) > 0
+            teacher = None if teacher is None else replace(teacher, logits=gather(teacher.logits))
             n, lam = share_of(n), None if lam is None else lam[rank()::ranks]
-        mixtures = self._mixtures(lam, n, P, B * ranks, generator, input.device, dtype)
+        mixtures = self._mixtures(lam, n, P, y, generator, input.device)
         if ranks > 1 and isinstance(mixtures, LamSampler) and mixtures.low < mixtures.high:
             agree(mixtures.alpha)
         if self.sampler is not None and lam is None:
@@ -266,8 +316,11 @@ class MultiMix:
         loss_mixed = mixed_cross_entropy(
             dense, y, mixtures, a, mask=mask, label_smoothing=smoothing, normalize=config.normalize or 'position',
             engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
+            teacher=teacher,
             class_weight=self.plain_loss.class_weight(logits)) * (C if config.bce_sum else 1)
         report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype), mask=mask)
+        if loss_attention is not None:
+            report['loss_attention'] = loss_attention
         return self._output(plan, loss_mixed, loss_clean, logits, report)
 
     def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
@@ -275,10 +328,10 @@ class MultiMix:
         """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
         B, config, name = len(input), self.config, self.layers[plan.layer]
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        mixtures = self._mixtures(lam, B, 1, B, generator, input.device, dtype)
+        y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
+        mixtures = self._mixtures(lam, B, 1, y, generator, input.device)
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
-            y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss)
             mixtures = self.sampler(mixtures, y, None)
         lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
         beside = config.clean_weight > 0
@@ -295,10 +348,16 @@ class MultiMix:
             logits = self.logits(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
         y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean)
+        teacher, _ = self._taught(plan, input)
+        of_mixtures: Optional[TeacherTargets] = None
         with torch.autocast(input.device.type, enabled=False):
             mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
+            if teacher is not None:
+                of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)  # type: ignore[union-attr]
         weight = self.plain_loss.class_weight(mixed)
-        if config.bce_loss:
+        if of_mixtures is not None:
+            loss_mixed = self.plain_loss.taught(mixed, mixed_y, smoothing, of_mixtures)
+        elif config.bce_loss:
             loss_mixed = self.plain_loss.binary(mixed, mixed_y)
         elif weight is None:
             loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
@@ -306,23 +365,25 @@ class MultiMix:
             eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
             loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
                                              class_weight=weight)
-        loss_clean = self.plain_loss(clean, target) if beside else None
+        loss_clean = self.plain_loss(clean, target, teacher=teacher) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
         return self._output(plan, loss_mixed, loss_clean, clean, report)
 
-    def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, batch: int,
-                  generator: Optional[torch.Generator], device: torch.device, dtype: torch.dtype,
-                  ) -> Union[Tensor, LamSampler]:
-        """Λ as it was given, or what draws it."""
+    def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, y: Tensor,
+                  generator: Optional[torch.Generator], device: torch.device) -> Union[Tensor, LamSampler]:
+        """Λ for targets Y (B, C), as it was given, or what draws it."""
         if lam is not None:
             return lam.to(device)
+        batch, dtype = len(y), y.dtype
+        shares = balanced_shares(y, self.config.balance) if self.config.balance else None
         m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
         alpha = self.config.alpha_range(batch, m)
         if self.sampler is not None and generator is not None and generator.device != device:
             generator = None  # a sampler of the user's draws where the logits are
         if generator is None or generator.device == device:
-            return LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
-        return sample_lam(n, positions, batch, alpha, generator, m=m, dtype=dtype).to(device)
+            return LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, device=device, dtype=dtype)
+        shares = None if shares is None else shares.to(generator.device)
+        return sample_lam(n, positions, batch, alpha, generator, m=m, shares=shares, dtype=dtype).to(device)
 
     def _output(self, plan: Plan, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor,
                 report: dict[str, Tensor]) -> MultiMixOutput:

@@ -15,7 +15,7 @@ from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor
 
-from .config import MultiMixConfig
+from .config import EMA, MultiMixConfig
 from .errors import SettingError
 from .mixing.diagnostics import signal_warning
 from .mixing.targets import cross_entropy
@@ -167,6 +167,13 @@ class MultiMixTask(ClassificationTask):
         self.wrapped.multimix.needs_first_check = False
         return signal_warning(self.wrapped.multimix.config, batch, self.policy.num_classes)
 
+    def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """timm's averaged weights; with the setting teacher='ema' they teach."""
+        ema = super().setup_ema(*args, **kwargs)
+        if self.is_wrapped and self.wrapped.multimix.config.teacher == EMA:
+            self.wrapped.set_teacher(ema)
+        return ema
+
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         """The plain timm model (or its compiled form), for validation and for the checkpoint's state_dict."""
         found = super().get_eval_model(module, ema)
@@ -174,7 +181,7 @@ class MultiMixTask(ClassificationTask):
         return found if found is None or compiled else unwrap(found)
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> dict[str, Any]:
-        return self.policy.state_dict()
+        return self.wrapped.multimix.state_dict() if self.is_wrapped else self.policy.state_dict()
 
     def load_task_state(
             self,
@@ -184,7 +191,7 @@ class MultiMixTask(ClassificationTask):
             ema: bool = False,
     ) -> None:
         if state and not ema:
-            self.policy.load_state_dict(state)
+            (self.wrapped.multimix if self.is_wrapped else self.policy).load_state_dict(state)
 
 
 class _Plain(nn.Module):

@@ -16,11 +16,12 @@ from timm.utils.model import unwrap_model
 from torch import Tensor
 from torch.fx import Proxy
 
-from .config import MultiMixConfig
+from .config import GIVEN, MultiMixConfig
 from .errors import SettingError
 from .heads import HeadInfo, Parts
 from .policy import MixingPolicy, MixupFn, Schedule
 from .stepping import MultiMix, MultiMixOutput, Sampler
+from .teaching import Teacher
 
 # Of `model.multimix`, for short; a model that has such an attribute of its own keeps it.
 # `config` is not among them: frameworks that train models of several kinds write into one that they find.
@@ -93,6 +94,22 @@ class MultiMixModel(nn.Module):
             SettingError: see `MixingPolicy.set_progress`.
         """
         self.multimix.policy.set_progress(done, of)
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """The network whose predictions are a share of the targets: any function of images (B, 3, H, W) that gives
+        logits (B, C), such as a timm model on the images' device, or timm's average of this one, which your loop goes
+        on to update.
+
+            ema = timm.utils.ModelEmaV3(model, decay=0.999)
+            model.set_teacher(ema)
+
+        It is asked without gradient, and put into eval mode. It is no part of this model: no state_dict, copy or pickle
+        has it.
+
+        Raises:
+            SettingError: the settings have no teacher, or it has other classes.
+        """
+        self.multimix.set_teacher(teacher)
 
     def reconfigure(self, **settings: Any) -> None:
         """Change settings that say how the loss is computed, such as `label_smoothing` and `class_weight`.
@@ -167,6 +184,7 @@ def wrap(
         schedule: Optional[Schedule] = None,
         sampler: Optional[Sampler] = None,
         policy: Callable[..., MixingPolicy] = MixingPolicy,
+        teacher: Union[str, Teacher, None] = None,
         **settings: Any,
 ) -> MultiMixModel:
     """Give a timm model the MultiMix loss.
@@ -196,6 +214,7 @@ def wrap(
             logits (B, P, C) that are mixed, detached (None where `layer` is not the embedding). It gives Λ, (N, P, B)
             with rows of sum 1, or a `LamSampler`.
         policy: a subclass of `MixingPolicy` that chooses in another way.
+        teacher: the setting, 'ema' for one (see `MultiMixModel.set_teacher`); or the network that teaches itself.
         **settings: any field of `MultiMixConfig`: preset='paper', n=500, attention='cam', …
 
     Raises:
@@ -214,6 +233,8 @@ def wrap(
             isinstance(input_size, (tuple, list)) and len(input_size) == 3
             and all(isinstance(n, int) and n > 0 for n in input_size)):
         raise SettingError(f'input_size is {input_size!r}, but it must be (C, H, W) in pixels, such as (3, 224, 224).')
+    if teacher is not None:
+        settings['teacher'] = GIVEN if callable(teacher) else teacher
     if isinstance(config, MultiMixConfig):
         config = config.replace(**settings) if settings else config
     else:
@@ -222,6 +243,8 @@ def wrap(
                         partial(policy, seed=seed, mixup_fn=mixup_fn, schedule=schedule), sampler)
     wrapped = _empty(type(model))
     wrapped.__setstate__(multimix)
+    if callable(teacher):
+        multimix.set_teacher(teacher)
     return wrapped
 
 

@@ -41,6 +41,8 @@ def values(about: Setting) -> str:
 
 def value(config: MultiMixConfig, name: str) -> str:
     found = getattr(config, name)
+    if found is None and SETTINGS[name].needs:
+        found = SETTINGS[name].usual
     if isinstance(found, bool):
         return 'yes' if found else 'no'
     return '' if found is None else setting_text(name, found)

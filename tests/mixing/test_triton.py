@@ -211,7 +211,7 @@ from triton.compiler import ASTSource
 from timm_multimix.mixing.engines import triton_engine as engine
 
 NAMED = 'constexprs' in inspect.signature(ASTSource).parameters  # triton of torch 2.6 leaves them out of the signature
-WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'SPLITS', 'ROWS', 'out_split'}
+WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'row_p', 'SPLITS', 'ROWS', 'out_split'}
 for capability in (80, 90):
     for precision, block_n in engine.BLOCK_N.items():
         for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR)):

@@ -16,7 +16,7 @@ from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
 from ..data.factory import CHANNELS
-from ..errors import SettingError
+from ..errors import SettingError, in_words, nearest
 from ..files import load_json, load_yaml
 from ..runs.find import is_repo
 from ..wrapper import MultiMixModel, wrap
@@ -72,6 +72,25 @@ def from_pretrained(
     wrapped = wrap(plain, config, **settings)
     wrapped.multimix.input_img_mode = mode_of(folder)
     return wrapped
+
+
+def trained_model(name: str) -> nn.Module:
+    """A plain timm model with its weights: hf-hub:user/name, local-dir:FOLDER, a folder (of a run, too), or a name of
+    timm, whose published weights it gets.
+
+    Raises:
+        SettingError: there is none, or it has no weights; `HubError`: the Hub refused or was not reached.
+    """
+    if ':' in name or Path(name).expanduser().is_dir():
+        return _create(fetch(name), name, None)
+    if not timm.is_model(name.partition('.')[0]):
+        raise SettingError(f'{name!r} is no folder here, and timm has no such model.'
+                           f'{nearest(name, timm.list_models())}')
+    check_published(name, {})
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as e:  # timm and the hub raise many kinds
+        raise in_words(f'The weights of {name!r} cannot be loaded: {e or type(e).__name__}', e) from e
 
 
 def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None, limit: Optional[int] = None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .dirichlet import LamSampler
 from .engines import choose
-from .engines.stream import run
+from .engines.stream import Targets, run
 from .options import LossOptions
 
 Result = tuple[Tensor, Optional[Tensor], Optional[Tensor]]  # the loss, and its gradients that are wanted
@@ -22,13 +22,12 @@ class MixedCrossEntropy(torch.autograd.Function):
             ctx: Any,
             logits: Tensor,
             attention: Optional[Tensor],
-            y: Tensor,
+            targets: Targets,
             lam: Union[Tensor, LamSampler],
-            mass: Optional[Tensor],
             options: LossOptions,
     ) -> Tensor:
         compute = _compiled if torch.compiler.is_compiling() else _compute
-        loss, grad_l, grad_a = compute(logits, attention, y, lam, mass, options)
+        loss, grad_l, grad_a = compute(logits, attention, targets, lam, options)
         ctx.save_for_backward(grad_l, grad_a)
         return loss
 
@@ -38,54 +37,58 @@ class MixedCrossEntropy(torch.autograd.Function):
             raise RuntimeError('mixed_cross_entropy takes its gradient in the forward pass and is differentiable once; '
                                'create_graph=True is not supported. mixing/reference.py is differentiable twice.')
         grads = [None if g is None else g * grad for g in ctx.saved_tensors]
-        return *grads, None, None, None, None
+        return *grads, None, None, None
 
 
 def _compute(
-        logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], mass: Optional[Tensor],
+        logits: Tensor, attention: Optional[Tensor], targets: Targets, lam: Union[Tensor, LamSampler],
         options: LossOptions,
 ) -> Result:
-    return run(choose(options, logits.device, y.dtype), logits, y, lam, attention, mass, options)
+    return run(choose(options, logits.device, targets.y.dtype), logits, targets, lam, attention, options)
 
 
 def _compiled(
-        logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Union[Tensor, LamSampler], mass: Optional[Tensor],
+        logits: Tensor, attention: Optional[Tensor], targets: Targets, lam: Union[Tensor, LamSampler],
         options: LossOptions,
 ) -> Result:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
     if isinstance(lam, LamSampler):
-        drawn, alpha, sampler = None, lam.alpha, (lam.low, lam.high, lam.n, lam.m)
+        drawn, alpha, shares, sampler = None, lam.alpha, lam.shares, (lam.low, lam.high, lam.n, lam.m)
     else:
-        drawn, alpha, sampler = lam, None, (0.0, 0.0, 0, 0)
-    loss, grad_l, grad_a = _operator(logits, attention, y, drawn, mass, alpha, *sampler, *options.scalars())
+        drawn, alpha, shares, sampler = lam, None, None, (0.0, 0.0, 0, 0)
+    loss, grad_l, grad_a = _operator(logits, attention, *targets, drawn, alpha, shares, *sampler, *options.scalars())
     return loss, grad_l if options.logits_grad else None, grad_a if options.attention_grad else None
 
 
-_SCHEMA = ('(Tensor logits, Tensor? attention, Tensor y, Tensor? lam, Tensor? mass, Tensor? alpha, float low, '
+_SCHEMA = ('(Tensor logits, Tensor? attention, Tensor y, Tensor? mass, Tensor? teacher, Tensor? class_weight, '
+           'Tensor? lam, Tensor? alpha, Tensor? shares, float low, '
            f'float high, int n, int m, {LossOptions.schema()}) -> (Tensor, Tensor, Tensor)')
 
 
 @torch.library.custom_op('timm_multimix::mixed_cross_entropy', mutates_args=(), schema=_SCHEMA)
 def _operator(
-        logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], mass: Optional[Tensor],
-        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, *scalars: Any,
+        logits: Tensor, attention: Optional[Tensor], y: Tensor, mass: Optional[Tensor], teacher: Optional[Tensor],
+        class_weight: Optional[Tensor], lam: Optional[Tensor], alpha: Optional[Tensor], shares: Optional[Tensor],
+        low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, _ = logits.shape
     source: Union[Tensor, LamSampler]
     if lam is None:
-        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=y.dtype)
+        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=y.dtype, shares=shares)
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
-    loss, grad_l, grad_a = _compute(logits, attention, y, source, mass, LossOptions(*scalars))
+    loss, grad_l, grad_a = _compute(
+        logits, attention, Targets(y, mass, teacher, class_weight), source, LossOptions(*scalars))
     return (loss, logits.new_empty(0) if grad_l is None else grad_l,
             y.new_empty(0) if grad_a is None else grad_a.contiguous())
 
 
 @_operator.register_fake
 def _(
-        logits: Tensor, attention: Optional[Tensor], y: Tensor, lam: Optional[Tensor], mass: Optional[Tensor],
-        alpha: Optional[Tensor], low: float, high: float, n: int, m: int, *scalars: Any,
+        logits: Tensor, attention: Optional[Tensor], y: Tensor, mass: Optional[Tensor], teacher: Optional[Tensor],
+        class_weight: Optional[Tensor], lam: Optional[Tensor], alpha: Optional[Tensor], shares: Optional[Tensor],
+        low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options, (B, P, C) = LossOptions(*scalars), logits.shape
     return (y.new_empty(()), logits.new_empty((B, P, C) if options.logits_grad else 0),

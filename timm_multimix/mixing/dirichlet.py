@@ -54,11 +54,13 @@ class LamSampler:
         alpha: concentration of the symmetric Dirichlet, > 0; or a range, from which one α is drawn, here.
         generator: for reproducible draws; its device is the default for `device`.
         m: examples per vector; each vector mixes m of the B chosen at random, the rest get weight 0. None is all.
+        shares: how examples share the concentration mα, (B,), ≥ 0, floating, on `device`; only their ratios count. Of
+            all B an example has E[λ_b] = its share of the sum; of m, its share among those. None is equal shares.
         device: where to sample; nothing is moved, and on an accelerator nothing waits for the host.
         dtype: float32 or float64 to sample in; a lower precision samples in float32.
 
     Raises:
-        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch.
+        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch, shares of another shape.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class LamSampler:
             generator: Optional[torch.Generator] = None,
             *,
             m: Optional[int] = None,
+            shares: Optional[Tensor] = None,
             device: Union[torch.device, str, None] = None,
             dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -97,6 +100,12 @@ class LamSampler:
             self.alpha = self.low + (self.high - self.low) * u
         self.device = self.alpha.device  # 'cuda' means one of them
         self._cpu: Optional[CpuStreams] = None
+        self.shares: Optional[Tensor] = None
+        if shares is not None:
+            if shares.shape != (batch,) or not shares.is_floating_point():
+                raise SettingError(f'shares are {shares.dtype} {tuple(shares.shape)}, but they must be floating '
+                                   f'({batch},), one for each example.')
+            self.shares = shares.to(self.dtype) / shares.to(self.dtype).sum()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,7 +115,7 @@ class LamSampler:
     @property
     def sticks(self) -> int:
         """Sticks per vector, K, or 0 where gammas are cheaper (or exponentials suffice)."""
-        if self.low == self.high == 1:
+        if (self.low == self.high == 1 and self.shares is None) or (self.shares is not None and self.m < self.batch):
             return 0
         known = self.device.type == 'cpu' and not torch.compiler.is_compiling()  # elsewhere reading α would wait
         theta = self.m * (float(self.alpha) if known else self.high)
@@ -117,6 +126,8 @@ class LamSampler:
         """Fresh vectors, (positions, n, B), position first. Each row ≥ 0 and sums to 1."""
         if self.sticks:
             lam = self.draw_sticks(positions, n).dense()
+        elif self.shares is not None:
+            return self._draw_shares((positions, n, self.batch))
         elif self.low == self.high == 1:
             lam = self._exponential((positions, n, self.m))
             lam /= lam.sum(-1, keepdim=True)
@@ -141,8 +152,25 @@ class LamSampler:
         share = torch.empty_like(left)
         torch.sub(1, left[..., 0], out=share[..., 0])
         torch.sub(left[..., :-1], left[..., 1:], out=share[..., 1:])
-        example = torch.randint(0, self.m, share.shape, generator=self.generator, device=self.device)
+        if self.shares is None:
+            example = torch.randint(0, self.m, share.shape, generator=self.generator, device=self.device)
+        else:
+            example = torch.multinomial(self.shares, share.numel(), replacement=True, generator=self.generator)
+            example = example.view(share.shape)
         return Sticks(example, share, self.m)
+
+    def _draw_shares(self, shape: tuple[int, int, int]) -> Tensor:
+        """λ ~ Dir(mα · shares), through the logarithms of its gammas; an example without a share has none of λ."""
+        assert self.shares is not None
+        shares = self.shares.expand(shape)
+        if self.m < self.batch:
+            chosen = torch.rand(shape, generator=self.generator, device=self.device).topk(self.m).indices
+            shares = torch.zeros_like(shares).scatter_(-1, chosen, shares.gather(-1, chosen))
+            shares = shares / shares.sum(-1, keepdim=True)
+        alpha = self.m * self.alpha * shares
+        drawn = torch._standard_gamma((1 + alpha).contiguous(), generator=self.generator).log_()
+        drawn -= self._exponential(shape).div_(alpha)
+        return drawn.masked_fill_(alpha == 0, -torch.inf).softmax(-1)
 
     def _exponential(self, shape: tuple[int, ...]) -> Tensor:
         cpu = self._streams()
@@ -178,6 +206,7 @@ def sample_lam(
         generator: Optional[torch.Generator] = None,
         *,
         m: Optional[int] = None,
+        shares: Optional[Tensor] = None,
         device: Union[torch.device, str, None] = None,
         dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -188,8 +217,31 @@ def sample_lam(
     Returns:
         (n, positions, batch), of `dtype`; entries ≥ 0, each row along the last axis sums to 1.
     """
-    sampler = LamSampler(n, positions, batch, alpha, generator, m=m, device=device, dtype=dtype)
+    sampler = LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, device=device, dtype=dtype)
     return sampler.draw(positions, n).transpose(0, 1).to(dtype)
+
+
+def balanced_shares(y: Tensor, balance: float) -> Tensor:
+    """How examples share the concentration so that frequent classes of the batch do not rule its mixtures.
+
+    An example has Σ_c y_c n_c^−balance over Σ_c y_c, where n_c = Σ_b y_bc counts its class in the batch. With balance 1
+    and one class to an example, every class of the batch has the same share, however many examples it has; with 0
+    every example has. Examples without a label are a class of their own.
+
+    Args:
+        y: targets (B, C), ≥ 0, floating.
+        balance: from 0 to 1.
+
+    Returns:
+        (B,), of y's dtype, sum 1.
+    """
+    tiny = torch.finfo(y.dtype).tiny
+    labels = y.sum(1)
+    counts = y.sum(0)
+    weight = y @ torch.where(counts > 0, counts.clamp(min=tiny), 1).pow(-balance) / labels.clamp(min=tiny)
+    without = (labels <= 0).sum().clamp(min=1).to(y.dtype).pow(-balance)
+    weight = torch.where(labels > 0, weight, without)
+    return weight / weight.sum()
 
 
 def effective_examples(lam: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`mixed_cross_entropy`: the method's loss, for MultiMix and Dense MultiMix alike."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional, Union
 
 import torch
@@ -10,9 +11,11 @@ from ..config import NORMALIZATIONS
 from ..errors import SettingError
 from .autograd import MixedCrossEntropy
 from .dirichlet import LamSampler
+from .engines.stream import Targets
 from .masks import check_mask, masked_attention
 from .options import LossOptions
 from .targets import check_class_weight, reads_values, smooth, soft_target
+from .teacher import TeacherTargets
 
 __all__ = ['mixed_cross_entropy', 'soft_target']
 
@@ -31,6 +34,7 @@ def mixed_cross_entropy(
         binary: bool = False,
         keep_norm: bool = False,
         class_weight: Optional[Tensor] = None,
+        teacher: Optional[TeacherTargets] = None,
         validate: Optional[bool] = None,
 ) -> Tensor:
     """Cross-entropy of n mixtures of the mini-batch at every position (arXiv 2311.05538).
@@ -77,6 +81,9 @@ def mixed_cross_entropy(
             indices. An example weighs v = Σ_c w_c y_c, of its target before smoothing, and a mixture what its factors
             mix of that. The loss is Σ_k s_k Σ_c w_c ỹ_kc (−log p_kc) over Σ_k s_k v_k; 0, without a gradient, if that
             is 0. Not in the paper. Not for `binary`.
+        teacher: a teacher's logits of the unmixed batch, and how they become a share of the targets. Labels are
+            smoothed, a teacher's predictions are not. `keep_norm` divides its mixed logits too. Not in the paper's
+            last version. With reading 'logits' the attention must not require grad, and Triton is not used.
         validate: whether the values of `lam`, `attention`, `target` and `class_weight` are looked at. None: on the CPU
             only, where that costs no wait, and not under torch.compile. True: always, which waits for the device and
             breaks a compiled graph. False: never; what is no weight then gives a plausible number.
@@ -112,11 +119,24 @@ def mixed_cross_entropy(
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
                            'them out.')
     plain = soft_target(target, C, dtype, binary=binary, batch=B, validate=validate)
-    y, mass = smooth(plain, label_smoothing), None
+    y, mass, said, w = smooth(plain, label_smoothing), None, None, None
+    if teacher is not None:
+        teacher.check(B, P, C)
+        if mask is not None and teacher.logits.ndim == 3:
+            teacher = replace(teacher, logits=teacher.logits.masked_fill(~mask.unsqueeze(-1), 0))
+        if teacher.reading == 'targets':
+            y, plain = (teacher.blend(labels, binary) for labels in (y, plain))
+        else:
+            y, plain = (labels * (1 - teacher.weight) for labels in (y, plain))
+            said = teacher.sharp(dtype)
+            said = said.transpose(0, 1) if said.ndim == 3 else said
+            if attention is not None and attention.requires_grad:
+                raise SettingError("A teacher's reading 'logits' takes the attention as a constant, but it requires "
+                                   "grad: detach it, or choose reading 'targets'.")
     if class_weight is not None:
         w = check_class_weight(class_weight, logits, dtype, validate)
         w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
-        y, mass = y * w, (plain * w).sum(1)
+        y, mass = y * w, (plain * w).sum(-1)
     if isinstance(lam, Tensor):
         lam = lam.to(dtype)
     elif lam.device != logits.device or lam.dtype != dtype:
@@ -125,11 +145,12 @@ def mixed_cross_entropy(
     grad = torch.is_grad_enabled()
     options = LossOptions(
         normalize, engine, over_ranks, binary, keep_norm, masked=mask is not None,
+        teacher_weight=0.0 if teacher is None or said is None else teacher.weight,
         logits_grad=grad and logits.requires_grad,
         attention_grad=grad and attention is not None and attention.requires_grad)
     with torch.autocast(logits.device.type, enabled=False):
         loss: Tensor = MixedCrossEntropy.apply(
-            logits, None if attention is None else attention.to(dtype), y, lam, mass, options)
+            logits, None if attention is None else attention.to(dtype), Targets(y, mass, said, w), lam, options)
     return loss
 
 

@@ -12,6 +12,7 @@ class LossOptions:
     Attributes:
         normalize, engine, over_ranks, binary, keep_norm: as there.
         masked: whether some positions do not exist; the attention there is 0 already (`masks.masked_attention`).
+        teacher_weight: share of the teacher's predictions of mixtures (`TeacherTargets`, reading 'logits'); 0 for none.
         logits_grad, attention_grad: which gradients are wanted. They are computed along with the loss.
     """
     normalize: str = 'position'
@@ -20,10 +21,11 @@ class LossOptions:
     binary: bool = False
     keep_norm: bool = False
     masked: bool = False
+    teacher_weight: float = 0.0
     logits_grad: bool = False
     attention_grad: bool = False
 
-    def scalars(self) -> tuple[Union[str, bool], ...]:
+    def scalars(self) -> tuple[Union[str, bool, float], ...]:
         """The same for an operator of torch, whose schema knows plain values only. `LossOptions(*scalars)` undoes it.
         """
         return astuple(self)

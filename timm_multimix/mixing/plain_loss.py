@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import MultiMixConfig
-from .targets import cross_entropy, smooth, soft_target
+from .targets import MASKED, cross_entropy, smooth, soft_target
+from .teacher import TeacherTargets
 
 
 class PlainLoss:
@@ -21,9 +22,16 @@ class PlainLoss:
         self.config = config
         self._class_weights: dict[Any, Tensor] = {}
 
-    def __call__(self, logits: Tensor, target: Tensor, training: bool = True) -> Tensor:
-        """Of logits (B, C) and class indices (B,) or soft targets (B, C): a scalar, float32 (float64 of float64)."""
+    def __call__(self, logits: Tensor, target: Tensor, training: bool = True,
+                 teacher: Optional[TeacherTargets] = None) -> Tensor:
+        """Of logits (B, C) and class indices (B,) or soft targets (B, C): a scalar, float32 (float64 of float64).
+
+        A teacher of these images has its share in the targets.
+        """
         config = self.config
+        if teacher is not None:
+            y, smoothing = self.targets(target, logits.shape[1], logits, training)
+            return self.taught(logits, y, smoothing, teacher)
         if config.bce_loss:
             return self.binary(logits, self.targets(target, logits.shape[1], logits, training)[0])
         return cross_entropy(
@@ -40,6 +48,19 @@ class PlainLoss:
             return y, smoothing
         y = smooth(y, smoothing)
         return (y > config.bce_target_thresh).to(dtype) if training and config.bce_target_thresh is not None else y, 0.0
+
+    def taught(self, logits: Tensor, y: Tensor, smoothing: float, teacher: TeacherTargets) -> Tensor:
+        """Against labels Y (B, C), still to be smoothed, and a teacher's predictions."""
+        teacher.check(len(y), 1, y.shape[1])
+        with torch.autocast(logits.device.type, enabled=False):
+            whole, plain = (teacher.blend(labels, self.config.bce_loss) for labels in (smooth(y, smoothing), y))
+            if self.config.bce_loss:
+                return self.binary(logits, whole)
+            x, w = logits.to(y.dtype).clamp(min=MASKED), self.class_weight(logits)
+            if w is None:
+                return F.cross_entropy(x, whole)
+            total, loss = (plain * w).sum(), F.cross_entropy(x, whole * w, reduction='sum')
+            return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
 
     def binary(self, logits: Tensor, y: Tensor) -> Tensor:
         """Binary cross-entropy against Y, (B, C)."""

@@ -44,6 +44,8 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
         if about.many:
             kind['nargs'] = '+'
         default = f' (default preset: {setting_text(name, usual[name])})' if name in usual and name != 'preset' else ''
+        if name not in usual and about.usual is not None:  # it needs another setting, which is off
+            default = f' (default: {setting_text(name, about.usual)})'
         group.add_argument(flag(name), default=None, help=about.text + default, **kind)
 
 

@@ -82,7 +82,7 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     if args.log_wandb:
         args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
     # YAML has no shell to do it
-    for name in ('data_dir', 'output', 'resume', 'pretrained_path', 'class_weight'):
+    for name in ('data_dir', 'output', 'resume', 'pretrained_path', 'class_weight', 'multimix_teacher'):
         if getattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')

@@ -22,6 +22,7 @@ from ..runs.find import resume_checkpoint
 from ..runs.screen import say
 from ..runs.settings import smoothing
 from .loggers import check_loggers
+from .teacher import check_teacher_flags
 
 SIDE_MOST = 16384  # as --img-size
 
@@ -82,6 +83,7 @@ def check_args(args: argparse.Namespace) -> None:
                                f'{", ".join(backends)}.')
     _check_optimizer(args)
     _check_bce(args)
+    check_teacher_flags(args)
     check_loggers(args.log)
     if args.wandb_resume_id and not (args.resume and 'wandb' in (args.log or ())):
         raise SettingError(f'--wandb-resume-id is {args.wandb_resume_id!r}, but that goes with --resume and --log '

@@ -22,7 +22,7 @@ from ..distributed import from_first, rank
 from ..errors import SettingError
 from ..files import check_writable, write_text
 from ..hub import BackgroundPush, save_plain
-from ..policy import told
+from ..policy import TAUGHT, told
 from ..runs.find import candidates, is_repo, resume_checkpoint
 from ..runs.recipes import program
 from ..runs.screen import say
@@ -183,12 +183,12 @@ class RunFolder:
             write_report(
                 self.path, self.settings, f'{train} training and {val} validation images of {args.num_classes} classes',
                 mixing, self._commands(), device, seconds, epochs - self.start,
-                counts=policy.counts if policy.mixes_anything else None)
+                counts=policy.counts if policy.mixes_anything or policy.counts.get(TAUGHT) else None)
         except (OSError, SafetensorError) as e:
             good = next(iter(candidates(self.path)), None)
             raise SettingError(f'{self.path}/model could not be written: {e}. Make room and go on: --resume '
                                f'{self.path} ' + (f'({good} is whole).' if good else '')) from e
-        if policy.mixes_anything:
+        if policy.mixes_anything or policy.counts.get(TAUGHT):
             say('\n' + told(policy.counts))
         self._say_what_is_there(seconds)
         if self.pusher:
@@ -239,6 +239,8 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in _PATHS:
         if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
             saved[name] = os.path.abspath(saved[name])
+    if os.path.isdir(saved['multimix_teacher'] or ''):  # most others are names
+        saved['multimix_teacher'] = os.path.abspath(saved['multimix_teacher'])
     return saved
 
 

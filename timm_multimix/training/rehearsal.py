@@ -23,7 +23,9 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, images: Images, autoc
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
     kinds: dict[Any, tuple[int, tuple[float, float]]] = {}  # the number of a step of every kind, and how far it is
-    whole = max(1.0, getattr(copied.config, 'ramp_epochs', None) or 1.0)
+    whole = max(1.0, *(getattr(copied.config, name, None) or 1.0 for name in ('ramp_epochs', 'teacher_start_epoch')))
+    if copied.config is not None and copied.config.teacher is not None:  # the average is not there yet
+        copied.wrapped.set_teacher(task.wrapped.multimix.teacher or copy.deepcopy(task.wrapped))
     for at in (0.25, 0.5, 0.75, 1.0) if training_is_scheduled(copied) else (1.0,):
         copied.set_progress(at * whole, whole)
         for step in range(_LOOKED_AT):

@@ -24,6 +24,7 @@ from .nonfinite import Statistics, finite_weights
 from .progress import Averages, Progress
 
 SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')  # diagnostics of mixed steps
+LEARNED = 'loss_attention'  # where attention is learned
 OF_WHICH_IMAGES = ('top1_unmixed', 'top1_mixed')
 
 
@@ -71,7 +72,8 @@ class TrainState:
     def begin_epoch(self, epoch: int) -> None:
         """Set `progress` to the beginning of an epoch."""
         task = self.task
-        names = ('loss', 'top1', *OF_WHICH_IMAGES, *(SIGNAL if task.is_wrapped else ()))
+        names = ('loss', 'top1', *OF_WHICH_IMAGES, *(SIGNAL if task.is_wrapped else ()),
+                 *((LEARNED,) if task.config is not None and task.config.attention == 'learned' else ()))
         in_a_row = self.progress.in_a_row if hasattr(self, 'progress') else 0
         self.progress = Progress(epoch, Averages(names, self.device), in_a_row=in_a_row,
                                  counted=task.policy.counts.copy())

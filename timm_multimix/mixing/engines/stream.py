@@ -11,12 +11,16 @@ the logistic function in place of τ softmax. With X_k divided by h_k = ‖w_k�
 V and in the gradient. With class weights Y is Y∘(weights) already, and S = Σ_k s_k v_k, where v = w mass mixes what
 the examples weigh. So neither mixed embeddings nor mixed targets exist, and of X and w only a tile does. An engine
 adds tiles to the sums (`Sums`); what is here draws or cuts the tiles, and divides in the end.
+
+A teacher's predictions of the examples are a part of Y, which then may be one for each position, (P, B, C). Its
+predictions of the mixtures, Q = softmax(wT/h) with its logits T, are not linear in w. So Q exists where X does, in a
+tile: with its weight t, t Q is added to wY, tΣ_c Q_c to τ, and with class weights the same to v.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -33,16 +37,34 @@ TINY = 1e-30
 CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
 
 
+class Targets(NamedTuple):
+    """What the mixtures are compared with.
+
+    Attributes:
+        y: Y, (B, C), or (P, B, C) where it is another at every position; times the weights of the classes, if any.
+        mass: what each example weighs, (B,) or (P, B), with class weights; None is 1.
+        teacher: T, (B, C) or (P, B, C), over the temperature, where the teacher predicts mixtures; Y is then the
+            labels' share alone.
+        class_weight: (C,), for the teacher's part; None is 1.
+    """
+    y: Tensor
+    mass: Optional[Tensor] = None
+    teacher: Optional[Tensor] = None
+    class_weight: Optional[Tensor] = None
+
+
 @dataclass
 class Batch:
     """The mini-batch at some of its positions, p of them.
 
     Attributes:
         logits: L, (p, B, C); an example's largest is 0, so that confident ones do not cancel in the loss.
-        y: Y, (B, C).
-        rowsum: Σ_c Y, (B,).
+        y: Y, (B, C) or (p, B, C).
+        rowsum: Σ_c Y, (B,) or (p, B).
         attention: (p, B), each position's largest entry 1; None is uniform.
-        mass: what each example weighs, (B,), with class weights; None is 1.
+        mass: what each example weighs, (B,) or (p, B), with class weights; None is 1.
+        teacher: T, (B, C) or (p, B, C); None where no teacher predicts mixtures.
+        class_weight: (C,), of the teacher's predictions; None is 1.
         half: whether the logits came in half precision, and so are not worth float32's products.
         options: of which `binary` leaves the logits as they came, and `keep_norm` has X_k = wL / ‖w_k‖.
     """
@@ -51,6 +73,8 @@ class Batch:
     rowsum: Tensor
     attention: Optional[Tensor]
     mass: Optional[Tensor]
+    teacher: Optional[Tensor]
+    class_weight: Optional[Tensor]
     half: bool
     options: LossOptions
 
@@ -97,20 +121,19 @@ class Engine:
 def run(
         engine: Engine,
         logits: Tensor,
-        y: Tensor,
+        targets: Targets,
         lam: Union[Tensor, LamSampler],
         attention: Optional[Tensor],
-        mass: Optional[Tensor],
         options: LossOptions,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
     Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
-    `mass`: see `Batch`.
     """
     N, P, B = lam.shape
-    C = y.shape[1]
-    rowsum = y.sum(1)
+    y, mass, teacher, class_weight = targets
+    C = y.shape[-1]
+    rowsum = y.sum(-1)
     highest = logits.amax(-1, keepdim=True).to(y.dtype)
     if options.binary:
         moved = logits.to(y.dtype, copy=True)
@@ -121,6 +144,8 @@ def run(
     spoiled = (0 * highest).sum()  # NaN if a logit is NaN or +∞, also of an example that no mixture has; 0 otherwise
     if attention is not None:  # which would be taken for that of a position nobody attends to
         spoiled = spoiled + (0 * attention).sum()
+    if teacher is not None:
+        spoiled = spoiled + (0 * teacher).sum()
     L = moved.permute(1, 0, 2)  # position first: (P, B, C)
     a, peak, seen = (None, L.new_ones(P), None) if attention is None else scale_attention(
         attention, options.masked)
@@ -135,8 +160,8 @@ def run(
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
-        part = Batch(L[p].contiguous(), y, rowsum, None if a is None else a[p], mass, logits.dtype.itemsize < 4,
-                     options)
+        part = Batch(L[p].contiguous(), at(y, p, 3), at(rowsum, p, 2), None if a is None else a[p],  # type: ignore[arg-type]
+                     at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype.itemsize < 4, options)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if options.logits_grad else None, L.new_zeros(size, B, B),
@@ -147,10 +172,10 @@ def run(
                 engine.add(sums, part, draw(size, k.stop - k.start))
             else:
                 engine.add(sums, part, lam[k, p].transpose(0, 1))
-        targets = sums.pair @ y
-        sums.loss -= (targets * part.logits).sum((1, 2))
+        mixed = sums.pair @ part.y
+        sums.loss -= (mixed * part.logits).sum((1, 2))
         if sums.logits is not None:
-            L[p] = sums.logits - targets  # this position's logits are needed no more
+            L[p] = sums.logits - mixed  # this position's logits are needed no more
 
     ranks = 1
     if options.over_ranks:  # the terms of all, over the weights of all
@@ -201,6 +226,11 @@ def factors(lam: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
     some = s > TINY
     w *= torch.where(some, 1 / torch.where(some, s, 1), 0).unsqueeze(-1)
     return w, torch.where(some, s, 0)
+
+
+def at(of_positions: Optional[Tensor], p: slice, dims: int) -> Optional[Tensor]:
+    """The part of positions p, of what has one for each if it has so many dimensions."""
+    return of_positions[p] if of_positions is not None and of_positions.ndim == dims else of_positions
 
 
 def _slices(length: int, size: int) -> list[slice]:

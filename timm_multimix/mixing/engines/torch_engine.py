@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dirichlet import Sticks
-from .stream import TINY, Batch, Engine, Sums, factors
+from ..teacher import probabilities
+from .stream import TINY, Batch, Engine, Sums, at, factors
 
 # Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
 TILE = {'cpu': 1 << 18, 'cuda': 1 << 25}
@@ -36,7 +37,9 @@ ENGINE = Engine(add_mixtures, sticks=3 / 8)
 
 
 def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) -> None:
-    L, y = batch.logits[p], batch.y
+    L, y = batch.logits[p], at(batch.y, p, 3)
+    rowsum, mass, teacher = at(batch.rowsum, p, 2), at(batch.mass, p, 2), at(batch.teacher, p, 3)
+    assert y is not None and rowsum is not None
     a = None if batch.attention is None else batch.attention[p].unsqueeze(1)
     s: Optional[Tensor] = None
     if isinstance(lam, Sticks):
@@ -52,9 +55,20 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     if batch.options.keep_norm:
         h = w.norm(dim=-1, keepdim=True).clamp_min(TINY)
         x.div_(h)
-    tau = torch.ones_like(w[..., 0]) if batch.options.binary else w @ batch.rowsum
+    tau = torch.ones_like(w[..., 0]) if batch.options.binary else _mix_numbers(w, rowsum)
+    v = None if mass is None else _mix_numbers(w, mass)
+    said: Optional[Tensor] = None
+    if teacher is not None:
+        of_mixtures = _mix_sticks(sticks, teacher) if isinstance(lam, Sticks) else w @ teacher
+        said = probabilities(of_mixtures if h is None else of_mixtures / h, batch.options.binary)
+        said *= batch.options.teacher_weight
+        if batch.class_weight is not None:
+            said *= batch.class_weight
+        if not batch.options.binary:
+            tau = tau + said.sum(-1)
+        if v is not None:
+            v = v + said.sum(-1)
     weight = tau if s is None else s * tau
-    v = None if batch.mass is None else w @ batch.mass
     if v is None:
         sums.weight[p] += w.shape[1] if s is None else s.sum(-1)
     else:
@@ -69,8 +83,10 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         lse = x.amax(-1) - prob.amax(-1).log()  # cheaper than a logsumexp on top
         sums.loss[p] += (weight * lse).sum(-1)
     wt = w.transpose(1, 2)
-    if y.shape[1] <= y.shape[0] and sums.attention is None:  # few classes: mix targets rather than pair examples
+    if y.shape[-1] <= y.shape[-2] and sums.attention is None:  # few classes: mix targets rather than pair examples
         mixed = _mix_sticks(sticks, y) if isinstance(lam, Sticks) else w @ y
+        if said is not None:
+            mixed += said
         if s is not None:
             mixed *= s.unsqueeze(-1)
         sums.loss[p] -= (mixed * x).sum((1, 2))
@@ -83,9 +99,20 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     if sums.attention is not None:
         assert s is not None and isinstance(lam, Tensor)
         _add_attention(sums, batch, p, lam, w, s, v, tau, lse, prob)
+    if said is not None and s is not None:
+        said *= s.unsqueeze(-1)
+    if said is not None:
+        sums.loss[p] -= (said * x).sum((1, 2))
     if sums.logits is not None:
         back = prob.mul_(weight.unsqueeze(-1))
+        if said is not None:
+            back -= said
         sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
+
+
+def _mix_numbers(w: Tensor, numbers: Tensor) -> Tensor:
+    """Of the examples, (B,) or (p, B), by w (p, n, B): (p, n)."""
+    return w @ numbers if numbers.ndim == 1 else (w @ numbers.unsqueeze(-1)).squeeze(-1)
 
 
 def _mix_sticks(sticks: Sticks, rows: Tensor) -> Tensor:
@@ -107,24 +134,25 @@ def _add_attention(
     """
     assert sums.attention is not None and sums.reference is not None and sums.lam is not None
     L = batch.logits[p]
-    G = L @ batch.y.t()
+    G = L @ at(batch.y, p, 3).transpose(-1, -2)  # type: ignore[union-attr]
+    mass = at(batch.mass, p, 2)
     wg = torch.bmm(w, G)
     loss = tau * lse - (wg * w).sum(-1)
     q = tau.unsqueeze(-1) * torch.bmm(prob, L.transpose(1, 2))
     if not batch.options.binary:
-        q += lse.unsqueeze(-1) * batch.rowsum
+        q += lse.unsqueeze(-1) * at(batch.rowsum, p, 2).unsqueeze(-2)  # type: ignore[union-attr]
     q -= wg + torch.bmm(w, G.transpose(1, 2))
     q -= (q * w).sum(-1, keepdim=True)
     first = sums.reference[p].isnan()
     weight = s.sum(-1)
-    if v is not None and batch.mass is not None:  # a tile that weighs next to nothing tells little about the others
-        weight = torch.maximum((s * v).sum(-1), 1e-3 * batch.mass.max() * weight)
+    if v is not None and mass is not None:  # a tile that weighs next to nothing tells little about the others
+        weight = torch.maximum((s * v).sum(-1), 1e-3 * mass.max() * weight)
     mean = torch.where(weight > TINY, (s * loss).sum(-1) / weight.clamp(min=TINY), 0)
     reference = sums.reference[p] = torch.where(first, mean, sums.reference[p])
     counts = lam * (s > 0).unsqueeze(-1)
-    if batch.mass is None:
+    if mass is None:
         excess = (loss - reference.unsqueeze(-1)).unsqueeze(-1)
     else:
-        excess = loss.unsqueeze(-1) - reference.view(-1, 1, 1) * batch.mass
+        excess = loss.unsqueeze(-1) - reference.view(-1, 1, 1) * mass.unsqueeze(-2)
     sums.attention[p] += (counts * (q + excess)).sum(1)
     sums.lam[p] += counts.sum(1)

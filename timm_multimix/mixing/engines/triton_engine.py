@@ -82,7 +82,7 @@ def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
 
 
 @triton.jit
-def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b,
+def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, row_p,
          TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, KEEP_NORM: tl.constexpr,
          BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
     p = tl.program_id(1).to(tl.int64)
@@ -94,9 +94,9 @@ def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B,
         b = b0 + tl.arange(0, STEP)
         g = _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A)
         s += tl.sum(g, 1)
-        v += tl.sum(g * tl.load(rowsum + b, mask=b < B, other=0.0)[None, :], 1)
+        v += tl.sum(g * tl.load(rowsum + p * row_p + b, mask=b < B, other=0.0)[None, :], 1)
         if HAS_MASS:
-            weight += tl.sum(g * tl.load(mass + b, mask=b < B, other=0.0)[None, :], 1)
+            weight += tl.sum(g * tl.load(mass + p * row_p + b, mask=b < B, other=0.0)[None, :], 1)
     if HAS_A:
         some = s > TINY
         s = tl.where(some, s, 0.0)
@@ -186,7 +186,8 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     any_mass = batch.rowsum if batch.mass is None else batch.mass
     with torch.cuda.device_of(lam):
         _lse[triton.cdiv(N, block_n), p](
-            lam, L, any_a, batch.rowsum, any_mass, weight, inverse, v, lse, *sizes, TINY=TINY,
+            lam, L, any_a, batch.rowsum, any_mass, weight, inverse, v, lse, *sizes,
+            B if batch.rowsum.ndim == 2 else 0, TINY=TINY,
             HAS_MASS=batch.mass is not None, KEEP_NORM=batch.options.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
         sums.loss += (v * lse).sum(1)
         sums.weight += weight.sum(1)
