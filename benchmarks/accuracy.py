@@ -9,7 +9,9 @@ digits`, of the embedded digits and without --data-dir), `base` (flags of train.
 the others are compared with, and, if wanted, `rivals`, names of runs the best of which is compared with too. `times:
 false` leaves out the column of times, where the machine had other work beside. `data: {watch: N}` lets train.py
 validate on the first N judging images only, which is what the median of the last ten epochs is of; the last weights
-are always judged on all. A run with `variant: NAME` trains with that task of `benchmarks/variants.py`.
+are always judged on all. `data: {imbalance: N}` leaves the last class an Nth of the first one's training images, and
+those between a share that falls geometrically. A run with `variant: NAME` trains with that task of
+`benchmarks/variants.py`.
 `like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top; seeds, judge and runs too,
 where this one has none. `data: {subset: seed}` draws other images for every seed, as a study of few images must.
 
@@ -127,6 +129,9 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             chosen = images[first:first + each]
             if len(chosen) < each:
                 raise SettingError(f'{source} has {len(images)} images, but {first + each} are needed.')
+            if part == 'train' and sizes.get('imbalance'):  # from the first class to the last, geometrically
+                share = sizes['imbalance'] ** (-classes.index(source) / max(1, len(classes) - 1))
+                chosen = chosen[:max(1, round(each * share))]
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())

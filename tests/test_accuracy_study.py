@@ -175,6 +175,17 @@ def test_watched_images_and_other_subsets(tmp_path: Path) -> None:
     assert found[0]['train'] != found[1]['train']
 
 
+def test_a_long_tail(tmp_path: Path) -> None:
+    """The first class keeps all its training images, the last an Nth; whoever judges sees all classes alike."""
+    data = write_images(tmp_path / 'images', classes=3, per_class=20)
+    accuracy.make_folder(data, {'train': 48, 'held_out': 6, 'test': 30, 'imbalance': 16}, 'test', tmp_path / 'x')
+
+    def counts(part: str) -> list[int]:
+        return [len(list(folder.iterdir())) for folder in sorted((tmp_path / 'x' / part).iterdir())]
+
+    assert counts('train') == [16, 4, 1] and counts('judge') == counts('validation') == [10, 10, 10]
+
+
 def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / 'images', classes=3, per_class=6)
     settings = yaml.safe_load(study.read_text())

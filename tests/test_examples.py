@@ -28,6 +28,13 @@ def test_minimal(tmp_path: Path) -> None:
     assert found and float(found[1]) > 60, out  # guessing gets 10
 
 
+def test_several_heads(tmp_path: Path) -> None:
+    out = run('several_heads.py', tmp_path)
+    found = re.fullmatch(r'(\d+\.\d)% of the digits are right, and (\d+\.\d)% of what they are like\n', out)
+    assert found and float(found[1]) > 30 and float(found[2]) > 65, out  # guessing gets 10 and about 55
+    assert len((ROOT / 'examples' / 'several_heads.py').read_text().splitlines()) <= 40
+
+
 def test_timm_task(tmp_path: Path) -> None:
     out = run('timm_task.py', tmp_path)
     raw, averaged = re.findall(r'(\d+\.\d) % ', out)[-2:]

@@ -5,7 +5,7 @@ from .errors import SettingError
 from .heads import Parts, describe
 from .hub import from_pretrained, list_checkpoints, push_to_hub
 from .huggingface import hf_loss
-from .mixing import LamSampler, attention, mixed_cross_entropy, sample_lam
+from .mixing import LamSampler, TeacherTargets, attention, mixed_cross_entropy, sample_lam
 from .policy import MixingPolicy
 from .stepping import MultiMixOutput
 from .task import MultiMixTask
@@ -14,6 +14,6 @@ from .wrapper import MultiMixModel, unwrap, wrap
 
 __all__ = [
     'LamSampler', 'MixingPolicy', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts',
-    'SettingError', '__version__', 'attention', 'describe', 'from_pretrained', 'hf_loss', 'list_checkpoints',
-    'mixed_cross_entropy', 'push_to_hub', 'sample_lam', 'unwrap', 'wrap',
+    'SettingError', 'TeacherTargets', '__version__', 'attention', 'describe', 'from_pretrained', 'hf_loss',
+    'list_checkpoints',     'mixed_cross_entropy', 'push_to_hub', 'sample_lam', 'unwrap', 'wrap',
 ]

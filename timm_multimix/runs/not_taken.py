@@ -17,7 +17,7 @@ class NotTaken(NamedTuple):
     many: bool = False
 
 
-_DISTILLATION = 'distillation is another task, with a teacher: train with timm'
+_DISTILLATION = 'distillation is another task of timm; --multimix-teacher lets a teacher have a share of the targets'
 _NAFLEX = "NaFlex feeds patches of images of any shape; there is no feature map of one shape to mix"
 _SIZES = 'sizes and batches that change from step to step; mixtures are of one batch size'
 _SPLITS = 'compares augmented copies of an image with each other, which mixing would blend'
