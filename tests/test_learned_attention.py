@@ -35,6 +35,21 @@ def test_a_step_is_the_equations(seed: int, B: int, P: int, D: int, C: int) -> N
     torch.testing.assert_close(learned.u.detach().double(), u - step, rtol=0, atol=1e-4)
 
 
+def test_positions_that_do_not_exist() -> None:
+    """Padding gets nothing and teaches nothing, whatever it holds; an example of padding alone has no map."""
+    Z, target = torch.randn(4, 3, 2), torch.arange(4) % 2
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False], [False, False, False]])
+    found = []
+    for padding in (0.0, torch.nan):
+        learned = LearnedAttention(2, lr=0.1)
+        filled = Z.masked_fill(~mask.unsqueeze(-1), padding)
+        learned.learn(filled, filled, lambda logits: cross_entropy(logits, target), mask)
+        found.append(learned(filled, mask))
+    assert torch.equal(*found) and not found[0][~mask].any()
+    torch.testing.assert_close(found[0].sum(1), torch.tensor([1.0, 1, 1, 0]))
+    torch.testing.assert_close(found[0][1:2, :2], extensions.learned_attention(Z[1:2, :2], learned.u.detach()))
+
+
 def test_it_finds_where_the_class_is() -> None:
     """One position of four shows the class, and says so in a feature."""
     learned = LearnedAttention(6, lr=0.02)

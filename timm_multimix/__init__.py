@@ -15,5 +15,5 @@ from .wrapper import MultiMixModel, unwrap, wrap
 __all__ = [
     'LamSampler', 'MixingPolicy', 'MultiMixConfig', 'MultiMixModel', 'MultiMixOutput', 'MultiMixTask', 'Parts',
     'SettingError', 'TeacherTargets', '__version__', 'attention', 'describe', 'from_pretrained', 'hf_loss',
-    'list_checkpoints',     'mixed_cross_entropy', 'push_to_hub', 'sample_lam', 'unwrap', 'wrap',
+    'list_checkpoints', 'mixed_cross_entropy', 'push_to_hub', 'sample_lam', 'unwrap', 'wrap',
 ]

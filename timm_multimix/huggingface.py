@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import MultiMixConfig
 from .errors import SettingError
-from .mixing import LamSampler, mixed_cross_entropy, signal
+from .mixing import LamSampler, balanced_shares, mixed_cross_entropy, signal
 from .mixing.diagnostics import signal_warning
 from .mixing.plain_loss import PlainLoss
 from .mixing.targets import smooth
@@ -27,6 +27,7 @@ _NEEDS_MORE = {
     'mode': ('multimix', 'the Trainer hands over the logits of whole examples, which have no positions'),
     'layer': ('embedding', 'the Trainer hands over logits'),
     'gather': (False, 'the Trainer hands over the logits of one process'),
+    'teacher': (None, 'the Trainer hands over logits, and no images to ask a teacher about'),
     'mixup': (0.0, "the Trainer hands over logits, and no inputs to mix on the steps that do not mix embeddings"),
     'cutmix': (0.0, "the Trainer hands over logits, and no inputs to mix on the steps that do not mix embeddings"),
 }
@@ -139,8 +140,9 @@ class TrainerLoss:
         y, smoothing = plain.targets(labels, C, logits)
         m = None if config.m is None else min(config.m, B)  # a last batch may be smaller
         generator = plan.generator(logits.device)
-        lam = LamSampler(config.mixtures(B), 1, B, config.alpha_range(B, m), generator, m=m, device=generator.device,
-                         dtype=y.dtype)
+        shares = balanced_shares(y, config.balance).to(generator.device) if config.balance else None
+        lam = LamSampler(config.mixtures(B), 1, B, config.alpha_range(B, m), generator, m=m, shares=shares,
+                         device=generator.device, dtype=y.dtype)
         mixtures = lam if lam.device == logits.device else lam.draw(1, lam.n).transpose(0, 1).to(logits.device)
         loss_mixed = mixed_cross_entropy(
             logits, y, mixtures, label_smoothing=smoothing, engine=config.engine, binary=config.bce_loss,

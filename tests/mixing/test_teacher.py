@@ -55,7 +55,7 @@ def test_both_readings_equal_the_equations(
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         return extensions.dense_multimix_loss(Z, extensions.smooth(Y, p['smoothing']), p['lam'], a, W, beta, normalize,
-                                              binary, keep_norm, w, v, says)
+                                              binary, keep_norm, w, v, teacher=says)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
         return mixed_cross_entropy(
@@ -126,6 +126,25 @@ def test_readings_agree_where_nothing_is_mixed(p: dict, reading: str) -> None:
         return PlainLoss(config)(L, p['one_hot'], teacher=teacher)
 
     for got, want in zip(values_and_grads(mixed, L), values_and_grads(clean, L)):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('reading', ['targets', 'logits'])
+def test_positions_that_do_not_exist(reading: str) -> None:
+    """What a teacher says of padding does not count, whatever it is."""
+    L, T, a = torch.randn(6, 4, 5, dtype=torch.float64), torch.randn(6, 4, 5, dtype=torch.float64), torch.rand(6, 4)
+    mask, y, lam = torch.rand(6, 4) < 0.6, torch.arange(6) % 5, sample_lam(9, 4, 6, 1.0, dtype=torch.float64)
+    a, eye, Y = a.double() * mask, torch.eye(5, dtype=torch.float64), torch.nn.functional.one_hot(y, 5).double()
+
+    def literal(L: Tensor) -> Tensor:
+        return extensions.dense_multimix_loss(L, Y, lam, a, eye, eye[0] * 0, mask=mask,
+                                              teacher=extensions.Teacher(T, 0.4, 2.0, reading))
+
+    def fast(L: Tensor) -> Tensor:
+        said = TeacherTargets(T.masked_fill(~mask.unsqueeze(-1), torch.nan), 0.4, 2.0, reading)
+        return mixed_cross_entropy(L, y, lam, a, mask=mask, teacher=said)
+
+    for got, want in zip(values_and_grads(fast, L), values_and_grads(literal, L)):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
 
 
