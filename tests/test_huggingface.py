@@ -107,6 +107,7 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     x.requires_grad_()
     for settings, said in (({'mode': 'dense'}, 'mode is'), ({'preset': 'default'}, 'mixup is 1.0'),
                            ({'layer': 2, 'n': None}, 'layer is 2'), ({'gather': True}, 'gather is'),
+                           ({'teacher': 'ema'}, 'no images to ask a teacher about'),
                            ({'problem_type': 'regression'}, 'problem_type is'), ({'n': 0}, 'n .* is 0')):
         with pytest.raises(SettingError, match=said):
             timm_multimix.hf_loss(**settings)  # type: ignore[arg-type]
