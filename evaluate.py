@@ -40,7 +40,7 @@ from timm_multimix.evaluate import Checkpoint, Outputs, Table, estimate, images,
 from timm_multimix.evaluate.detection import data as detection_data
 from timm_multimix.evaluate.detection.transfer import need_packages
 from timm_multimix.evaluate.flags import QUICK, parse_args
-from timm_multimix.evaluate.load import unique_names
+from timm_multimix.evaluate.load import learned_attention, unique_names
 from timm_multimix.files import check_writable
 from timm_multimix.runs.recipes import program
 from timm_multimix.runs.screen import say
@@ -210,8 +210,8 @@ class Evaluation:
         a = self.args
         loader = self.images(c) if not a.masks else self.loader(
             images.WithMasks(self.dataset, a.masks, c, a.num_images, a.seed))
-        return evaluate.attention(c.model, loader, norm=a.attention_norm, mean=c.data_config['mean'],
-                                  std=c.data_config['std'], progress=True)
+        return evaluate.attention(c.model, loader, norm=a.attention_norm, learned=learned_attention(c.source),
+                                  mean=c.data_config['mean'], std=c.data_config['std'], progress=True)
 
     def transfer(self, c: Checkpoint) -> Table:
         a = self.args

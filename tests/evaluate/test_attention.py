@@ -1,6 +1,8 @@
 """Attention maps against the model's own numbers, and localisation by hand and by brute force."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import attention
+from timm_multimix.evaluate.load import learned_attention
 from timm_multimix.evaluate.tables.attention import THRESHOLDS, Maps, localisation, rank_correlation
 
 
@@ -124,3 +127,38 @@ def test_a_model_without_positions_says_so() -> None:
     volo = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with pytest.raises(SettingError):
         attention(volo, [(torch.randn(2, 3, 2, 2), torch.tensor([0, 1]))])
+
+
+def test_learned_attention_is_a_type_where_there_is_one() -> None:
+    """Of a wrapped model its own; else the u that is given."""
+    net = timm.create_model('test_resnet', num_classes=5)
+    model = wrap(net, 'dense', input_size=(3, 64, 64), attention='learned', attention_lr=0.5, preset='embeddings')
+    images, target = torch.randn(6, 3, 64, 64), torch.arange(6) % 5
+    assert model(images, target).loss.isfinite()
+    u = model.multimix.learned.u.detach()
+    model.eval()
+    z = model.forward_features(images).flatten(2).transpose(1, 2)
+    want = torch.stack([(one @ u).softmax(0) for one in z]).detach()
+    loader = [(images, target, torch.rand(6, 64, 64) < 0.5)]
+    for table in (attention(model, loader, pictures=6), attention(net.eval(), loader, learned=u, pictures=6)):
+        shown = torch.stack([one['maps']['learned'] for one in table.arrays['shown']])
+        torch.testing.assert_close(shown.flatten(1), want, rtol=1e-4, atol=1e-5)
+        assert {'learned | pointing, %', 'learned | effective positions',
+                'learned | rank correlation with gap'} <= set(table.rows)
+    assert not any('learned' in row for row in attention(net, loader).rows)
+    with pytest.raises(SettingError, match=r'learned is \(3,\), but the features have'):
+        attention(net, loader, learned=torch.zeros(3))
+
+
+def test_it_is_found_in_the_checkpoint_of_a_run(tmp_path: Path) -> None:
+    u = torch.randn(4)
+    torch.save({'epoch': 0, 'state_dict': {}, 'task_state': {'step': 3, 'attention': {'u': u, 'adam': {}}}},
+               tmp_path / 'last.pth.tar')
+    (tmp_path / 'model').mkdir()
+    for path in (tmp_path, tmp_path / 'model', f'local-dir:{tmp_path}/model', tmp_path / 'last.pth.tar'):
+        found = learned_attention(str(path))
+        assert found is not None and torch.equal(found, u)
+    for nothing in ('hf-hub:user/name', 'resnet18', str(tmp_path / 'none')):
+        assert learned_attention(nothing) is None
+    torch.save({'epoch': 0, 'state_dict': {}, 'task_state': {'step': 3}}, tmp_path / 'last.pth.tar')
+    assert learned_attention(str(tmp_path)) is None

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.mixing.test_loss import values_and_grads
+from tests.models import build, quiet_wrap
 from timm_multimix import mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import attention, extensions, reference
 
@@ -43,3 +44,17 @@ def test_two_heads_equal_the_equations(seed: int, dense: bool) -> None:
     given_ = Z, W, beta, V, gamma
     for got, want in zip(values_and_grads(fast, *given_), values_and_grads(literal, *given_)):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_several_labels_to_an_image_through_wrap() -> None:
+    """bce_loss with 0 and 1 for each label: the mixed and the clean term are those of the equations."""
+    net, images, _ = build('resnet')
+    labels = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1],
+                           [0, 0, 0, 1, 0]])
+    model = quiet_wrap(net.double(), 'multimix', bce_loss=True)
+    lam = sample_lam(20, 1, 6, 0.5, dtype=torch.float64)
+    out = model(images.double(), labels, lam=lam)
+    eye = torch.eye(5, dtype=torch.float64)
+    for signal, mixed in (('loss_mixed', lam[:, 0]), ('loss_clean', torch.eye(6, dtype=torch.float64))):
+        want = extensions.multimix_loss(out.logits.detach(), labels.double(), mixed, eye, eye[0] * 0, binary=True)
+        torch.testing.assert_close(out.signal[signal], want)

@@ -10,11 +10,13 @@ import timm
 import torch.nn as nn
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_data_config
+from torch import Tensor
 
 from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest
 from ..hub.load import check_files, mode_of
+from ..runs.find import load, newest_whole
 from ..runs.weights import read_weights
 
 
@@ -101,6 +103,15 @@ def _run(path: str) -> Path:
     place = Path(path.removeprefix('local-dir:')).absolute()
     place = place.parent if place.is_file() else place
     return place if place.name != 'model' or (place / FILE).exists() else place.parent
+
+
+def learned_attention(path: str) -> Optional[Tensor]:
+    """u, (D,), of learned attention, which is in the checkpoints of a run and not in its model; None without any."""
+    folder = _run(path)
+    found = newest_whole(folder)[0] if folder.is_dir() else None
+    state = (load(found).get('task_state') or {}) if found is not None else {}
+    u = (state.get('attention') or {}).get('u')
+    return u.clone() if isinstance(u, Tensor) else None
 
 
 def _config_folder(path: str, folder: Optional[str]) -> Optional[Path]:

@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ...errors import SettingError
@@ -20,20 +21,21 @@ from ...heads import HeadInfo, adapter_of, classifier_leaves, inspect_head, posi
 from ...heads.positions import evaluating, probe
 from ...heads.self_attention import attended, last_attention, recorded
 from ...mixing import attention as attention_map
+from ...mixing.learned_attention import maps as learned_maps
 from ..outputs import Loader, bar, check_target, device_of
 from ..table import Table, pyplot, rows_of, save_figure
 
 TITLE = 'Attention maps'
 ABOUT = """\
 gap, cam and uniform are Dense MultiMix's attention types (`timm_multimix.attention`), cam with the row of the true
-class; self is the attention of the last block: from the class token to the patches where it classifies, else what a
-patch receives on average, averaged over heads. Effective positions: mean of 1/Σa², from 1 to the number of
-positions. With masks, maps are enlarged bilinearly to the image. Pointing: share of images whose map is largest on
-the object (arXiv 1608.00507; of several largest pixels, the share on the object). IoU: mean intersection over union
-with the mask, of maps divided by their largest value and cut at one threshold for all images, the best of 100. AUC:
-area under the ROC curve of telling object from background pixels by the map, object positive, mean over images. Rank
-correlation: Spearman's, over positions, of the map and the share of the position that is object. Object area is what
-pointing at random would give."""
+class; learned is what the training learned, where it did; self is the attention of the last block: from the class
+token to the patches where it classifies, else what a patch receives on average, averaged over heads. Effective
+positions: mean of 1/Σa², from 1 to the number of positions. With masks, maps are enlarged bilinearly to the image.
+Pointing: share of images whose map is largest on the object (arXiv 1608.00507; of several largest pixels, the share
+on the object). IoU: mean intersection over union with the mask, of maps divided by their largest value and cut at one
+threshold for all images, the best of 100. AUC: area under the ROC curve of telling object from background pixels by
+the map, object positive, mean over images. Rank correlation: Spearman's, over positions, of the map and the share of
+the position that is object. Object area is what pointing at random would give."""
 
 KINDS = ('gap', 'cam', 'uniform', 'self')
 THRESHOLDS = np.linspace(0.01, 1, 100)
@@ -45,6 +47,7 @@ def attention(
         *,
         kinds: Sequence[str] = KINDS,
         norm: str = 'l1_relu',
+        learned: Optional[Tensor] = None,
         mean: Optional[Sequence[float]] = None,
         std: Optional[Sequence[float]] = None,
         pictures: int = 6,
@@ -59,6 +62,7 @@ def attention(
             object.
         kinds: of 'gap', 'cam', 'uniform', 'self'.
         norm: 'l1_relu' or 'softmax', of gap and cam.
+        learned: u (D,) of learned attention, which is then a type too; default a wrapped model's own.
         mean, std: that the loader normalises with, to show images; default those of the model's `pretrained_cfg`.
         pictures: how many images, the loader's first, are drawn.
 
@@ -66,12 +70,12 @@ def attention(
         A `Table` with rows 'TYPE | FIGURE'. A type that the model does not have is left out, with a note.
 
     Raises:
-        SettingError: an unknown type, a model without positions, masks of another size.
+        SettingError: an unknown type, a model without positions, masks of another size, a u of another width.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise SettingError(f'kinds has {kind!r}, but there are {", ".join(KINDS)}.')
-    maps_of = Maps(model, kinds, norm)
+    maps_of = Maps(model, kinds, norm, learned)
     found: dict[str, dict[str, list[Any]]] = {kind: {} for kind in maps_of.kinds}
     shown: list[dict[str, Any]] = []
     images_seen, areas = 0, []
@@ -170,8 +174,10 @@ def rank_correlation(a: Tensor, b: Tensor) -> np.ndarray:
 class Maps:
     """Attention maps of a model, in eval mode: `maps(images, target)` → {type: (B, h, w)}, each summing to 1."""
 
-    def __init__(self, model: nn.Module, kinds: Sequence[str], norm: str) -> None:
+    def __init__(self, model: nn.Module, kinds: Sequence[str], norm: str, learned: Optional[Tensor] = None) -> None:
         plain = adapter_of(model)
+        own = getattr(getattr(unwrap_model(model), 'multimix', None), 'learned', None)
+        self.learned = own.u.detach() if learned is None and own is not None else learned
         self.notes: list[str] = []
         self.norm = norm
         self.by_class_token = getattr(plain, 'global_pool', None) == 'token'
@@ -191,6 +197,11 @@ class Maps:
                 name = last_attention(plain, probe(plain), self.head_info)
         self.layer = plain.get_submodule(name) if name else None
         self.kinds = [k for k in kinds if self._has(k)]
+        if self.learned is not None:
+            if self.learned.shape != (self.head_info.width,):
+                raise SettingError(f'learned is {tuple(self.learned.shape)}, but the features have '
+                                   f'{self.head_info.width} numbers: it is of another model.')
+            self.kinds.append('learned')
 
     def _has(self, kind: str) -> bool:
         if kind == 'cam' and self.weight is None:
@@ -214,6 +225,8 @@ class Maps:
         for kind in self.kinds:
             if kind == 'self':
                 a = attended(seen[-1], h * w, self.by_class_token)
+            elif kind == 'learned':
+                a = learned_maps(z, self.learned.to(device))  # type: ignore[union-attr]
             else:
                 cam = {'target': target, 'weight': self.weight} if kind == 'cam' else {}
                 a = attention_map(z, kind, self.norm, **cam)  # type: ignore[arg-type]
