@@ -89,7 +89,7 @@ def check_command(words: list[str]) -> None:
     if '/' in program:
         assert (ROOT / program).is_file() and not rest
         return
-    assert program in ('python', 'pytest', 'make', 'pip', 'hf', '.')
+    assert program in ('python', 'pytest', 'make', 'pip', 'hf', '.', 'export')
     if program == 'make':
         assert set(rest) <= set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M))
     elif program == 'pip':

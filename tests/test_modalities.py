@@ -1,0 +1,72 @@
+"""The study beyond images: its plan and its table, on series that are made up. What it measures is not tested."""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from benchmarks import modalities
+from benchmarks.accuracy import read_results
+from benchmarks.modalities import METHODS, Speech, Study, masked_mean
+from timm_multimix import Parts, SettingError
+
+
+def toy() -> Study:
+    g = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.arange(n) % 3
+        x = torch.randn(n, 12, 9, generator=g) + y.view(-1, 1, 1)
+        return x.masked_fill(torch.arange(9) >= torch.randint(3, 10, (n, 1, 1), generator=g), math.nan), y
+
+    def net() -> tuple[nn.Module, Parts]:
+        return Speech(3, width=8), Parts(
+            lambda net, x: net.encode(x), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
+            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 9))
+
+    return Study(split(30), split(30), net, labels=(4,), held_out=3, rates=(1e-3, 1e-1), steps=4, batch=8, seeds=2,
+                 methods={})
+
+
+def test_the_plan_is_carried_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(modalities.STUDIES, 'vowels', toy)
+    results = tmp_path / 'toy.jsonl'
+    modalities.run('vowels', None, results, limit=3)
+    assert len(read_results(results)) == 3
+    modalities.run('vowels', None, results)
+    rows = read_results(results)
+    tuning = [row for row in rows if row['judge'] == 'held out']
+    final = [row for row in rows if row['judge'] == 'test']
+    assert len(tuning) == len(METHODS) * 2 * modalities.TUNING_SEEDS and len(final) == len(METHODS) * 2
+    assert len({tuple(row[k] for k in ('judge', 'method', 'rate', 'seed')) for row in rows}) == len(rows)
+    assert {row['seed'] for row in tuning}.isdisjoint(row['seed'] for row in final)
+    for row in final:
+        own = {rate: sorted(r['top1'] for r in tuning if (r['method'], r['rate']) == (row['method'], rate))
+               for rate in (1e-3, 1e-1)}
+        assert sum(own[row['rate']]) == max(map(sum, own.values()))
+    modalities.run('vowels', None, results)
+    assert read_results(results) == rows
+
+    table = modalities.report(results).splitlines()[2:]
+    assert [line.split(' | ')[1] for line in table] == list(METHODS)
+    mean = sum(row['top1'] for row in final if row['method'] == 'none') / 2
+    assert f'| {mean:.2f} ± ' in table[0]
+
+
+def test_labelled_and_held_out_examples_are_others() -> None:
+    study = toy()
+    train, held_out = modalities.draw(study, 4, seed=1)
+    assert set(train.tolist()).isdisjoint(held_out.tolist())
+    assert study.train[1][train].bincount().tolist() == [4] * 3
+    assert study.train[1][held_out].bincount().tolist() == [3] * 3
+    with pytest.raises(SettingError, match='8 are needed|11 are needed'):
+        modalities.draw(study, 8, seed=1)
+
+
+def test_padding_does_not_reach_the_speech_network() -> None:
+    net, x = Speech(3).eval(), torch.randn(2, 12, 6)
+    longer = torch.cat([x, torch.full((2, 12, 4), math.nan)], 2)
+    torch.testing.assert_close(net(longer), net(x))
