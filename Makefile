@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process for each core: with one thread each, they do not wait for each other.
+TESTS := -m pytest -n auto --dist worksteal
 
 .PHONY: train test gpu lint typecheck docs oldest dist clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --model vit_small_patch16_224 --multimix dense
 
-# A process for each core: with one thread each, they do not wait for each other.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
 # What only a GPU can tell, within eight minutes: docs/gpu.md.
 gpu: $(VENV)/installed-dev
@@ -18,7 +19,7 @@ gpu: $(VENV)/installed-dev
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 oldest: .venv-oldest/installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(TESTS)
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,10 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+from timm_multimix.files import whole
+from timm_multimix.runs.summary import read_summary
+from timm_multimix.training import output
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
@@ -33,10 +36,18 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def run_train(*args: str, timeout: int = 300, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """train.py as a user runs it: a process of its own."""
-    return subprocess.run([sys.executable, str(ROOT / 'train.py'), *args], capture_output=True, text=True,
-                          timeout=timeout, cwd=cwd)
+@pytest.fixture(autouse=True)
+def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in the tests' own process write an empty curves.png: drawing it takes longer than they do.
+
+    Those in processes of their own draw it, and so do the tests of what is drawn.
+    """
+    def plot_curves(summary: Path, path: Path, title: str = '') -> None:
+        if read_summary(summary):
+            with whole(path) as temporary:
+                Image.new('RGB', (1, 1)).save(temporary, format='PNG')
+
+    monkeypatch.setattr(output, 'plot_curves', plot_curves)
 
 
 def write_images(folder: Path, classes: int = 3, per_class: int = 6, size: int = 32) -> Path:

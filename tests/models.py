@@ -10,11 +10,11 @@ import torch.nn as nn
 
 from timm_multimix import MultiMixModel, wrap
 
-# timm's name, arguments, image side
+# timm's name, arguments, side of the images in pixels
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
-    'vit class token': ('test_vit', {}, 160),
-    'vit averaged': ('test_vit2', {}, 160),
-    'vit attention pool': ('test_vit3', {}, 160),
+    'vit class token': ('test_vit', {'img_size': 64}, 64),
+    'vit averaged': ('test_vit2', {'img_size': 64}, 64),
+    'vit attention pool': ('test_vit3', {'img_size': 64}, 64),
     'vit_small': ('vit_small_patch16_224', {'img_size': 32, 'depth': 2}, 32),
     'resnet': ('test_resnet', {}, 64),
     'resnet18': ('resnet18', {'output_stride': 8}, 32),
@@ -24,6 +24,15 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     'conv head': ('mobilenetv3_small_050', {}, 64),
     'batch norm in the head': ('efficientvit_b0', {}, 64),
 }
+
+
+IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TARGET = torch.arange(8) % 5
+
+
+def a_resnet(mode: str = 'multimix', **kwargs: Any) -> MultiMixModel:
+    """For IMAGES and TARGET."""
+    return wrap(timm.create_model('test_resnet', num_classes=5), mode, **{'n': 10, **kwargs})
 
 
 def build(name: str, **kwargs: Any) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from benchmarks import accuracy, variants
+from tests import forked
 from tests.conftest import ROOT, write_images
 from timm_multimix import SettingError, wrap
 from timm_multimix.mixing import LamSampler, effective_examples
@@ -26,8 +26,7 @@ from timm_multimix.training.checks import check_args
 
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, '-m', 'benchmarks.accuracy', *map(str, args)], capture_output=True,
-                          text=True, timeout=300, cwd=ROOT)
+    return forked.run('-m', 'benchmarks.accuracy', *map(str, args), deep=True)
 
 
 @pytest.fixture
@@ -139,26 +138,27 @@ def test_differences_to_the_best_rival_and_the_picture(study: Path, tmp_path: Pa
 
 def test_one_process_trains_a_run_and_its_death_frees_it(study: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(study.read_text())
-    settings['base']['epochs'] = 20  # the first process is still at it when the second one asks
+    settings['base']['epochs'] = 100_000  # so that the first process is still at it when the second one asks
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
     data = write_images(tmp_path / 'images', classes=3, per_class=6)
-    arguments = [sys.executable, '-m', 'benchmarks.accuracy', 'run', str(study), '--data-dir', str(data)]
     locks = [study.with_suffix('.claims') / accuracy.key_of(accuracy.read_study(study), name, 1)
              for name in ('none', 'dense')]
     temporary = tmp_path / 'temporary'
     temporary.mkdir()
-    with FileLock(locks[1]):  # as if another process were at it
-        first = subprocess.Popen([*arguments, '--only', 'none'], cwd=ROOT, env={**os.environ, 'TMPDIR': str(temporary)})
-        while not locks[0].exists():
-            assert first.poll() is None
-            time.sleep(0.1)
+    with FileLock(locks[1]), forked.start(  # as if another process were at it
+            '-m', 'benchmarks.accuracy', 'run', str(study), '--data-dir', str(data), '--only', 'none',
+            env={**os.environ, 'TMPDIR': str(temporary)}, deep=True) as first:
+        deadline = time.time() + 120
+        while not any(temporary.glob('*/out/run/summary.csv')):
+            assert first.poll() is None and time.time() < deadline, first.stderr
+            time.sleep(0.05)
         both = command('run', study, '--data-dir', data)
         assert both.stdout.splitlines() == [f'{name}, seed 1: another process is at it' for name in ('none', 'dense')]
         assert any(temporary.glob('*/data'))
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 143 and not any(temporary.glob('*/data'))  # it ended its train.py, and tidied up
-    done = command('run', study, '--data-dir', data, '--only', 'none')
-    assert done.returncode == 0 and done.stdout.startswith('none, seed 1: '), done.stdout + done.stderr
+    with FileLock(locks[0], timeout=10):  # which its death has freed
+        pass
 
 
 def test_watched_images_and_other_subsets(tmp_path: Path) -> None:

@@ -2,17 +2,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from . import forked
 
 
 def run(*args: str) -> str:
-    done = subprocess.run([sys.executable, '-m', *args], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = forked.run('-m', *args, deep=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -33,6 +31,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert all(row['loss'] > 0 and 'literal' in row['MiB'] for row in rows)
 
 
+@pytest.mark.slow  # spawns interpreters
 def test_distributed(tmp_path: Path) -> None:
     out = run('benchmarks.distributed', '--model', 'test_resnet', '--modes', 'plain', 'dense, gather', '--ranks', '2',
               '--batch-size', '4', '--num-classes', '5', '--img-size', '64', '--repeat', '1', '--device', 'cpu',
@@ -55,10 +54,10 @@ def test_step(model: str, more: list[str], tmp_path: Path) -> None:
 
 def test_gpu_runs_each_part_once_and_goes_on_after_one_that_failed(tmp_path: Path) -> None:
     out = tmp_path / 'new'
-    command = [sys.executable, '-m', 'benchmarks.gpu', '--device', 'cpu', '--tiny', '--output', str(out)]
+    command = ['-m', 'benchmarks.gpu', '--device', 'cpu', '--tiny', '--output', str(out)]
     (tmp_path / 'empty').mkdir()
-    done = subprocess.run([*command, '--only', 'cuda-tests', 'loss', 'cifar', '--data-dir', str(tmp_path / 'empty')],
-                          capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = forked.run(*command, '--only', 'cuda-tests', 'loss', 'cifar', '--data-dir', str(tmp_path / 'empty'),
+                      deep=True)
     records = {path.stem: json.loads(path.read_text()) for path in out.glob('*.json')}
     assert done.returncode == 1, done.stderr
     assert records['loss']['state'] == 'passed' and records['loss']['figures']['rows']['tiny']['faster'] > 0
@@ -68,4 +67,4 @@ def test_gpu_runs_each_part_once_and_goes_on_after_one_that_failed(tmp_path: Pat
     assert records['machine']['torch'] in summary and '≥ 20×' in summary and records['cifar']['error'][:12] in summary
 
     before = (out / 'loss.json').read_text()
-    assert 'loss: there already' in run(*command[2:], '--only', 'loss') and (out / 'loss.json').read_text() == before
+    assert 'loss: there already' in run(*command[1:], '--only', 'loss') and (out / 'loss.json').read_text() == before

@@ -1,27 +1,22 @@
 """Several ranks over gloo: real processes, started by torchrun as users start them."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from timm.data import create_loader
 
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix import MultiMixConfig, SettingError
 from timm_multimix.data import PlacedLoader, create_train_val
 from timm_multimix.runs.summary import read_summary
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-
 
 def torchrun(*args: str, ranks: int = 2, timeout: int = 240, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', *args],
-        capture_output=True, text=True, timeout=timeout, env=ENV)
+    done = forked.run('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', *args,
+                      timeout=timeout, deep=True)
     assert done.returncode == code, done.stderr[-4000:]
     return done.stdout if code == 0 else done.stdout + done.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix import SettingError
 from timm_multimix.__main__ import COMMANDS, main
@@ -68,7 +69,8 @@ def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_script_from_elsewhere(tmp_path: Path) -> None:
-    assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path)
+    done = forked.run('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path)
+    assert done.returncode == 0 and 'usage: evaluate.py' in done.stdout
 
 
 def test_the_command_that_works_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +126,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     assert (installed / 'bin' / 'timm-multimix').is_file()
     assert sorted(p.name for p in installed.iterdir() if p.suffix != '.dist-info') == ['bin', 'timm_multimix']
-    assert 'evaluate  ' in python('-m', 'timm_multimix', '--help', cwd=tmp_path, path=installed)
-    assert '--multimix' in python('-m', 'timm_multimix', 'train', '--help', cwd=tmp_path, path=installed)
-    assert 'usage: train.py' in python('-m', 'timm_multimix', 'train', '--help', cwd=tmp_path, path=installed)
+    assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path, path=installed)
     # It stops before it trains; by then it has read its recipe.
     out = python('-m', 'timm_multimix', 'train', '--batch-size', '5000', cwd=tmp_path, path=installed, code=2)
     assert f'Settings: {installed}/timm_multimix/_scripts/hparams/digits_vit_small.yaml' in out

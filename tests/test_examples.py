@@ -3,21 +3,20 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import timm
 import torch
 
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix.data import create_train_val
 
 
 def run(example: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(ROOT / 'examples' / example)],
-                          capture_output=True, text=True, cwd=folder, timeout=600,
-                          env={**os.environ, 'EPOCHS': '2', 'PYTHONPATH': str(ROOT)})
+    code = ("import runpy, sys, warnings; warnings.simplefilter('error', UserWarning)\n"
+            "runpy.run_path(sys.argv[1], run_name='__main__')")
+    done = forked.run('-c', code, str(ROOT / 'examples' / example), cwd=folder, env={**os.environ, 'EPOCHS': '2'})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix.training.interrupt import Interrupt, Stopped
 
@@ -36,17 +37,15 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize('script', ['train.py', 'evaluate.py'])
-@pytest.mark.parametrize('moment', ['importing', 'before the loop'])
-def test_ctrl_c_in_the_first_seconds_is_a_sentence(script: str, moment: str, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_first_seconds_is_a_sentence(script: str, tmp_path: Path) -> None:
     """It strikes within the import of a library, and then as the flags are parsed."""
-    place = {'importing': ('timm', 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'),
-             'before the loop': ('sitecustomize', 'import argparse, os, signal\n'
-                                 'def strike(*_, **__):\n    os.kill(os.getpid(), signal.SIGINT)\n'
-                                 'argparse.ArgumentParser.parse_args = strike\n')}[moment]
-    (tmp_path / f'{place[0]}.py').write_text(place[1])
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    code = f'import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = [{script!r}, "x"]; ' \
-           f'runpy.run_path({str(ROOT / script)!r}, run_name="__main__")'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=tmp_path,
-                          env={**os.environ, 'PYTHONPATH': path})
-    assert done.returncode == 130 and 'Stopped' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
+    importing = subprocess.run([sys.executable, str(ROOT / script), 'x'], capture_output=True, text=True, timeout=120,
+                               cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    code = ('import argparse, os, runpy, signal, sys\n'
+            'def strike(*_, **__):\n    os.kill(os.getpid(), signal.SIGINT)\n'
+            'argparse.ArgumentParser.parse_args = strike\n'
+            'runpy.run_path(sys.argv[1], run_name="__main__")')
+    before_the_loop = forked.run('-c', code, str(ROOT / script), cwd=tmp_path)
+    for done in (importing, before_the_loop):
+        assert done.returncode == 130 and 'Stopped' in done.stderr and 'Traceback' not in done.stderr, done.stderr

@@ -158,11 +158,8 @@ def two_steps(name: str, method: str, tmp_path: Path, data: Path, *more: str) ->
     shutil.rmtree(out)
 
 
-QUICK = [('cifar100_wideresnet16_8_short', 'multimix'), ('tinyimagenet_preactresnet18', 'dense')]
-
-
-@pytest.mark.parametrize('name, method', [
-    pytest.param(*key, marks=[] if key in QUICK else pytest.mark.slow, id='-'.join(key)) for key in COMMANDS])
+@pytest.mark.slow  # large networks; one of them runs below
+@pytest.mark.parametrize('name, method', COMMANDS, ids=IDS)
 def test_two_steps(name: str, method: str, tmp_path: Path) -> None:
     classes, size = SYSTEMS[name.removesuffix('_short')]
     data = generated(tmp_path / 'data', size)

@@ -3,11 +3,8 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,13 @@ import torch
 import yaml
 
 import train
-from tests.conftest import ROOT, write_images
+from tests import forked
+from tests.conftest import write_images
 from timm_multimix import MultiMixTask
 from timm_multimix.runs.find import candidates, damage, newest_whole
 from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.summary import read_summary
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 RUN = ('--model', 'test_resnet', '--img-size', '32', '-b', '4', '--epochs', '4', '--opt', 'adamw', '--lr', '3e-3',
        '--warmup-epochs', '1', '--sched-on-updates', '--multimix', 'dense', '--multimix-prob', '0.6', '--multimix-n',
        '20', '--mixup', '0.5', '--model-ema', '--model-ema-decay', '0.8', '--aa', 'rand-m5-mstd0.5', '--reprob', '0.3',
@@ -30,9 +27,8 @@ RUN = ('--model', 'test_resnet', '--img-size', '32', '-b', '4', '--epochs', '4',
 
 
 def with_kills(folder: Path, data: Path, *plan: str, flags: tuple[str, ...] = ()) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tests' / 'killer.py'), *plan, '--', *RUN, '--data-dir', str(data),
-         '--output', str(folder), '--experiment', 'x', *flags], capture_output=True, text=True, timeout=600, env=ENV)
+    done = forked.run('tests/killer.py', *plan, '--', *RUN, '--data-dir', str(data), '--output', str(folder),
+                      '--experiment', 'x', *flags, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == 'ended: unharmed 0'  # the plan was carried out
     return done.stdout + done.stderr
@@ -179,10 +175,10 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, data: Path) -> None:
     assert start(tmp_path / 'whole', data, '--epochs', '4') == start(tmp_path / 'full', data, '--epochs', '2') == 0
     run = tmp_path / 'full' / 'x'
     before = (run / 'last.pth.tar').read_bytes()
-    limit = len(before) // 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'train.py'), '--resume', str(run), '--epochs', '4'], capture_output=True, text=True,
-        env=ENV, timeout=300, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    code = ('import resource, runpy, sys\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n'
+            "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = forked.run('-c', code, str(len(before) // 10), 'train.py', '--resume', str(run), '--epochs', '4')
     assert done.returncode == 2, done.stdout + done.stderr
     for epoch in (3, 4):
         assert f'Warning: a checkpoint of epoch {epoch} could not be written' in done.stdout
@@ -243,15 +239,12 @@ def test_the_image_that_broke_a_worker_is_named(
 
 def test_ctrl_c_for_all_processes_saves_within_the_epoch(tmp_path: Path, data: Path) -> None:
     """A terminal sends it to the loading processes too."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), *SHORT, '--data-dir', str(data), '--output', str(tmp_path),
-         '--experiment', 'x', '--epochs', '100000', '-j', '2'], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=ENV, start_new_session=True)
-    lines = iter(process.stdout.readline, '')  # type: ignore[union-attr]
-    assert any(line.startswith('Epoch ') for line in lines)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and 'Stopped by SIGINT' in out and 'Traceback' not in err, out + err
+    with forked.start('train.py', *SHORT, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'x',
+                      '--epochs', '100000', '-j', '2') as process:
+        assert process.has_said('\nEpoch '), process.stderr
+        os.killpg(process.pid, signal.SIGINT)
+        code, out, err = process.wait(120), process.stdout, process.stderr
+    assert code == 130 and 'Stopped by SIGINT' in out and 'Traceback' not in err, out + err
     assert candidates(tmp_path / 'x')[0].name.startswith('recovery-') and damage(candidates(tmp_path / 'x')[0]) is None
 
 
@@ -363,18 +356,14 @@ def test_two_processes_never_train_in_one_folder(
     assert start(tmp_path, data, '--epochs', '1') == 0  # which lets go of the folder at its end
     run = tmp_path / 'x'
     monkeypatch.setattr('timm_multimix.training.lock.WAIT', 0.2)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train.py'), '--resume', str(run), '--epochs', '100000', '-j', '1'],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
-    try:
-        assert any(line.startswith('Epoch ') for line in iter(process.stdout.readline, ''))  # type: ignore[union-attr]
+    with forked.start('train.py', '--resume', str(run), '--epochs', '100000', '-j', '1') as process:
+        assert process.has_said('\nEpoch '), process.stderr
         for again in (['--resume', str(run)], [*SHORT, '--data-dir', str(data), '--output', str(tmp_path),
                                                '--experiment', 'x', '--resume', 'auto']):
             assert train.main([*again, '--epochs', '3']) == 2
             assert f'Another process trains in {run}.' in capsys.readouterr().err
-    finally:
-        process.kill()
-        process.communicate(timeout=60)
+        process.send_signal(signal.SIGKILL)  # it alone: its worker has to notice
+        process.wait(60)
     done = int(read_summary(run / 'summary.csv')[-1]['epoch']) + 1
     monkeypatch.setattr('timm_multimix.training.lock.WAIT', 10)  # until the process that loaded has noticed
     assert train.main(['--resume', str(run), '--epochs', str(done + 2)]) == 0
@@ -392,7 +381,7 @@ def test_a_run_that_fails_lets_go_of_its_folder(tmp_path: Path, data: Path, monk
 
 
 @pytest.mark.parametrize('content', [
-    b'\xff\xfe: [', b'- a list', b'', b'? [a, b]\n: 1', b'{[1]: 2}', b'[' * 3000, b'a: 2024-13-45', b'recipe: [1, 2]',
+    b'\xff\xfe: [', b'- a list', b'', b'? [a, b]\n: 1', b'{[1]: 2}', b'[' * 1200, b'a: 2024-13-45', b'recipe: [1, 2]',
     b'recipe: 3', b'model: {a: {b: c}}', b'!!python/object/apply:os.system [exit]'])
 def test_no_file_below_output_breaks_auto(content: bytes, tmp_path: Path) -> None:
     for name in ('a', 'b'):

@@ -1,9 +1,6 @@
 """MultiMixTask in timm's machinery: alternation, mixup, EMA, DDP, compile, checkpoints."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch.nn as nn
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
+from tests import forked
 from timm_multimix import MultiMixTask, unwrap, wrap
 
 
@@ -185,8 +183,7 @@ os._exit(0)  # tearing gloo down is not under test, and the rank that leaves fir
 def test_two_ranks_over_gloo_agree(tmp_path: Path) -> None:
     script = tmp_path / 'ranks.py'
     script.write_text(DDP_SCRIPT)
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)],
-        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = forked.run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script), timeout=240,
+                      deep=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('agreed') == 2

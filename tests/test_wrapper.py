@@ -118,7 +118,7 @@ def test_copies_are_independent() -> None:
     model, images, target = build('vit class token')
     wrapped = quiet_wrap(model, 'dense').eval()
     twin = copy.deepcopy(wrapped)
-    lam = sample_lam(20, 100, 6, 1.0)
+    lam = sample_lam(20, wrapped.head_info.positions, 6, 1.0)
     assert torch.equal(twin(images, target, lam=lam).loss, wrapped(images, target, lam=lam).loss)
     with torch.no_grad():
         next(twin.parameters()).add_(1)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix.data import DigitsReader
 from timm_multimix.evaluate.report import markdown, plain, table_lines
@@ -25,8 +25,7 @@ DATA = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'inter
 
 
 def run_evaluate(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), '-j', '0', '--device', 'cpu', *args],
-                          capture_output=True, text=True, timeout=600, cwd=cwd)
+    return forked.run(str(ROOT / 'evaluate.py'), '-j', '0', '--device', 'cpu', *args, cwd=cwd)
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ import timm
 import torch
 
 import timm_multimix
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix.heads import description
 from timm_multimix.heads.positions import input_size_of
@@ -65,8 +66,7 @@ def test_command_line() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('5 classes') == 2 and 'images 3×64×64' in done.stdout
     code = "import timm, timm_multimix.describe; timm_multimix.describe(timm.create_model('test_resnet'))"
-    imported = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    imported = forked.run('-c', code)
     assert imported.returncode == 0 and 'multimix' in imported.stdout, imported.stderr
-    wrong = subprocess.run([sys.executable, '-m', 'timm_multimix.describe', 'resnet81'], capture_output=True,
-                           text=True, cwd=ROOT, timeout=120)
+    wrong = forked.run('-m', 'timm_multimix.describe', 'resnet81')
     assert wrong.returncode == 2 and 'Did you mean resnet18' in wrong.stderr

@@ -76,9 +76,11 @@ def test_private_is_not_taken_for_granted(hub: HubServer) -> None:
     assert hub.repos['user/new'].private and hub.repos['user/public'].messages == ['initial commit']
 
 
-def test_a_push_that_fails_stops_nothing(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_push_that_fails_stops_nothing(
+        hub: HubServer, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fault = hub.fail('POST', '/commit/', 403, times=99)
-    flags = ['--model', 'test_resnet', *SMALL, '--output', str(tmp_path), '--experiment', 'x']
+    flags = ['--model', 'test_resnet', *SMALL, '--data-dir', str(image_folder), '-b', '6', '--output', str(tmp_path),
+             '--experiment', 'x']
     assert train.main([*flags, '--push-to-hub', 'user/name']) == 0
     said = capsys.readouterr()
     assert 'Warning: pushing the last epoch to user/name failed. The Hub forbids' in said.out
