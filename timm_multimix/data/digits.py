@@ -5,8 +5,9 @@ scikit-learn, so training can be tried with no data at hand.
 """
 from __future__ import annotations
 
+import functools
 import io
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 from timm.data.readers.reader import Reader
@@ -36,18 +37,10 @@ class DigitsReader(Reader):
         super().__init__()
         if split not in SPLITS:
             raise SettingError(f'split is {split!r}, but {DIGITS} has {", ".join(sorted(set(SPLITS.values())))}.')
-        from sklearn.datasets import load_digits  # slow to import, and whoever only loads a model has no use for it
-        data = load_digits()
-        self.class_to_idx = {str(name): i for i, name in enumerate(data.target_names)}
-        self.samples: list[tuple[bytes, int]] = []
-        self._names: list[str] = []
-        seen = dict.fromkeys(range(len(self.class_to_idx)), 0)
-        for index, (pixels, target) in enumerate(zip(data.images, data.target.tolist())):
-            part = 'validation' if seen[target] % 5 == 4 else 'train'
-            seen[target] += 1
-            if SPLITS[split] in (part, 'all'):
-                self.samples.append((_png((pixels * (255 / 16)).round().astype('uint8'), size), target))
-                self._names.append(f'{target}/{index:04d}.png')
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
+        found = [image for image in _images(size) if SPLITS[split] in (image.part, 'all')]
+        self.samples = [(image.png, image.target) for image in found]
+        self._names = [image.name for image in found]
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         png, target = self.samples[index]
@@ -58,6 +51,27 @@ class DigitsReader(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return self._names[index].split('/')[1] if basename else self._names[index]
+
+
+class _Image(NamedTuple):
+    png: bytes
+    target: int
+    part: str
+    name: str
+
+
+@functools.cache
+def _images(size: int) -> tuple[_Image, ...]:
+    """All of them, in scikit-learn's order. A training reads two splits, and they are drawn once."""
+    from sklearn.datasets import load_digits  # slow to import, and whoever only loads a model has no use for it
+    data, seen = load_digits(), [0] * 10
+    found: list[_Image] = []
+    for index, (pixels, target) in enumerate(zip(data.images, data.target.tolist())):
+        part = 'validation' if seen[target] % 5 == 4 else 'train'
+        seen[target] += 1
+        png = _png((pixels * (255 / 16)).round().astype('uint8'), size)
+        found.append(_Image(png, target, part, f'{target}/{index:04d}.png'))
+    return tuple(found)
 
 
 def _png(pixels: Any, size: int) -> bytes:
