@@ -14,7 +14,6 @@ from tests.mixing.test_loss import values_and_grads
 from timm_multimix import MultiMixConfig, SettingError, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, TeacherTargets, extensions, reference
 from timm_multimix.mixing.engines import stream, torch_engine
-from timm_multimix.mixing.options import LossOptions
 from timm_multimix.mixing.plain_loss import PlainLoss
 
 
@@ -235,14 +234,3 @@ def test_errors() -> None:
     a = torch.rand(5, 1, requires_grad=True)
     with pytest.raises(SettingError, match="reading 'logits' takes the attention as a constant"):
         mixed_cross_entropy(L, y, lam, a, teacher=TeacherTargets(T, reading='logits'))
-
-
-def test_triton_computes_the_first_reading_and_leaves_the_second() -> None:
-    engines = pytest.importorskip('timm_multimix.mixing.engines')
-    device = torch.device('cuda')
-    first = LossOptions(engine='triton')
-    problem = engines._triton_problem(first, 'cuda', torch.float32)
-    assert problem is None or 'import' in problem
-    with pytest.raises(SettingError, match="teacher that predicts mixtures"):
-        engines.choose(LossOptions(engine='triton', teacher_weight=0.5), device, torch.float32)
-    assert engines.choose(LossOptions(teacher_weight=0.5), device, torch.float32) is torch_engine.ENGINE

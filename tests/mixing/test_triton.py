@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import LamSampler, engines, extensions
+from timm_multimix.mixing import LamSampler, TeacherTargets, engines, extensions
 from timm_multimix.mixing.options import LossOptions
 
 pytest.importorskip('triton')
@@ -194,6 +194,42 @@ def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
         engines.choose(LossOptions(engine='tritn'), cuda, torch.float32)
 
 
+@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
+       N=st.integers(1, 90), attending=st.booleans(), at_positions=st.booleans(), keep_norm=st.booleans(),
+       weighted=st.booleans(), zeros=st.booleans(), half=st.booleans(),
+       reading=st.sampled_from(['targets', 'logits']), normalize=st.sampled_from(['position', 'all']))
+@settings(max_examples=40, deadline=None)
+def test_a_teacher_equals_the_equations(
+        seed: int, B: int, P: int, C: int, N: int, attending: bool, at_positions: bool, keep_norm: bool, weighted: bool,
+        zeros: bool, half: bool, reading: str, normalize: str) -> None:
+    g = torch.Generator().manual_seed(seed)
+    L, T = torch.randn(B, P, C, generator=g), 2 * torch.randn(B, P, C, generator=g)
+    L = (L.bfloat16() if half else L).to(DEVICE).requires_grad_()
+    T = T if at_positions else T[:, :1].expand(B, P, C)
+    y, lam, w = torch.randint(0, C, (B,), generator=g), sample_lam(N, P, B, 0.2, g), torch.rand(C, generator=g)
+    a = attention(torch.randn(B, P, 5, generator=g)) if attending else None
+    if zeros:
+        lam[0, :] = torch.eye(B)[0]
+        if a is not None:
+            a[0] = 0
+    y, lam, w, T = (t.to(DEVICE) for t in (y, lam, w, T))
+    a = None if a is None else a.to(DEVICE)
+    weights = w if weighted else None
+    got = value_and_grad(mixed_cross_entropy(
+        L, y, lam, a, normalize=normalize, engine='triton', keep_norm=keep_norm, class_weight=weights,
+        teacher=TeacherTargets(T if at_positions else T[:, 0], 0.4, 1.5, reading)), L)
+    exact, eye = L.detach().double().requires_grad_(), torch.eye(C, dtype=torch.float64, device=DEVICE)
+    Y = torch.nn.functional.one_hot(y, C).double()
+    full = torch.full((B, P), 1 / P, dtype=torch.float64, device=DEVICE) if a is None else a.double()
+    want = value_and_grad(extensions.dense_multimix_loss(
+        exact, Y, lam.double(), full, eye, 0 * eye[0], normalize, keep_norm=keep_norm,
+        w=w.double() if weighted else None, v=extensions.weigh(Y, w.double()) if weighted else None,
+        teacher=extensions.Teacher(T.double(), 0.4, 1.5, reading)), exact)
+    for found, true in zip(got, want):
+        scale = max(float(true.abs().max()), 0.1 / N)
+        assert float((found - true).abs().max()) <= (1e-2 if half else 2e-5) * scale
+
+
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'timm_multimix.mixing.engines.triton_engine', None)
     monkeypatch.delattr(engines, 'triton_engine')
@@ -211,10 +247,11 @@ from triton.compiler import ASTSource
 from timm_multimix.mixing.engines import triton_engine as engine
 
 NAMED = 'constexprs' in inspect.signature(ASTSource).parameters  # triton of torch 2.6 leaves them out of the signature
-WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'row_p', 'SPLITS', 'ROWS', 'out_split'}
+WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'T_p', 'T_b', 'row_p', 'SPLITS', 'ROWS', 'out_split'}
 for capability in (80, 90):
     for precision, block_n in engine.BLOCK_N.items():
-        for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR)):
+        for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR),
+                                (engine._said, 0)):
             fixed = dict(TINY=engine.TINY, HAS_A=True, HAS_MASS=True, KEEP_NORM=True, BLOCK_N=block_n, BLOCK_B=block_b,
                          BLOCK_C=engine.BLOCK_C, STEP=engine.STEP, PRECISION=precision)
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
@@ -232,7 +269,7 @@ def test_compiles_for_gpus() -> None:
     done = subprocess.run([sys.executable, '-c', COMPILE], capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 12
+    assert len(lines) == 16
     assert all(int(shared) <= 99 * 1024 for *_, shared in lines), done.stdout
 
 

@@ -83,7 +83,7 @@ def mixed_cross_entropy(
             is 0. Not in the paper. Not for `binary`.
         teacher: a teacher's logits of the unmixed batch, and how they become a share of the targets. Labels are
             smoothed, a teacher's predictions are not. `keep_norm` divides its mixed logits too. Not in the paper's
-            last version. With reading 'logits' the attention must not require grad, and Triton is not used.
+            last version. With reading 'logits' the attention must not require grad.
         validate: whether the values of `lam`, `attention`, `target` and `class_weight` are looked at. None: on the CPU
             only, where that costs no wait, and not under torch.compile. True: always, which waits for the device and
             breaks a compiled graph. False: never; what is no weight then gives a plausible number.

@@ -45,8 +45,6 @@ def _triton_problem(options: LossOptions, device: str, dtype: torch.dtype) -> st
         return 'its kernels compute in float32, and the logits are float64.'
     if options.attention_grad:
         return 'its kernels do not differentiate the attention (attention_detach=False).'
-    if options.teacher_weight:
-        return "its kernels have no teacher that predicts mixtures (teacher_reading='logits')."
     if options.binary:
         return 'its kernels have no binary cross-entropy.'
     try:

@@ -7,6 +7,8 @@ or s‖w‖ to keep the length of embeddings; and μ what the examples weigh, 1 
              blocks of classes
     _grad    per block of classes and of examples: a ∘ λᵀ(v/r · softmax(X)), X computed again, over all mixtures
     _pair    per block of pairs of examples: gᵀ(g/r), over all mixtures
+    _said    where a teacher with logits T predicts mixtures, Q = softmax(gT/r): per block of mixtures its logsumexp,
+             Σ_c Q and Σ_c QX, online as well. Q's part of the gradient is `_grad` of T, with −s for v
 
 Each block of a sum has one owner, so results do not depend on the order of execution. Where there are too few blocks
 to fill a GPU, mixtures are split among several owners, whose sums are added after.
@@ -130,6 +132,43 @@ def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B,
 
 
 @triton.jit
+def _said(lam, L, T, cw, a, inverse_in, s_out, share_out, cross_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, T_p,
+          T_b, TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, BLOCK_N: tl.constexpr,
+          BLOCK_C: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
+    p = tl.program_id(1).to(tl.int64)
+    k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inverse = tl.load(inverse_in + p * N + k, mask=k < N, other=0.0)
+    s = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
+    if HAS_A:
+        s = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        for b0 in range(0, B, STEP):
+            s += tl.sum(_load_g(lam, a, p, k, b0 + tl.arange(0, STEP), N, B, lam_p, lam_k, HAS_A), 1)
+        s = tl.where(s > TINY, s, 0.0)
+    top = tl.full((BLOCK_N,), float('-inf'), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    share = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    cross = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for c0 in range(0, C, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        t = _mix(lam, T, a, p, k, c, N, B, C, lam_p, lam_k, T_p, T_b, HAS_A, STEP, PRECISION)
+        t = tl.where((c < C)[None, :], t * inverse[:, None], float('-inf'))
+        higher = tl.maximum(top, tl.max(t, 1))
+        before = tl.exp(top - higher)
+        q = tl.exp(t - higher[:, None])
+        total = total * before + tl.sum(q, 1)
+        if HAS_MASS:
+            q *= tl.load(cw + c, mask=c < C, other=0.0)[None, :]
+        x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
+        share = share * before + tl.sum(q, 1)
+        cross = cross * before + tl.sum(q * x * inverse[:, None], 1)
+        top = higher
+    tl.store(s_out + p * N + k, s, mask=k < N)
+    tl.store(share_out + p * N + k, share / total, mask=k < N)
+    tl.store(cross_out + p * N + k, cross / total, mask=k < N)
+    tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
+
+
+@triton.jit
 def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, SPLITS, ROWS, out_split,
           HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
           STEP: tl.constexpr, PRECISION: tl.constexpr):
@@ -189,6 +228,19 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
             lam, L, any_a, batch.rowsum, any_mass, weight, inverse, v, lse, *sizes,
             B if batch.rowsum.ndim == 2 else 0, TINY=TINY,
             HAS_MASS=batch.mass is not None, KEEP_NORM=batch.options.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+        T, share = batch.teacher, batch.options.teacher_weight
+        if T is not None:
+            T, cw = T.contiguous(), batch.class_weight
+            of_teacher = T.stride(0) if T.ndim == 3 else 0, T.stride(-2)
+            s, says, cross, lse_t = (lam.new_empty(p, N) for _ in range(4))
+            _said[triton.cdiv(N, block_n), p](
+                lam, L, T, batch.rowsum if cw is None else cw, any_a, inverse, s, says, cross, lse_t, *sizes,
+                *of_teacher, TINY=TINY, HAS_MASS=cw is not None, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+            s = share * s
+            v = v + s * says
+            sums.loss -= (s * cross).sum(1)
+            if cw is not None:
+                weight = weight + s * says
         sums.loss += (v * lse).sum(1)
         sums.weight += weight.sum(1)
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
@@ -202,6 +254,13 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
                 _grad[blocks[0], blocks[1], p * to.splits](
                     lam, L, any_a, inverse, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
                     BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+            if T is not None:
+                part = torch.zeros_like(sums.logits)
+                with _Split(part, N, blocks) as to:
+                    _grad[blocks[0], blocks[1], p * to.splits](
+                        lam, T, any_a, inverse, s, lse_t, to.out, *sizes[:5], *of_teacher, to.splits, to.rows,
+                        to.stride, BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+                sums.logits -= part if cw is None else part * cw
 
 
 class _Split:
