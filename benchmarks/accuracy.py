@@ -32,6 +32,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -56,6 +57,7 @@ from timm_multimix.distributed import start
 from timm_multimix.errors import SettingError, nearest
 from timm_multimix.evaluate.outputs import collect
 from timm_multimix.evaluate.tables.calibration import calibration, confidence_and_right, ece
+from timm_multimix.files import whole_folder
 from timm_multimix.runs.summary import read_summary
 
 TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
@@ -135,6 +137,20 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
+
+
+def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:
+    """A study's image folder: `train`, and as `validation` all the images that judge.
+
+    Raises:
+        SettingError: the folder exists; data_dir lacks images.
+    """
+    if folder.exists():
+        raise SettingError(f'{folder} exists. Name a folder that does not.')
+    sizes = {key: value for key, value in study['data'].items() if key != 'watch'}
+    with whole_folder(folder, flushed=False) as new:
+        make_folder(data_dir, sizes, study['judge'], new)
+        shutil.rmtree(new / 'judge')  # the same
 
 
 def settings_of(study: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
@@ -267,6 +283,9 @@ def mean_error(values: list[float]) -> tuple[float, float]:
 MEASURES = {'top1': ('top-1 %', 2), 'median of last ten': ('median of last ten', 2), 'nll': ('NLL', 3),
             'ece': ('ECE', 3), 'scaled nll': ('NLL, scaled', 3), 'scaled ece': ('ECE, scaled', 3)}
 # key of a row: title and digits. 'scaled' is with temperature scaling.
+MEAN: dict[str, Any] = {'fmt': 'o', 'color': 'C0', 'ms': 5, 'capsize': 3}
+SEED: dict[str, Any] = {'ls': '', 'marker': '.', 'color': '0.6', 'ms': 5}
+ALONE: dict[str, Any] = {'ls': '', 'marker': 'o', 'color': 'C0', 'ms': 5, 'mfc': 'white'}
 
 
 def by_name(path: Path, study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -351,7 +370,8 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> 
 
 
 def plot(path: Path, image: Path, study: dict[str, Any]) -> None:
-    """A picture of the table: every seed a dot, the mean with its standard error, and the first run as a line."""
+    """A picture of the table: every seed a dot, the mean with its standard error, and the first run as a line. A run of
+    one seed has no error, and so a hollow dot."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -365,11 +385,21 @@ def plot(path: Path, image: Path, study: dict[str, Any]) -> None:
         for y, name in enumerate(names):
             values = [row[key] for row in found[name].values()]
             mean, error = mean_error(values)
-            ax.plot(values, [y] * len(values), '.', color='0.6', ms=5)
-            ax.errorbar(mean, y, xerr=None if math.isnan(error) else error, fmt='o', color='C0', ms=5, capsize=3)
+            if len(values) == 1:
+                ax.plot(mean, y, **ALONE)
+                continue
+            ax.plot(values, [y] * len(values), **SEED)
+            ax.errorbar(mean, y, xerr=error, **MEAN)
         ax.set_xlabel(title)
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
+    counts = {len(seeds) for seeds in found.values()}
+    kinds = [('one seed, its error is not known', ALONE)] if 1 in counts else []
+    if counts != {1}:
+        kinds = [('mean of several seeds, with its standard error', MEAN), ('a seed of these', SEED), *kinds]
+    handles = [axes[0].errorbar([], [], xerr=[], label=label, **style) if style is MEAN else
+               axes[0].plot([], [], label=label, **style)[0] for label, style in kinds]
+    figure.legend(handles=handles, frameon=False, fontsize=9, ncols=len(handles), loc='outside lower center')
     figure.savefig(image, dpi=150)
     plt.close(figure)
 
@@ -387,6 +417,10 @@ def main() -> None:
     train.add_argument('--pretrained-path', type=Path, metavar='FILE', help='weights to start from')
     train.add_argument('--results', type=Path, metavar='STUDY.jsonl',
                        help='default: beside it; of studies/, in results/')
+    images = commands.add_parser('images', help="write a study's image folder, to train on it otherwise")
+    images.add_argument('study', type=Path, metavar='STUDY.yaml')
+    images.add_argument('folder', type=Path, metavar='FOLDER', help='where to; it must not exist')
+    images.add_argument('--data-dir', type=Path, required=True, help='image folder with train/ and validation/')
     show = commands.add_parser('report', help='the table of what is there')
     show.add_argument('results', type=Path, metavar='STUDY.jsonl')
     show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside it; of results/, in studies/')
@@ -402,6 +436,8 @@ def main() -> None:
             results.parent.mkdir(exist_ok=True)
             run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only,
                 args.pretrained_path)
+        elif args.command == 'images':
+            write_images(read_study(args.study), args.data_dir, args.folder)
         else:
             study = read_study(args.study or beside(args.results, 'results', 'studies', '.yaml'), args.subset)
             text = report(args.results, study, args.against)

@@ -78,19 +78,19 @@ def picture(path: str, rows: list[dict[str, Any]], where: str) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.8 * len(rows)), layout='constrained', sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 1.4 + 0.8 * len(rows)), layout='constrained', sharey=True)
     for ax, key, about in zip(axes, ('time ratio', 'memory ratio'), ('time of a step', 'peak memory')):
         for i, mode in enumerate(MODES):
             at = [len(rows) - row - 0.25 * i for row in range(len(rows))]
             bars = ax.barh(at, [row[key][mode] for row in rows], 0.22, color=('0.65', '#8fb8de', '#2e6eb3')[i],
                            label=('plain cross-entropy', 'MultiMix', 'Dense MultiMix')[i])
             ax.bar_label(bars, fmt=' %.3f', fontsize=9)
-        ax.set_xlim(0, 2.6)  # room for the legend
+        ax.set_xlim(0, 1.2 * max(row[key][mode] for row in rows for mode in MODES))  # room for the figures
         ax.set_xlabel(f'{about}, plain = 1')
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_yticks([len(rows) - row - 0.25 for row in range(len(rows))],
                        [label(row).replace(' (', '\n(', 1) for row in rows], fontsize=8)
-    axes[1].legend(frameon=False, fontsize=8, loc='center right')
+    fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc='outside lower center')
     fig.suptitle(f'A training step; {where}', fontsize=10)
     fig.savefig(make_room(path), dpi=110)
 

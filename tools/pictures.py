@@ -84,7 +84,10 @@ def mixing() -> plt.Figure:
             effective = effective_examples(lam).mean()
             axis.set_xlabel(f'{len(lam)} mixtures of {effective:.1f} effective examples', fontsize=9)
         else:
-            axis.set_xlabel(f'{BATCH} digits 0, 1, 2 in the plane', fontsize=9)
+            axis.set_xlabel(f'{BATCH} digits in a plane', fontsize=9)
+            handles = [plt.Line2D([], [], ls='', marker='o', ms=5, mec='black', mew=0.6, color=colour)
+                       for colour in COLOURS]
+            axis.legend(handles, ['digit 0', 'digit 1', 'digit 2'], frameon=False, fontsize=9, loc='upper left')
         axis.scatter(*Z.T, c=Y.numpy() @ COLOURS, s=26 if lam is None else 18, edgecolors='black',
                      linewidths=0.6, zorder=3)
         axis.set_title(title, fontsize=10.5)

@@ -1,6 +1,7 @@
 """`curves.png`: loss, accuracy and mixing over the epochs."""
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -63,8 +64,7 @@ def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
     line(axis, column('train_loss_mixed'), 'train loss, mixed embeddings', orange)
     line(axis, column('train_loss_clean'), 'train loss, unmixed', blue)
     line(axis, column('eval_loss'), 'validation loss', green)
-    axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, fontsize='small')
+    _legend_above_the_lines(axis, bottom=0)
 
     axis = panels[1]
     last = [value for value in column('eval_top1') if value == value][-1:]
@@ -74,7 +74,7 @@ def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
     line(axis, column('train_top1_unmixed'), 'train, unmixed images', blue)
     line(axis, column('train_top1_mixed'), 'train, mixed images', orange)
     line(axis, column('eval_top1'), 'validation', green)
-    axis.legend(frameon=False, fontsize='small')
+    _legend_above_the_lines(axis, ticks_to=100)
 
     if counted:
         axis, steps = panels[2], column('train_steps')
@@ -100,3 +100,20 @@ def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
     if title:
         figure.suptitle(textwrap.fill(title, int(9 * size[0])), fontsize=11)  # letters to the inch, and room to spare
     return figure
+
+
+def _legend_above_the_lines(axis: Any, bottom: Optional[float] = None, ticks_to: float = math.inf) -> None:
+    """A legend that no line goes through: the panel is made higher than its lines are.
+
+    Args:
+        bottom: of the panel; default a little below the lowest value.
+        ticks_to: the largest value that there is.
+    """
+    values = [value for line in axis.get_lines() for value in line.get_ydata() if math.isfinite(value)] or [0.0]
+    low, high = min(values), max(values)
+    low = low - 0.05 * (high - low or 20) if bottom is None else bottom
+    # A line of text takes about 7 % of the panel.
+    axis.set_ylim(low, low + (high - low or 1.0) / (0.93 - 0.07 * len(axis.get_lines())))
+    ends = axis.get_ylim()
+    axis.set_yticks([tick for tick in axis.get_yticks() if ends[0] <= tick <= min(ends[1], ticks_to)])
+    axis.legend(frameon=False, fontsize='small', loc='upper right')

@@ -273,12 +273,12 @@ def _draw_one(name: str, table: Table, path: Path) -> Path:
         column[0].imshow(grey if pixels.shape[2] != 3 else pixels, cmap='gray', vmin=0, vmax=1)
         for axis, kind in zip(column[1:], kinds):
             a = one['maps'][kind]
-            large = F.interpolate(a[None, None], grey.shape, mode='bilinear', align_corners=False)[0, 0]
+            large = F.interpolate(a[None, None], grey.shape, mode='bilinear', align_corners=False)[0, 0].numpy()
             axis.imshow(grey, cmap='gray', vmin=0, vmax=1)
             axis.imshow(large, cmap='inferno', alpha=0.6, vmin=0, vmax=max(float(a.max()), 1.5 / a.numel()))
         for axis in column:
             if one['mask'] is not None:
-                axis.contour(one['mask'].float(), levels=[0.5], colors='#40e0d0', linewidths=1)
+                axis.contour(one['mask'].float().numpy(), levels=[0.5], colors='#40e0d0', linewidths=1)
             axis.set_xticks([])
             axis.set_yticks([])
     for axis, label in zip(axes[:, 0], ('image', *kinds)):

@@ -158,6 +158,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
                           label=other, lw=1.4)
             axis.set_title(title(name, 4.2, SCORES[kind]), fontsize=10)
             axis.set_yticks([])
+            axis.locator_params(axis='x', nbins=5)  # scores of little spread have long labels
     axes[0, 0].set_ylabel('share of images')
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, ncols=len(labels), loc='outside lower center')

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import SettingError
 from ...heads.positions import evaluating
 from ..outputs import Loader, bar, check_target, device_of, logits_of
-from ..table import Table, colour, pyplot, rows_of, save_figure
+from ..table import Table, colour, pyplot, rows_of, save_figure, short
 
 TITLE = 'Robustness'
 ABOUT = """\
@@ -271,17 +271,21 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     curves = {name: table.data['curve'] for name, table in tables.items()}
     if all(len(c['eps']) < 2 for c in curves.values()):
         return []
-    figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
-    for k, (name, c) in enumerate(curves.items()):
+    figure, axis = plt.subplots(figsize=(8, 4), layout='constrained')
+    attacks = (('pgd', '-', 'PGD'), ('fgsm', '--', 'FGSM'), ('random', ':', 'random ±ε'))
+    marker = {'-': {'marker': 'o', 'ms': 3.5}}
+    for k, c in enumerate(curves.values()):
         eps = [255 * x for x in c['eps']]
-        for attack, style, label in (('pgd', '-', 'PGD'), ('fgsm', '--', 'FGSM'), ('random', ':', 'random ±ε')):
-            axis.plot(eps, c[attack], style, color=colour(k), marker='o' if style == '-' else None, ms=3.5,
-                      label=f'{name}, {label}')
+        for attack, style, _ in attacks:
+            axis.plot(eps, c[attack], style, color=colour(k), **marker.get(style, {}))
     axis.set_xscale('symlog', linthresh=min(255 * c['eps'][1] for c in curves.values()), linscale=0.5)
     ticks = sorted({255 * x for c in curves.values() for x in c['eps']})
     axis.set_xticks(ticks, [f'{x:g}' for x in ticks])
     axis.set_xticks([], minor=True)
     axis.set(xlabel='ε · 255 (largest change of a pixel)', ylabel='accuracy, %', ylim=(0, 100))
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+    handles = [plt.Line2D([], [], color=colour(k)) for k in range(len(curves))]
+    handles += [plt.Line2D([], [], ls=style, color='0.4', **marker.get(style, {})) for _, style, _ in attacks]
+    figure.legend(handles, [*map(short, curves), *(label for _, _, label in attacks)], frameon=False, fontsize=8,
+                  loc='outside right center')
     return [save_figure(figure, folder / 'robustness.png')]
