@@ -1,7 +1,10 @@
 """`timm-multimix COMMAND` and `python -m timm_multimix COMMAND`, in a checkout and from a wheel; recipes by name."""
 from __future__ import annotations
 
+import email
 import os
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import timm_multimix
 from tests import forked
 from tests.conftest import ROOT
 from timm_multimix import SettingError
@@ -29,7 +33,7 @@ def python(*args: str, cwd: Path, path: Path = ROOT, code: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize('command', ['describe', 'data', 'push', 'export', 'list'])
+@pytest.mark.parametrize('command', ['describe', 'data', 'push', 'publish', 'export', 'list'])
 def test_a_command_says_how_it_is_called(command: str, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     for started_as, prog in (('/usr/bin/timm-multimix', 'timm-multimix'),
@@ -113,6 +117,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE', 'train.py', 'evaluate.py'):
         shutil.copy(ROOT / name, source)
+    with (source / 'pyproject.toml').open('a') as f:
+        f.write("\n[project.urls]\nRepository = 'https://example.org/user/repository/'\n")
+    for name in ('small', 'large'):
+        shutil.copytree(ROOT / 'checkpoints' / 'test_efficientnet_digits', source / 'checkpoints' / name)
+    with (source / 'checkpoints' / 'large' / 'model.safetensors').open('ab') as f:
+        f.write(bytes(2_000_000))
     empty.mkdir()
     python('-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(where)!r})', cwd=source, path=empty)
     pip = ('-m', 'pip', '--disable-pip-version-check')
@@ -123,10 +133,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / 'installed'
 
 
+def test_the_description_of_a_wheel(installed: Path) -> None:
+    """README.md, with absolute links where pyproject.toml names the repository."""
+    about = email.message_from_string(next(installed.glob('*.dist-info/METADATA')).read_text())
+    assert about['Description-Content-Type'] == 'text/markdown'
+    text = about.get_payload()
+    at = 'https://example.org/user/repository'
+    version = timm_multimix.__version__
+    assert f']({at}/raw/v{version}/docs/images/mixing.png)' in text and f']({at}/blob/v{version}/docs/index.md)' in text
+    links = re.findall(r'\]\(([^)\s]+)\)', text)
+    assert len(links) > 10 and all(link.startswith('https://') for link in links)
+    # Nothing else differs, and without an address nothing does.
+    readme = (ROOT / 'README.md').read_text()
+    assert re.sub(rf'{at}/(raw|blob)/v{version}/', '', text).strip() == readme.strip()
+    absolute = runpy.run_path(str(ROOT / 'setup.py'))['absolute']
+    assert absolute(readme, '', 'v1') == readme
+    assert absolute('[a](b.md#c) ![p](q.png) [h](#h) [m](mailto:x)', at, 'v1') == (
+        f'[a]({at}/blob/v1/b.md#c) ![p]({at}/raw/v1/q.png) [h](#h) [m](mailto:x)')
+
+
 def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     assert (installed / 'bin' / 'timm-multimix').is_file()
     assert sorted(p.name for p in installed.iterdir() if p.suffix != '.dist-info') == ['bin', 'timm_multimix']
     assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path, path=installed)
+    # Of the models that came along it holds the small ones, and finds them by name.
+    code = ('import timm_multimix as t; print([m.name for m in t.list_checkpoints(hub=False)], '
+            't.from_pretrained("small").multimix.config.mode)')
+    assert python('-c', code, cwd=tmp_path, path=installed) == "['small'] dense\n"
     # It stops before it trains; by then it has read its recipe.
     out = python('-m', 'timm_multimix', 'train', '--batch-size', '5000', cwd=tmp_path, path=installed, code=2)
     assert f'Settings: {installed}/timm_multimix/_scripts/hparams/digits_vit_small.yaml' in out

@@ -18,8 +18,9 @@ COMMANDS = {
     'describe': 'say how a timm model ends, and what mixing does with it',
     'data': "put the paper's data sets in order",
     'push': 'push a run to the Hub',
+    'publish': "push all models of a folder to a user's repositories",
     'export': 'write the folder that push would push',
-    'list': 'list the models on the Hub that were pushed with their settings',
+    'list': 'list the models that came along, and those on the Hub with their settings',
 }
 
 

@@ -15,7 +15,7 @@ import train
 from tests.conftest import ROOT
 from tests.hub.conftest import SHIPPED, a_run, small_model, wrapped
 from tests.hub.server import HubServer
-from timm_multimix import MultiMixModel, from_pretrained, list_checkpoints, push_to_hub, unwrap, wrap
+from timm_multimix import MultiMixModel, SettingError, from_pretrained, list_checkpoints, push_to_hub, unwrap, wrap
 from timm_multimix.data import create_train_val
 from timm_multimix.hub import export
 from timm_multimix.hub.__main__ import main as hub_main
@@ -130,8 +130,15 @@ def test_finding_checkpoints(hub: HubServer, capsys: pytest.CaptureFixture[str])
     push_to_hub(wrapped(), 'user/secret', private=True)
     push_to_hub(small_model(), 'user/plain')  # no settings of the method: nothing that from_pretrained could give
     hub.add('else/two', {'README.md': b'---\ntags: [timm-multimix]\n---\n'})
-    assert {m.id for m in list_checkpoints()} == {'user/one', 'user/secret', 'else/two'}
-    assert {m.id for m in list_checkpoints(author='user', search='one')} == {'user/one'}
+    came_along = {m.name for m in list_checkpoints(hub=False)}
+    assert SHIPPED.name in came_along
+    assert {m.name for m in list_checkpoints()} == {*came_along, 'hf-hub:user/one', 'hf-hub:user/secret',
+                                                    'hf-hub:else/two'}
+    assert [m.name for m in list_checkpoints(author='user', search='one')] == ['hf-hub:user/one']
+    assert list_checkpoints(search='EFFICIENTNET digits', hub=False) == [(SHIPPED.name, f'local-dir:{SHIPPED}', None)]
+    for given in ({'author': 'user'}, {'limit': 3}, {'token': 'x'}):
+        with pytest.raises(SettingError, match=f'{next(iter(given))} is given with hub=False'):
+            list_checkpoints(hub=False, **given)  # type: ignore[arg-type]
     assert hub_main(['list', '--author', 'else']) == 0
     assert capsys.readouterr().out == 'hf-hub:else/two\t0 downloads\n'
 

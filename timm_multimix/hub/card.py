@@ -23,6 +23,7 @@ from .save import CONFIG, COUNTS, MODE, RAW_WEIGHTS, SETTINGS, WEIGHTS
 
 TAG = 'timm-multimix'  # what list_checkpoints searches for
 PAPER = '2311.05538'
+NOTES = 'notes.md'  # what else is to be said, in Markdown; the card takes it in
 # A card that was written by hand, which is one without this line, is never replaced.
 MARK = '<!-- Written by timm-multimix, and anew at every push. Without this line it stays as you edit it. -->'
 _CITATION = '''```bibtex
@@ -61,6 +62,8 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
     parts = [_about(config, settings, counts, folder), _usage(name, config, settings, averaged)]
     if rows:
         parts.append(_results(rows, args, averaged, (folder / 'curves.png').exists()))
+    if (folder / NOTES).exists():
+        parts.append(f'## Notes\n\n{(folder / NOTES).read_text(encoding="utf-8").strip()}\n')
     parts += [_training(args, settings), f'## Citation\n\n{_CITATION}']
     return f'---\n{front.to_yaml()}\n---\n{MARK}\n\n# {title}\n\n' + '\n'.join(filter(None, parts))
 
@@ -95,7 +98,9 @@ def _about(config: dict[str, Any], settings: dict[str, Any], counts: dict[str, i
     size = config['pretrained_cfg'].get('input_size', (3, 224, 224))
     method = METHODS.get(settings.get('mode', ''))
     with safe_open(folder / WEIGHTS, 'pt') as f:  # type: ignore[no-untyped-call]
-        shapes = [f.get_slice(k).get_shape() for k in f.keys()]  # noqa: SIM118
+        slices = [f.get_slice(k) for k in f.keys()]  # noqa: SIM118
+        shapes = [part.get_shape() for part in slices]
+        half = any(part.get_dtype() == 'F16' for part in slices)
     count = sum(math.prod(s) for s in shapes)
     paper = f'{method} ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER}))'
     trained = '.'
@@ -109,7 +114,8 @@ def _about(config: dict[str, Any], settings: dict[str, Any], counts: dict[str, i
     classes = f': {", ".join(map(str, named))}' if 0 < len(named) <= 20 else ''
     mode = '' if config.get(MODE, 'RGB') == 'RGB' else f'{config[MODE]} '
     return (f'`{config["architecture"]}` for {mode}images of {size[1]}×{size[2]} pixels and {config["num_classes"]} '
-            f'classes{classes}. It has {count / 1e6:.1f} M weights{trained}\n{done}')
+            f'classes{classes}. It has {count / 1e6:.1f} M weights{trained}'
+            + ' They are stored in half precision (float16).' * half + f'\n{done}')
 
 
 def _usage(name: str, config: dict[str, Any], settings: dict[str, Any], averaged: bool) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import timm
 import torch.nn as nn
-from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg
@@ -19,6 +19,7 @@ from ..data.factory import CHANNELS
 from ..errors import SettingError, in_words, nearest
 from ..files import load_json, load_yaml
 from ..runs.find import is_repo
+from ..runs.recipes import CHECKPOINTS
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
 from .errors import HubError, check_network, check_repo_id, hub_error, offline
@@ -47,8 +48,8 @@ def from_pretrained(
     `timm.create_model('hf-hub:user/name', pretrained=True)` does.
 
     Args:
-        name: hf-hub:user/name (or user/name@revision), local-dir:FOLDER, or a folder: of a run, or as `save_plain`
-            writes it.
+        name: hf-hub:user/name (or user/name@revision), local-dir:FOLDER, a folder (of a run, or as `save_plain` writes
+            it), or the name of a model that came along (`list_checkpoints`). A folder of that name goes first.
         config: other settings than those of the repository: as `wrap` takes them.
         revision: branch, tag or commit on the Hub; default main.
         token: default the one of `hf auth login` or HF_TOKEN.
@@ -61,7 +62,8 @@ def from_pretrained(
             `HubError`: the Hub refused or was not reached, or the cache does not hold it and HF_HUB_OFFLINE is set.
     """
     if not isinstance(name, (str, Path)) or not str(name):
-        raise SettingError(f'name is {name!r}, but it must be hf-hub:user/name, local-dir:FOLDER, or a folder.')
+        raise SettingError(f'name is {name!r}, but it must be hf-hub:user/name, local-dir:FOLDER, a folder, or the '
+                           f'name of a model that came along.')
     folder = fetch(name, revision, token, RAW_WEIGHTS if raw else WEIGHTS)
     if config is None:
         config = _settings(folder, name)
@@ -75,13 +77,13 @@ def from_pretrained(
 
 
 def trained_model(name: str) -> nn.Module:
-    """A plain timm model with its weights: hf-hub:user/name, local-dir:FOLDER, a folder (of a run, too), or a name of
-    timm, whose published weights it gets.
+    """A plain timm model with its weights: hf-hub:user/name, local-dir:FOLDER, a folder (of a run, too), the name of a
+    model that came along, or a name of timm, whose published weights it gets.
 
     Raises:
         SettingError: there is none, or it has no weights; `HubError`: the Hub refused or was not reached.
     """
-    if ':' in name or Path(name).expanduser().is_dir():
+    if ':' in name or Path(name).expanduser().is_dir() or name in shipped():
         return _create(fetch(name), name, None)
     if not timm.is_model(name.partition('.')[0]):
         raise SettingError(f'{name!r} is no folder here, and timm has no such model.'
@@ -93,26 +95,58 @@ def trained_model(name: str) -> nn.Module:
         raise in_words(f'The weights of {name!r} cannot be loaded: {e or type(e).__name__}', e) from e
 
 
+class Checkpoint(NamedTuple):
+    """A trained model that can be had.
+
+    Attributes:
+        name: as `from_pretrained` takes it.
+        source: as `timm.create_model` takes it: hf-hub:user/name, or local-dir:FOLDER.
+        downloads: of the last month on the Hub; None for a model that came along.
+    """
+    name: str
+    source: str
+    downloads: Optional[int] = None
+
+
+def shipped() -> dict[str, Path]:
+    """Name → folder of the models that came along: those of checkpoints/, of which a wheel holds the small ones."""
+    return {path.parent.name: path.parent for path in sorted(CHECKPOINTS.glob(f'*/{CONFIG}'))
+            if (path.parent / WEIGHTS).is_file()}
+
+
 def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None, limit: Optional[int] = None,
-                     token: Optional[str] = None) -> list[ModelInfo]:
-    """Models on the Hub that `push_to_hub` pushed with settings of the method, the most downloaded first.
+                     token: Optional[str] = None, *, hub: bool = True) -> list[Checkpoint]:
+    """Models that came along, and models on the Hub that `push_to_hub` pushed with settings of the method.
 
     Args:
-        author: a user or organisation.
+        author: a user or organisation of the Hub. Where it is given, models that came along are left out.
         search: words in the name.
-        limit: how many at most.
+        limit: how many of the Hub at most, the most downloaded first.
         token: default the one of `hf auth login` or HF_TOKEN; private models are listed to those who may see them.
+        hub: False lists those that came along, without a network.
 
     Returns:
-        huggingface_hub's descriptions; `from_pretrained(f'hf-hub:{info.id}')` loads one.
+        What there is; `from_pretrained(found.name)` loads one.
+
+    Raises:
+        SettingError: author, limit or token with hub=False; `HubError`: the Hub cannot be asked.
     """
+    here = [] if author else [Checkpoint(name, f'local-dir:{folder}') for name, folder in shipped().items()
+                              if all(word.lower() in name.lower() for word in (search or '').split())]
+    if not hub:
+        for setting, value in (('author', author), ('limit', limit), ('token', token)):
+            if value is not None:
+                raise SettingError(f'{setting} is given with hub=False, but it is about the Hub. Leave one out.')
+        return here
     if offline():
-        raise HubError('HF_HUB_OFFLINE is set, and the Hub cannot be searched without a network. Unset it.')
+        raise HubError('HF_HUB_OFFLINE is set, and the Hub cannot be searched without a network. Unset it, or list '
+                       'what came along: hub=False.')
     try:
         found = HfApi(token=token).list_models(filter=TAG, author=author, search=search, sort='downloads', limit=limit)
-        return sorted(found, key=lambda info: -(info.downloads or 0))
+        models = sorted(found, key=lambda info: -(info.downloads or 0))
     except Exception as e:  # of huggingface_hub or of its HTTP client
         raise hub_error(e, f'the models of {author}' if author else 'the list of models', token=token) from e
+    return here + [Checkpoint(f'hf-hub:{m.id}', f'hf-hub:{m.id}', m.downloads or 0) for m in models]
 
 
 def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, Any]]:
@@ -195,8 +229,7 @@ def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optiona
     else:
         given = Path(rest if kind == 'local-dir' else name).expanduser()
         if not given.is_dir():
-            hint = (f' For the repository of the Hub: hf-hub:{name}' if str(name).count('/') == 1 else '')
-            raise SettingError(f'{str(name)!r} is no folder here.{hint}')
+            given = _shipped(str(name))
         if revision is not None:
             raise SettingError(f'revision is {revision!r}, but {str(name)!r} is a folder, which has none.')
         folder = given / 'model' if (given / 'model' / CONFIG).is_file() else given
@@ -204,6 +237,23 @@ def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optiona
             raise _no_weights(str(name), weights, [f.name for f in folder.iterdir()])
     check_files(folder, str(name), weights)
     return folder
+
+
+def _shipped(name: str) -> Path:
+    """The folder of a model that came along.
+
+    Raises:
+        SettingError: there is none of that name.
+    """
+    known = shipped()
+    if name in known:
+        return known[name]
+    if '/' in name or ':' in name:
+        hint = f' For the repository of the Hub: hf-hub:{name}' if name.count('/') == 1 else ''
+        raise SettingError(f'{name!r} is no folder here.{hint}')
+    raise SettingError(f'{name!r} is neither a folder here nor a model that came along: '
+                       f'{", ".join(known) or "none did"}.{nearest(name, known)} A wheel holds the small ones alone; a '
+                       f'clone of the repository holds all.')
 
 
 def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) -> None:
@@ -344,7 +394,8 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
     if not path.is_file():
         raise SettingError(
             f"{str(name)!r} has no {SETTINGS}: it was not trained with the method. Say what to train it with, "
-            f"from_pretrained({str(name)!r}, 'dense'), or load it with timm.create_model."
+            f"from_pretrained({str(name)!r}, 'dense'), or load it with timm.create_model"
+            + ('.' if str(name).startswith(('hf-hub:', 'hf_hub:')) else f"('local-dir:{folder}', pretrained=True).")
             + (f' (HF_HUB_OFFLINE is set: the cache may be without {SETTINGS} and the Hub not.)' if offline() else ''))
     try:
         found = load_yaml(path)

@@ -15,18 +15,19 @@ import torch.nn as nn
 import yaml
 from huggingface_hub import CommitInfo, HfApi, ModelCard, constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load_file, save_file
 
 from ..errors import SettingError, in_words
-from ..files import load_yaml, whole_folder
+from ..files import load_yaml, whole, whole_folder
 from ..runs.recipes import program
 from ..wrapper import unwrap
-from .card import MARK, model_card
+from .card import MARK, NOTES, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
 from .load import check_whole
 from .save import CONFIG, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, plain_copy, save_plain
 
 WAITS = (5.0, 30.0)  # seconds before the second and the third attempt
-FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png')
+FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png', NOTES)
 OURS = (CONFIG, WEIGHTS, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
 # Of args.yaml, what says where things lie on a machine, and what would make whoever runs it push to our repository.
 _PRIVATE = ('output', 'experiment', 'resume', 'push_to_hub', 'push_every', 'push_private')
@@ -78,19 +79,26 @@ def push_to_hub(
 
 
 def export(source: Union[nn.Module, str, Path], folder: Union[str, Path], name: str = '',
-           license: Optional[str] = None, **save: Any) -> Path:
+           license: Optional[str] = None, *, half: bool = False, **save: Any) -> Path:
     """Write the folder that `push_to_hub` would push, card and all: to look at it first, or to share it otherwise.
 
     Args:
         source, license, **save: as in `push_to_hub`.
         folder: where to; it must not exist.
         name: how the card loads it; default local-dir:FOLDER.
+        half: write the weights as float16, half as large. timm gives them to a float32 model as any others.
+
+    Raises:
+        SettingError: as `push_to_hub`; the folder exists; float16 cannot hold a weight.
     """
     folder = Path(folder)
     if folder.exists():
         raise SettingError(f'{folder} exists. Name a folder that does not.')
     with whole_folder(folder) as new:
         stage(source, new, **save)
+        for weights in (new / WEIGHTS, new / RAW_WEIGHTS) if half else ():
+            if weights.is_file():
+                _halve(weights)
         (new / 'README.md').write_text(card_of(new, name or f'local-dir:{folder}', license), encoding='utf-8')
     return folder
 
@@ -121,6 +129,19 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
         else:
             link(found, target / name)
     check_no_token(target)
+
+
+def _halve(path: Path) -> None:
+    """Write the floats of a safetensors file as float16, to a file of its own: this one may have another name."""
+    tensors = load_file(path)
+    halved = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
+    for name, x in halved.items():
+        if not torch.equal(x.isfinite(), tensors[name].isfinite()):
+            raise SettingError(f'half is True, but {name} has values that float16 cannot hold, up to '
+                               f'{float(tensors[name].abs().max()):.3g}. Leave it out.')
+    with whole(path) as new:
+        save_file(halved, new, metadata={'format': 'pt'})
+        shutil.copymode(path, new)
 
 
 def published_args(path: Path) -> str:

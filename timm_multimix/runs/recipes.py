@@ -9,9 +9,9 @@ from ..errors import SettingError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / '_scripts'  # setup.py puts it into the wheel
-# The folder with train.py, evaluate.py and hparams/.
+# The folder with train.py, evaluate.py, hparams/ and checkpoints/.
 SCRIPTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
-RECIPES = SCRIPTS / 'hparams'
+RECIPES, CHECKPOINTS = SCRIPTS / 'hparams', SCRIPTS / 'checkpoints'
 
 
 def find_recipe(name: str) -> Path:
