@@ -116,101 +116,101 @@ class MultiMixConfig:
         'dense', "'multimix' mixes the pooled embeddings of the mini-batch, 'dense' its features at every position",
         MODES)
     preset: str = setting(
-        'default', 'where settings come from that are not given; '
+        'default', 'decides what is not given; '
         + '; '.join(f'{name!r}: {words}' for name, words in PRESET_WORDS.items()), tuple(PRESETS), metavar='NAME',
         more="'paper' is arXiv 2311.05538, 'manifold' arXiv 1806.05236, 'regmixup' arXiv 2206.14502. 'alone' is an "
         "older name of 'embeddings'.")
     n: Union[int, str] = setting(
-        None, "mixed examples per step, for dense per step and position; 'batch': as many as the batch has",
+        None, "how many mixtures a step has, for dense at each position; 'batch': as many as the batch has images",
         whole(least=1, word='batch'), metavar='N')
     m: Optional[int] = setting(
-        None, 'examples in each mixture, drawn at random from the batch; not given: the whole batch', whole(least=1),
-        metavar='N')
+        None, 'how many examples a mixture has, drawn at random from the batch; not given: the whole batch',
+        whole(least=1), metavar='N')
     alpha: Optional[Range] = setting(
-        None, 'concentration of the Dirichlet that draws the mixing weights: a number, or a range from which one is '
-        'drawn each step', number(above=0), metavar='A', many=True)
+        None, 'concentration α of the Dirichlet distribution that draws the mixing weights; of two numbers, each step '
+        'draws α between them', number(above=0), metavar='A', many=True)
     effective: Optional[Range] = setting(
-        None, 'the same as an effective number of examples, 1/Σλ², whatever the batch size: 2 is about a pair; a '
-        'number or a range', number(above=1), metavar='E', many=True, more='Give this or `alpha`, not both. 1 / mean '
-        'Σλ² is meant; the mean of 1/Σλ² that a run reports is somewhat above.')
+        None, 'how many examples a mixture has effectively, 1/Σλ²: 2 is about a pair, whatever the batch size; of two '
+        'numbers, each step draws between them', number(above=1), metavar='E', many=True, more='It says `alpha` in '
+        'another way: give one of both. It is 1 / mean Σλ². A run reports the mean of 1/Σλ², which is a little larger.')
     prob: float = setting(
-        None, 'probability of mixing embeddings on a step; the others mix inputs if mixup or cutmix is above 0, and '
-        'train plainly if not', SHARE, metavar='P')
+        None, 'how often a step mixes embeddings; the other steps mix inputs where mixup or cutmix is above 0, and '
+        'nothing where not', SHARE, metavar='P')
     ramp: Optional[float] = setting(
-        None, 'embeddings and inputs are mixed on a share of the steps that grows from none to all over this fraction '
-        'of the training; 0: from the start', SHARE, metavar='R', more='An image that was seen a few times is not '
-        'memorised yet, and mixing then costs more than it gives. A loop of your own says how far it is '
-        '(`MultiMixModel.set_progress`); `train.py` does so.')
+        None, 'the part of the training over which the share of steps that mix anything grows, from none to all; 0.5: '
+        'the first half; 0: all mix from the start', SHARE, metavar='R', more='An image that was seen a few times is '
+        'not memorised yet, and mixing then costs more than it gives. `train.py` knows how far the training is. Your '
+        'own loop says it by `MultiMixModel.set_progress`.')
     ramp_epochs: Optional[float] = setting(
-        None, 'the same in epochs, whatever the length of the training', number(least=0), metavar='E',
+        None, 'ramp as a number of epochs, whatever the length of the training', number(least=0), metavar='E',
         more='Give this or `ramp`, not both.')
     mixup: float = setting(
-        None, "α of timm's input mixup on the steps that prob leaves, with prob 1 on every step before embeddings are "
-        'mixed; 0: none', number(least=0), metavar='A')
+        None, "α of timm's input mixup, on the steps that do not mix embeddings; with prob 1 on every step, before "
+        'embeddings are mixed; 0: none', number(least=0), metavar='A')
     cutmix: float = setting(
-        None, 'the same for CutMix; with both, each step that mixes inputs draws which', number(least=0), metavar='A')
+        None, 'α of CutMix, on the same steps; with both, each step draws one of them; 0: none', number(least=0),
+        metavar='A')
     clean_weight: float = setting(
-        None, 'weight of the loss of the unmixed batch beside the mixed one, whose weight is 1', number(least=0),
-        metavar='W', more='The loss is their weighted mean, so gradients stay as large as those of ordinary training.')
+        None, 'weight of the loss on unmixed images; that of the mixed loss is 1', number(least=0), metavar='W',
+        more='The loss is the weighted mean of both. So gradients stay as large as in ordinary training.')
     attention: str = setting(
-        None, "where an image's label is believed: 'gap' where it is like the image's mean feature, 'cam' like the "
-        "classifier's row of its class, 'uniform' everywhere, 'self' where a transformer's last self-attention looks, "
-        "'learned' where a linear map of the features learns to look",
-        ATTENTIONS, modes=('dense',), usual='gap', more='The u of a = h(zᵀu); `self` takes a from the network: what a '
-        'patch token receives on average. `learned` is a softmax over the positions, whose u learns by a loss of its '
-        'own: the cross-entropy of the image from its features averaged by a. It begins uniform.')
+        None, "where in an image its label is believed: 'gap' where features are like their mean, 'cam' where they are "
+        "like the classifier's row of the class, 'uniform' everywhere, 'self' where a transformer's last "
+        "self-attention looks, 'learned' where a linear map of the features learns to look", ATTENTIONS,
+        modes=('dense',), usual='gap', more='The first two are the u of a = h(zᵀu). `self` takes a from the network: '
+        'it is what a patch token receives on average. `learned` is a softmax over the positions. Its u learns by a '
+        'loss of its own: the cross-entropy of the image from its features averaged by a. It begins uniform.')
     attention_lr: float = setting(
         None, 'learning rate of learned attention, which has an Adam of its own', number(above=0), metavar='LR',
         modes=('dense',), usual=1e-3)
     attention_norm: str = setting(
-        None, 'the h of that attention', ATTENTION_NORMS, modes=('dense',), usual='l1_relu')
+        None, 'the h of the attention a = h(zᵀu)', ATTENTION_NORMS, modes=('dense',), usual='l1_relu')
     attention_detach: bool = setting(
-        None, 'the attention is a constant to the gradient', bool, modes=('dense',), usual=True, more='The maps are a '
-        'confidence in the labels; if the loss could lower itself by moving them it would learn to look where loss is '
-        'small.')
+        None, 'the attention is a constant to the gradient', bool, modes=('dense',), usual=True, more='The maps say '
+        'how far labels are believed. If the loss could move them, it would learn to look where the loss is small.')
     normalize: str = setting(
-        None, "weights sum to one at each 'position', whose losses are averaged, or over 'all' positions",
+        None, "where the weights sum to one: at each 'position', whose losses are averaged, or over 'all' positions",
         NORMALIZATIONS, modes=('dense',), usual='position')
     layer: Union[Layer, Sequence[Layer]] = setting(
-        None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, one "
-        'is drawn each step', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are counted "
-        "as timm's `out_indices` count them; of a module its output is mixed. All but 'embedding' mix to as many "
-        'examples as the batch has, whatever `n`, and send them through the rest of the network, beside the unmixed '
-        'ones if `clean_weight` is not 0.')
+        None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, each "
+        'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
+        "numbered as in timm's `out_indices`. Of a module, the output is mixed. Everywhere but at 'embedding' there "
+        'are as many mixtures as the batch has images, whatever `n`. They go through the rest of the network, beside '
+        'the unmixed images if `clean_weight` is not 0.')
     engine: str = setting(
-        'auto', "what computes the loss: 'auto' is Triton on CUDA where it can and plain torch elsewhere, 'torch' and "
-        "'triton' insist; the loss is the same", ENGINES)
+        'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "
+        'the loss is the same', ENGINES)
     gather: bool = setting(
         False, 'in a distributed run, mix the batch of all ranks, not of each', bool, more='`m`, `effective` and the '
-        'whole batch then mean that of all, and the `n` mixtures are shared out over the ranks. Logits, targets and '
-        'attention travel; the gradient is that of a single process with the whole batch. Every rank needs a batch of '
-        'the same size. Alone it does nothing.')
+        'whole batch then mean the batch of all ranks. Each rank makes its share of the `n` mixtures. Logits, targets '
+        'and attention travel. The gradient is that of one process with the whole batch. Every rank needs a batch of '
+        'the same size. With one process it changes nothing.')
     label_smoothing: float = setting(
-        0.0, 'smoothing of class-index targets, before they are mixed', number(least=0, below=1), metavar='X',
-        more="Soft targets are taken as they are (timm's Mixup smooths its own), so smoothing is never applied twice.")
+        0.0, 'smoothing of targets that are class indices, before they are mixed', number(least=0, below=1),
+        metavar='X',
+        more="Soft targets stay as they are: timm's Mixup smooths its own. So nothing is smoothed twice.")
     class_weight: Optional[Sequence[float]] = setting(
-        None, 'a weight for each class in the loss, of clean, mixed and plain steps alike', more='As in '
-        '`torch.nn.functional.cross_entropy`; the mean is weighted by the class, for mixtures by the mixed target. Not '
-        'given it is 1 for all. The flag takes a file.')
+        None, 'a weight for each class in the loss, mixed and unmixed', more='As in '
+        '`torch.nn.functional.cross_entropy`, the mean is weighted by the class. For mixtures it is weighted by the '
+        'mixed target. Without it all weights are 1. The flag takes a file.')
     keep_norm: bool = setting(
-        False, 'divide the logits of a mixture by ‖λ‖₂, so that it counts as if it were as long as what it mixes: less '
-        'overconfident', bool, more='Not in the paper.')
+        False, 'divide the logits of a mixture by ‖λ‖₂, as if it were as long as the examples in it; the model is then '
+        'less overconfident', bool, more='Not in the paper.')
     bce_loss: bool = setting(
-        False, 'binary cross-entropy of every class for itself, in the mixed and the clean term', bool,
+        False, 'binary cross-entropy of each class for itself, on mixed and unmixed images', bool,
         more="A mixture's target is then a probability for each class.")
-    bce_sum: bool = setting(False, 'with bce_loss, its sum over the classes, not the mean', bool)
+    bce_sum: bool = setting(False, 'with bce_loss, the sum over the classes, not the mean', bool)
     bce_target_thresh: Optional[float] = setting(
-        None, 'with bce_loss, targets above it become 1 and others 0, after inputs and before embeddings are mixed',
+        None, 'with bce_loss, targets above it become 1 and others 0: after inputs are mixed, before embeddings are',
         number(least=0, below=1), metavar='X')
     balance: float = setting(
-        0.0, 'how much less of the mixing weights an example has, the more of its class are in the batch: 0 not at '
-        'all, 1 so that on average every class has as much of a mixture', SHARE, metavar='X', more='λ ~ Dir(α₁ … α_B) '
+        0.0, 'give examples of frequent classes of the batch less of a mixture; 0: all alike, 1: every class has as '
+        'much of it on average', SHARE, metavar='X', more='λ ~ Dir(α₁ … α_B) '
         'with α_b ∝ n^−balance, n the number of the batch that are of its class. Where `m` is below the batch, this '
         'holds within each tuple. Not in the paper.')
     teacher: Optional[str] = setting(
-        None, "a network whose predictions of the images are a share of their targets, on clean, mixed and plain steps "
-        "alike: 'ema' the averaged weights (--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name "
-        'of timm', metavar='NAME', more='Mixtures interpolate its predictions. In a loop of your own give the network '
+        None, "a network whose predictions are a share of the targets, mixed and unmixed: 'ema', the averaged weights "
+        "(--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name of timm", metavar='NAME', more='Mixtures interpolate its predictions. In a loop of your own give the network '
         "itself, or `set_teacher`; the setting then is 'given'. Not given: none.")
     teacher_weight: float = setting(
         None, "the teacher's share of the targets; the labels have the rest", number(above=0, most=1), metavar='W',
@@ -219,8 +219,7 @@ class MultiMixConfig:
         None, "what the teacher's logits are divided by", number(above=0), metavar='T', needs='teacher', usual=1.0)
     teacher_start: Optional[float] = setting(
         None, 'the teacher has its share from this fraction of the training on', number(least=0, below=1),
-        metavar='R', needs='teacher',
-        usual=0.5, more='A young teacher knows little.')
+        metavar='R', needs='teacher', usual=0.5, more='A young teacher knows little.')
     teacher_start_epoch: Optional[float] = setting(
         None, 'the same in epochs', number(least=0), metavar='E', needs='teacher',
         more='Give this or `teacher_start`, not both.')

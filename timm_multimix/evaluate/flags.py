@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Images').add_argument
     g('--data-dir', metavar='DIR',
-      help='folder of images: one sub-folder per split, or the class folders themselves (what a run held out of them, '
-           'if it did)')
+      help='folder of images: one sub-folder per split, or the class folders themselves, of which a run is evaluated '
+           'on what it held out')
     g('--dataset', default='', metavar='NAME', help=f'as in timm; without --data-dir {DIGITS}')
     g('--split', default='validation', metavar='NAME', help='split that is evaluated on')
     g('--train-split', default='train', metavar='NAME', help='split of the training images (for the KNN of ood)')

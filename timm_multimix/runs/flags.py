@@ -85,22 +85,22 @@ def build_parser() -> argparse.ArgumentParser:
       help="images are converted to this mode of Pillow's (default: RGB, with --in-chans 1 L)")
     g('--class-map', default='', metavar='FILE', help='class to index mapping')
     g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',
-      help='every image of a folder is opened before training; unreadable ones stop it or are left out. '
-           "'ignore' does not look (timm then replaces an unreadable image by its neighbour)")
+      help="what an unreadable image of a folder does: 'error' stops before training, 'skip' leaves it out; 'ignore' "
+           'does not look, and timm then takes its neighbour')
 
     g = parser.add_argument_group('Model').add_argument
     g('--model', default='resnet50', metavar='MODEL', help='a timm model name, hf-hub:… or local-dir:…')
     g('--pretrained', action=on_off, default=False, help='start from its published weights')
     g('--pretrained-path', default=None, metavar='FILE',
-      help='start from these weights, with a new classifier and other adaptations to the task, in place of the '
-           'published ones')
+      help='start from the weights in this file, not the published ones; what does not fit the task, such as the '
+           'classifier, is made anew')
     g('--pretrained-cfg-overlay', nargs='*', default={}, action=KeyValues, metavar='K=V',
       help="replace these of the model's pretrained_cfg, such as mean, std, hf_hub_id")
     g('--initial-checkpoint', default='', metavar='PATH',
-      help='start from these weights: a file; or the folder of a run, hf-hub:user/name or local-dir:…, which say the '
-           'model too. Of another number of classes all are taken but the classifier')
+      help='start from these weights: a file, the folder of a run, hf-hub:user/name or local-dir:…; all but a file say '
+           'the model too. The classifier is made anew where the number of classes is another')
     g('--resume', default='', metavar='PATH',
-      help="a run folder or checkpoint to resume, in that folder and with its args.yaml; 'auto': the newest run in "
+      help="go on with the run of this folder or checkpoint, there and with its args.yaml; 'auto': the newest run in "
            '--output (or --experiment there) that these flags do not contradict, else a new one')
     g('--no-resume-opt', action='store_true', help='do not take the optimizer over from --resume')
     g('--num-classes', type=whole(least=1), default=None, metavar='N',
