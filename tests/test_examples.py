@@ -1,10 +1,14 @@
-"""The examples, as a newcomer runs them: processes of their own, with fewer epochs."""
+"""The examples, as a newcomer runs them: processes of their own, the scripts with fewer epochs."""
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 import timm
 import torch
 
@@ -47,3 +51,38 @@ def test_timm_task(tmp_path: Path) -> None:
         logits = model.eval()(torch.stack([transform(image) for image, _ in digits]))
     right = (logits.argmax(1) == torch.tensor([target for _, target in digits])).float().mean()
     assert abs(100 * right - float(averaged)) < 0.1  # what it printed
+
+
+NOTEBOOK = ROOT / 'examples' / 'photographs.ipynb'
+
+
+def outputs(notebook: Path) -> list[dict[str, Any]]:
+    """What the cells of code say, in order; each must have been executed."""
+    cells = [cell for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code']
+    assert [cell['execution_count'] for cell in cells] == list(range(1, len(cells) + 1))
+    return [output for cell in cells for output in cell['outputs']]
+
+
+def said(notebook: Path) -> str:
+    return ''.join(''.join(output.get('text', '')) for output in outputs(notebook))
+
+
+def test_the_notebook_holds_what_it_said() -> None:
+    assert not any(output['output_type'] == 'error' for output in outputs(NOTEBOOK))
+    pictures = [output for output in outputs(NOTEBOOK) if 'image/png' in output.get('data', {})]
+    assert len(pictures) == 3 and NOTEBOOK.stat().st_size < 1_000_000
+    assert re.search(r'top-1, % +\d', said(NOTEBOOK)) and 'of timm.models.resnet' in said(NOTEBOOK)
+    assert '/home/' not in NOTEBOOK.read_text() and str(ROOT) not in NOTEBOOK.read_text()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    for name, module in (('nbconvert', 'nbconvert'), ('ipykernel', 'ipykernel'), ('scikit-image', 'skimage')):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{name} is not installed: pip install '.[notebook]'")
+    done = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', str(NOTEBOOK),
+                           '--output-dir', str(tmp_path)], capture_output=True, text=True, timeout=3600,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    found = re.search(r'top-1, % +(\d+\.\d+)', said(tmp_path / NOTEBOOK.name))
+    assert found and float(found[1]) > 40, found  # guessing gets 8
