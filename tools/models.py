@@ -48,6 +48,11 @@ def data_of(folder: Path) -> str:
     return Path(args['data_dir']).name if args.get('data_dir') else args['dataset']
 
 
+def first(row: Any) -> float:
+    """The figure of a row of results.json, which may have an interval behind it."""
+    return float(row[0] if isinstance(row, list) else row)
+
+
 def measure(names: list[str], data_dir: str) -> None:
     """Run evaluate.py on each model, and write down the figures beside it."""
     models = shipped()
@@ -67,11 +72,11 @@ def measure(names: list[str], data_dir: str) -> None:
         figures = {}
         for title, (table, label) in COLUMNS.items():
             rows = next(iter(tables[table].values()))['rows']
-            found = [row[0] for key, row in rows.items() if fnmatchcase(key, label)]
+            found = [first(row) for key, row in rows.items() if fnmatchcase(key, label)]
             figures[title] = sum(found) / len(found)
         shown = [*command[:2], *(['--data-dir', data] if images else []), *command[2 + len(images):]]
         write_text(folder / FIGURES, json.dumps(
-            {'command': f'python {shlex.join(shown)}', 'images': int(tables['accuracy'][name]['rows']['images'][0]),
+            {'command': f'python {shlex.join(shown)}', 'images': int(first(tables['accuracy'][name]['rows']['images'])),
              'figures': figures}, indent=1) + '\n')
 
 
