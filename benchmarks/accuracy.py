@@ -143,8 +143,10 @@ def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:
     """A study's image folder: `train`, and as `validation` all the images that judge.
 
     Raises:
-        SettingError: the folder exists; data_dir lacks images.
+        SettingError: the folder exists; data_dir lacks images; the study has other images for every seed.
     """
+    if study['data'].get('subset') == 'seed':
+        raise SettingError('data has subset: seed, other images for every seed. Give subset a number.')
     if folder.exists():
         raise SettingError(f'{folder} exists. Name a folder that does not.')
     sizes = {key: value for key, value in study['data'].items() if key != 'watch'}

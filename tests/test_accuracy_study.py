@@ -186,6 +186,27 @@ def test_a_long_tail(tmp_path: Path) -> None:
     assert counts('train') == [16, 4, 1] and counts('judge') == counts('validation') == [10, 10, 10]
 
 
+def test_the_images_of_a_study(study: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=2, per_class=8)
+    settings = {**accuracy.read_study(study), 'data': {'train': 4, 'held_out': 8, 'test': 4, 'watch': 4}}
+    accuracy.make_folder(data, settings['data'], 'held_out', tmp_path / 'run')
+    accuracy.write_images(settings, data, tmp_path / 'written')
+    parts = {part: sorted(p.relative_to(tmp_path / 'run' / part) for p in (tmp_path / 'run' / part).rglob('*.png'))
+             for part in ('train', 'judge')}
+    assert sorted(p.name for p in (tmp_path / 'written').iterdir()) == ['train', 'validation']
+    for part, other in (('train', 'train'), ('validation', 'judge')):  # all that judge, not the watched ones alone
+        folder = tmp_path / 'written' / part
+        assert sorted(p.relative_to(folder) for p in folder.rglob('*.png')) == parts[other]
+        assert all(p.read_bytes() for p in folder.rglob('*.png'))
+    with pytest.raises(SettingError, match='written exists'):
+        accuracy.write_images(settings, data, tmp_path / 'written')
+    settings['data'] = {**settings['data'], 'subset': 'seed'}
+    with pytest.raises(SettingError, match='other images for every seed'):
+        accuracy.write_images(settings, data, tmp_path / 'other')
+    done = command('images', study, tmp_path / 'all', '--data-dir', tmp_path / 'nowhere')
+    assert done.returncode == 1 and not (tmp_path / 'all').exists()
+
+
 def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / 'images', classes=3, per_class=6)
     settings = yaml.safe_load(study.read_text())

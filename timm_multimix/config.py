@@ -210,8 +210,9 @@ class MultiMixConfig:
         'holds within each tuple. Not in the paper.')
     teacher: Optional[str] = setting(
         None, "a network whose predictions are a share of the targets, mixed and unmixed: 'ema', the averaged weights "
-        "(--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name of timm", metavar='NAME', more='Mixtures interpolate its predictions. In a loop of your own give the network '
-        "itself, or `set_teacher`; the setting then is 'given'. Not given: none.")
+        "(--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name of timm", metavar='NAME',
+        more='Mixtures interpolate its predictions. In a loop of your own give the network itself, or `set_teacher`; '
+        "the setting then is 'given'. Not given: none.")
     teacher_weight: float = setting(
         None, "the teacher's share of the targets; the labels have the rest", number(above=0, most=1), metavar='W',
         needs='teacher', usual=0.5)
