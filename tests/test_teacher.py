@@ -204,8 +204,15 @@ def test_errors() -> None:
     narrow = quiet_wrap(net, 'dense', teacher=lambda images: images.flatten(1)[:, :3], teacher_start=0)
     with pytest.raises(SettingError, match=r'teacher are \(6, 3\), but to fit the batch'):
         narrow(images, target)
+    late = quiet_wrap(net, 'dense', teacher='resnet18', teacher_start=0.9)
+    late.set_progress(0)
     with pytest.raises(SettingError, match=r'there is no network to ask: model.set_teacher\(network\)'):
-        quiet_wrap(net, 'dense', teacher='resnet18', teacher_start=0)(images, target)
+        late(images, target)  # on the first step, not after nine tenths of the training
+    assert late.eval()(images, target).loss.isfinite() and not late.policy.counts
+    for settings in (dict(balance=1.0), dict(teacher='ema', teacher_reading='logits'),
+                     dict(teacher='ema', teacher_at='position')):
+        with pytest.warns(UserWarning, match='has no effect: prob .* is 0, and embeddings are never mixed'):
+            MultiMixConfig('dense', prob=0, **settings)  # type: ignore[arg-type]
     for settings, says in ((dict(teacher_weight=0.5), 'there is no teacher'),
                            (dict(teacher='ema', teacher_at='position', mode='multimix'), 'only --multimix dense has'),
                            (dict(teacher='hf-hub:a/b', teacher_at='position'), "only teacher 'ema' is known"),

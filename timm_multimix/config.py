@@ -306,6 +306,14 @@ class MultiMixConfig:
                               f'as many mixtures as the batch has images.', stacklevel=4)
             object.__setattr__(self, 'n', 'batch')
 
+    def _note_unmixed(self) -> None:
+        """Warn of settings that say something of mixtures alone, where embeddings are never mixed."""
+        for name, usual in (('balance', 0.0), ('teacher_reading', 'targets'), ('teacher_at', 'image')):
+            value = getattr(self, name)
+            if self.prob == 0 and value not in (None, usual):
+                warnings.warn(f'{name} ({flag(name)}) is {value!r}, but it has no effect: prob ({flag("prob")}) is 0, '
+                              f'and embeddings are never mixed.', stacklevel=4)
+
     def _check_class_weight(self) -> None:
         if self.class_weight is None:
             return
@@ -340,6 +348,7 @@ class MultiMixConfig:
             raise _bad('teacher_at', self.teacher_at, f"only teacher 'ema' is known to have this network's positions, "
                                                       f"not {self.teacher!r}: use 'image'.")
         self._check_n()
+        self._note_unmixed()
         if self.m is not None and 'effective' in self._given and self.effective[1] >= self.m:  # type: ignore[index]
             raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         self._check_class_weight()

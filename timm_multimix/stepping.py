@@ -40,7 +40,7 @@ from .mixing.diagnostics import signal_warning
 from .mixing.plain_loss import PlainLoss
 from .mixing.targets import cross_entropy, smooth, soft_target
 from .policy import MixingPolicy, Plan
-from .teaching import Teacher, check_teacher, taught
+from .teaching import Teacher, check_teacher, check_there, taught
 
 Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
 Lessons = tuple[Optional[TeacherTargets], Optional[TeacherTargets]]
@@ -237,6 +237,7 @@ class MultiMix:
         asked = True if lam is not None or generator is not None else None
         if self.model.training:
             self._without_target = 0
+            check_there(self.teacher, self.config)
             self.first_check(len(input))
             input, target, plan = self.policy.begin(input, target, asked)
         else:
@@ -255,7 +256,7 @@ class MultiMix:
 
     def _taught(self, plan: Plan, input: Tensor) -> Lessons:
         """What the teacher says of the images as the network sees them: for the clean and for the mixed term."""
-        return taught(self.teacher, self.config, input) if plan.teaches else (None, None)
+        return (None, None) if not plan.teaches or self.teacher is None else taught(self.teacher, self.config, input)
 
     def _unmixed(self, input: Tensor, target: Tensor, plan: Plan, teacher: Optional[TeacherTargets],
                  ) -> MultiMixOutput:

@@ -36,18 +36,23 @@ def check_teacher(teacher: Any, config: MultiMixConfig, num_classes: int) -> Non
                                "'dense' itself. Use 'image'.")
 
 
-@torch.compiler.disable
-@torch.no_grad()
-def taught(teacher: Optional[Teacher], config: MultiMixConfig, images: Tensor) -> tuple[TeacherTargets, TeacherTargets]:
-    """What a teacher says of the images, for the clean term and for the mixed one.
-
-    Raises:
-        SettingError: there is no teacher, or it gives no logits.
-    """
-    if teacher is None:
+def check_there(teacher: Optional[Teacher], config: MultiMixConfig) -> None:
+    """Raise `SettingError` where the settings have a teacher and there is no network: on the first step of a training,
+    not when the teacher's time has come."""
+    if config.teacher is not None and teacher is None:
         how = ('average the weights (--model-ema; task.setup_ema; or model.set_teacher(ModelEmaV3(model)))'
                if config.teacher == EMA else 'model.set_teacher(network)')
         raise SettingError(f'teacher is {config.teacher!r}, but there is no network to ask: {how}.')
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def taught(teacher: Teacher, config: MultiMixConfig, images: Tensor) -> tuple[TeacherTargets, TeacherTargets]:
+    """What a teacher says of the images, for the clean term and for the mixed one.
+
+    Raises:
+        SettingError: it gives no logits.
+    """
     if isinstance(teacher, nn.Module) and teacher.training:
         teacher.eval()
     dense: Optional[Tensor] = None
