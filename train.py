@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     state = TrainState(task, optimizer, scheduler, scaler, saver, autocast, device, epochs, updates, shape,
                        seen(images))
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
-             *state.resume(args, images.train_loader.exact)]
+             build.amp_note(args, device), *state.resume(args, images.train_loader.exact)]
     mixing = describe(config, mixed, args.num_classes)
     announce(args, state, images, mixing, notes)
     folder.begin(state.start, last)
@@ -227,7 +227,8 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
             del metrics[name]
     if task.config is not None and task.config.teacher is not None:
         metrics[TAUGHT] = (task.policy.counts - progress.counted)[TAUGHT]
-    metrics.update(skipped=progress.skipped, images_per_second=world() * images / (time.time() - started))
+    metrics.update(skipped=progress.skipped, images=batches * state.shape['batch_size'] * world(),
+                   images_per_second=world() * images / (time.time() - started))
     return metrics
 
 

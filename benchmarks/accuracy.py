@@ -259,7 +259,8 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
     accuracies = [float(row['eval_top1']) for row in epochs[-10:] if row['eval_top1']]  # --val-interval leaves some out
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
     median = {'median of last ten': statistics.median(accuracies)} if len(accuracies) > 1 else {}
-    return {**found, **median, 'epochs': len(epochs), **shares(epochs),
+    trained = {f'train {what}': float(epochs[-1][f'train_{what}']) for what in ('loss', 'top1')}
+    return {**found, **median, 'epochs': len(epochs), **shares(epochs), **trained,
             'images per second': statistics.median(speeds), 'minutes': (time.time() - started) / 60,
             'settings': settings, 'data': study['data'], **describe(start(settings.get('device', 'auto')).type)}
 

@@ -33,7 +33,7 @@ def python(*args: str, cwd: Path, path: Path = ROOT, code: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize('command', ['describe', 'data', 'push', 'publish', 'export', 'list'])
+@pytest.mark.parametrize('command', ['describe', 'advise', 'data', 'push', 'publish', 'export', 'list'])
 def test_a_command_says_how_it_is_called(command: str, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     for started_as, prog in (('/usr/bin/timm-multimix', 'timm-multimix'),

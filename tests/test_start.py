@@ -205,3 +205,15 @@ def test_more_epochs_raise_the_rate_again(
     assert 'rises again' not in capsys.readouterr().out  # half way down the cosine of 2 epochs, and of 4
     assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '8']) == 0
     assert 'rises again, from 0.00146 to 0.005: --epochs was 4 and is 8' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('has, flags, warned', [
+    ({'avx2': True, 'avx512_bf16': False}, ['--amp'], True), ({'avx2': True}, [], False),
+    ({'avx2': True, 'avx512_bf16': True}, ['--amp'], False), ({'avx2': True, 'amx_bf16': True}, ['--amp'], False),
+    ({'avx2': True}, ['--amp', '--amp-dtype', 'float16'], False), ({'architecture': 'aarch64'}, ['--amp'], False)])
+def test_bfloat16_in_software_is_told(has: dict[str, bool], flags: list[str], warned: bool,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: has, raising=False)
+    args = parse_args(['--model', 'resnet18', '--data-dir', 'x', *flags])
+    assert bool(build.amp_note(args, torch.device('cpu'))) == warned
+    assert build.amp_note(args, torch.device('cuda')) is None

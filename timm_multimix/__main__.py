@@ -10,12 +10,14 @@ from typing import Optional
 from .data.__main__ import main as data
 from .heads.__main__ import main as describe
 from .hub.__main__ import main as hub
+from .runs.__main__ import main as advise
 from .runs.recipes import SCRIPTS
 
 COMMANDS = {
     'train': 'train a model: train.py with its flags',
     'evaluate': 'compare checkpoints: evaluate.py with its flags',
     'describe': 'say how a timm model ends, and what mixing does with it',
+    'advise': 'say whether mixing is likely to help, from a run without it',
     'data': "put the paper's data sets in order",
     'push': 'push a run to the Hub',
     'publish': "push all models of a folder to a user's repositories",
@@ -45,6 +47,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         runpy.run_path(str(script), run_name='__main__')  # as `python train.py`; it exits by itself
     if command == 'describe':
         return describe(rest, f'{prog} describe')
+    if command == 'advise':
+        return advise(rest, f'{prog} advise')
     if command == 'data':
         return data(rest, f'{prog} data')
     return hub([command, *rest], prog)

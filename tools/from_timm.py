@@ -91,6 +91,7 @@ DIFFERENT: dict[str, str] = {
     'sync_bn': 'of GPUs alone, as torch has it; elsewhere an error',
     'recovery_interval': 'the run goes on within the epoch, to the same end as if it had not been stopped',
     'bn_momentum': 'of every batch norm (timm: of models that take it as an argument)',
+    'workers': 'default 4, or as many as there are cores (timm: 4)',
     'val_interval': 'epochs without validation still get a row in `summary.csv`',
     'output': 'a folder that holds a run is never written over',
     'experiment': 'a folder that holds a run is never written over',

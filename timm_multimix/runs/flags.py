@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any, Optional
 
 from ..config import ALIASES, MODES, SETTINGS, MultiMixConfig, flag, setting_text
@@ -24,6 +25,7 @@ FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'd
                   'stop_epoch', 'save_epochs',
                   *NOT_TAKEN)
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 SIDE = whole(least=1, most=16384)  # of an image in pixels
 CROP_PCT = number(above=0, most=2, right='it is the share of the image that is kept: above 0, usually up to 1.')
 SEED = whole(least=0, most=2**32 - 1)
@@ -313,7 +315,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--seed', type=SEED, default=42, metavar='N', help='seed of all random numbers')
     g('--worker-seeding', choices=('all', 'part'), default='all',
       help='seed all generators of a data loading process, or part of them as timm did before')
-    g('-j', '--workers', type=whole(least=0), default=4, metavar='N', help='data loading processes')
+    g('-j', '--workers', type=whole(least=0), default=min(4, CORES), metavar='N',
+      help='data loading processes; 4 by default, or as many as there are cores')
     g('--persistent-workers', action=on_off, default=True, help='keep data loading processes between epochs')
     g('--pin-mem', action=on_off, default=False,
       help='keep batches in pinned memory, from which they reach the GPU faster')

@@ -151,6 +151,16 @@ def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Any, Opti
     return autocast, NativeScaler(device=device.type) if args.amp and dtype == torch.float16 else None
 
 
+def amp_note(args: argparse.Namespace, device: torch.device) -> Optional[str]:
+    """A warning where --amp makes a training slower: on CPUs that have no instructions for bfloat16."""
+    has: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # torch 2.12 and later say
+    if not args.amp or device.type != 'cpu' or args.amp_dtype == 'float16' or not has.get('avx2') or any(
+            has.get(name) for name in ('avx512_bf16', 'amx_bf16', 'avx_ne_convert')):
+        return None
+    return ('--amp is on, but this CPU has no instructions for bfloat16 and computes it in software: a step may take '
+            'several times as long. Leave out --amp.')
+
+
 def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
     """timm's schedule (None for `--sched none`), and the number of epochs with those that it adds.
 

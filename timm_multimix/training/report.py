@@ -69,9 +69,10 @@ def write_report(
               '## Made with', '', f'- `{shlex.join([*program("train"), *sys.argv[1:]])}`']
     lines += [f'- {line}' for line in environment(device)]
     train = shlex.join(program('train'))
+    advise = [] if counts else [shlex.join([*program('advise'), str(folder)]) + '   # would mixing help?']
     lines += ['', '## Next', '', '```sh',
               f'{train} --resume {shlex.quote(str(folder))} --epochs N   # go on with it',
-              f'{train} -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again',
+              f'{train} -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again', *advise,
               '```', '', 'In plain timm, from the folder or from the weights alone:', '', '```python',
               'import timm', '', f'model = {commands[0]}', f'model = {commands[1]}', '```', '']
     write_text(folder / 'report.md', '\n'.join(lines))

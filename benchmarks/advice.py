@@ -1,0 +1,147 @@
+"""What `timm-multimix advise` knows, from the results of the studies; and how often its advice would have been right.
+
+    python -m benchmarks.advice write     # timm_multimix/runs/evidence.yaml
+    python -m benchmarks.advice judge     # each training advised by the others alone
+
+A training's accuracy on its training images is that of the runs without mixing that measured it, which is one seed of
+the older studies. An option that two studies measured is taken from the first. Right is an option whose difference to
+the best option, seed by seed, has a 95 % interval that holds zero, or that is the best.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from scipy import stats
+
+from benchmarks.accuracy import beside, by_name, mean_error, read_study
+from timm_multimix.files import write_text
+from timm_multimix.runs.advice import EVIDENCE, OPTIONS, Training, advise, evidence
+
+STUDIES = Path(__file__).parent / 'studies'
+PLAIN, INPUTS, DENSE = OPTIONS
+
+
+class Where(NamedTuple):
+    """A training: what it is called, and where its options lie as (study, run), without mixing first."""
+    title: str
+    options: dict[str, list[tuple[str, str]]]
+
+
+RAMPED = 'default: embeddings on 1 step of 4, inputs on 3, ramped'  # over 100 epochs, which is half of 200
+HALF = 'ramp over the first half'
+CASES = [
+    Where('ResNet, 500 photographs a class, 20 epochs', {
+        PLAIN: [('ramp_resnet_20', 'none')], DENSE: [('ramp_resnet_20', HALF)]}),
+    Where('ViT, 500 photographs a class, 20 epochs', {
+        PLAIN: [('ramp_vit_20', 'none')], DENSE: [('ramp_vit_20', HALF)]}),
+    Where('ResNet, 500 photographs a class, 60 epochs', {
+        PLAIN: [('ramp_resnet_60', 'none'), ('methods_resnet', 'none')], DENSE: [('ramp_resnet_60', HALF)],
+        INPUTS: [('methods_resnet', 'input mixup and CutMix')]}),
+    Where('ViT, 500 photographs a class, 60 epochs', {
+        PLAIN: [('ramp_vit_60', 'none'), ('methods_vit', 'none')], DENSE: [('ramp_vit_60', HALF)],
+        INPUTS: [('methods_vit', 'input mixup and CutMix')]}),
+    Where('ResNet, 500 photographs a class, 200 epochs', {
+        PLAIN: [('long_resnet', 'none')], DENSE: [('long_resnet', RAMPED)],
+        INPUTS: [('long_resnet', 'input mixup and CutMix')]}),
+    Where('ViT, 500 photographs a class, 200 epochs', {
+        PLAIN: [('long_vit', 'none')], DENSE: [('long_vit', RAMPED)],
+        INPUTS: [('long_vit', 'input mixup and CutMix')]}),
+    Where('ResNet, 250 photographs a class, 40 epochs', {
+        PLAIN: [('ablations_resnet', 'no mixing')], INPUTS: [('ablations_resnet', 'input mixup and CutMix')]}),
+    Where('ResNet, 10 digits a class, 200 epochs', {
+        PLAIN: [('digits_resnet', 'none')], DENSE: [('digits_resnet', RAMPED)],
+        INPUTS: [('digits_resnet', 'input mixup and CutMix')]}),
+    Where('ViT, 10 digits a class, 200 epochs', {
+        PLAIN: [('digits_vit', 'none')], DENSE: [('digits_vit', RAMPED)],
+        INPUTS: [('digits_vit', 'input mixup and CutMix')]}),
+]
+
+
+def rows_of(study: str, run: str) -> dict[int, dict[str, Any]]:
+    """Seed → row."""
+    path = STUDIES / f'{study}.yaml'
+    return by_name(beside(path, 'studies', 'results', '.jsonl'), read_study(path))[run]
+
+
+def differences(where: Where) -> dict[str, list[float]]:
+    """Option → what it has more than no mixing, seed by seed."""
+    plain = {study: rows_of(study, run) for study, run in where.options[PLAIN]}
+    found: dict[str, list[float]] = {PLAIN: [0.0] * len(next(iter(plain.values())))}
+    for option, places in where.options.items():
+        for study, run in places[:1] if option != PLAIN else ():
+            rows, base = rows_of(study, run), plain[study]
+            found[option] = [rows[seed]['top1'] - base[seed]['top1'] for seed in sorted(rows.keys() & base.keys())]
+    return found
+
+
+def within_noise(values: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the differences to the best option leave zero possible; of other seeds, by the sum of both errors."""
+    if len(values) == len(best):
+        pairs = [a - b for a, b in zip(values, best)]
+        mean, error = mean_error(pairs)
+        half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error if len(pairs) > 1 else 0.0
+    else:
+        (a, ea), (b, eb) = mean_error(list(values)), mean_error(list(best))
+        mean, half = a - b, 2 * (ea ** 2 + eb ** 2) ** 0.5
+    return mean >= 0 or mean + half >= 0
+
+
+def training(where: Where) -> Training:
+    """A training as `advise` reads it."""
+    rows = [row for study, run in where.options[PLAIN][:1] for row in rows_of(study, run).values()]
+    seen = [row for row in rows if 'train top1' in row]
+    settings, data = rows[0]['settings'], rows[0]['data']
+    found = differences(where)
+    gains = {option: statistics.mean(values) for option, values in found.items()}
+    best = max(gains, key=lambda option: gains[option])
+    return Training(
+        title=where.title, pretrained=bool(settings.get('pretrained')), epochs=rows[0]['epochs'],
+        images=data['train'] / classes(settings, data),
+        train_top1=round(statistics.mean(row['train top1'] for row in seen), 2),
+        eval_top1=round(statistics.mean(row['top1'] for row in rows), 2),
+        gains={option: round(gain, 2) for option, gain in gains.items() if option != PLAIN},
+        noise={option: option == best or within_noise(values, found[best]) for option, values in found.items()})
+
+
+def classes(settings: dict[str, Any], data: dict[str, Any]) -> int:
+    return int(settings.get('num_classes') or data.get('classes') or 10)
+
+
+def judge(known: Sequence[Training]) -> list[tuple[Training, str, bool]]:
+    """Each training, what the others advise for it, and whether that is within noise of its best option."""
+    found = []
+    for run in known:
+        option, _, _ = advise(run, [other for other in known if other is not run])
+        found.append((run, option, run.noise.get(option, False)))
+    return found
+
+
+def report(judged: Sequence[tuple[Training, str, bool]]) -> str:
+    """`judge` as a table."""
+    lines = ['| training | train top-1 % | images a class | gains | advice | within noise of the best |',
+             '|---|---|---|---|---|---|']
+    for run, option, right in judged:
+        gains = ', '.join(f'{name} {gain:+.1f}' for name, gain in run.gains.items())
+        lines.append(f'| {run.title} | {run.train_top1:.1f} | {run.images:.0f} | {gains} | {option} | '
+                     f'{"yes" if right else "no"} |')
+    return '\n'.join([*lines, '', f'Right: {sum(right for _, _, right in judged)} of {len(judged)}.'])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('command', choices=('write', 'judge'))
+    if parser.parse_args().command == 'write':
+        text = yaml.safe_dump([asdict(training(where)) for where in CASES], sort_keys=False, allow_unicode=True)
+        write_text(EVIDENCE, f'# Written by `python -m benchmarks.advice write`.\n{text}')
+    else:
+        print(report(judge(evidence())))
+
+
+if __name__ == '__main__':
+    main()

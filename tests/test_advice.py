@@ -1,0 +1,101 @@
+"""`advise`: what the nearest measured trainings say, of runs that train.py left behind."""
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.advice import CASES, judge, report, training
+from tests.conftest import ROOT, run_train
+from timm_multimix import SettingError
+from timm_multimix.__main__ import main
+from timm_multimix.runs.advice import OPTIONS, Training, advise, evidence, read_run, sentences, table
+from timm_multimix.runs.flags import build_parser
+
+RUN = Training('', False, 20, 100, 99.0, 70.0)
+
+
+def known(train_top1: float, dense: float, inputs: float, **changed: object) -> Training:
+    found = replace(RUN, title=f'{train_top1} {dense}', train_top1=train_top1,
+                    gains={'Dense MultiMix': dense, 'mixup and CutMix': inputs})
+    return replace(found, **changed)  # type: ignore[arg-type]
+
+
+def test_the_evidence_is_what_the_studies_measured() -> None:
+    assert [asdict(t) for t in evidence()] == [asdict(training(where)) for where in CASES], (
+        'write it anew: python -m benchmarks.advice write')
+
+
+def test_the_page_says_how_often_the_advice_is_right() -> None:
+    assert report(judge(evidence())) in (ROOT / 'docs' / 'should_i_mix.md').read_text()
+
+
+def test_the_nearest_decide() -> None:
+    near = [known(98, 2, 1), known(97, 3, 1), known(96, 1, 1)]
+    far = [known(50, -9, -9), known(40, -9, -9), known(30, -9, -9)]
+    assert advise(RUN, far + near) == ('Dense MultiMix', pytest.approx(2), near)
+    option, gain, like = advise(replace(RUN, train_top1=41.0), far + near)
+    assert (option, gain) == ('no mixing', 0) and {t.title for t in like} == {t.title for t in far}
+
+
+def test_an_option_that_was_not_measured_everywhere_counts_where_it_was() -> None:
+    some = [known(98, 2, 1), replace(known(97, 0, 0), gains={'mixup and CutMix': 4.0})]
+    assert advise(RUN, some)[:2] == ('mixup and CutMix', 2.5)
+
+
+def test_images_a_class_count_too() -> None:
+    few, many = known(98, 2, 0, images=100), known(98, -2, 0, images=100_000)
+    assert advise(RUN, [many, few])[2] == [few, many]
+    assert advise(replace(RUN, images=None), [many, few])[2] == [many, few]  # unknown: equally near
+
+
+def test_pretrained_weights_are_another_case() -> None:
+    scratch, tuned = known(99, 2, 1), known(50, -1, -1, pretrained=True)
+    assert advise(replace(RUN, pretrained=True), [scratch, tuned])[0::2] == ('no mixing', [tuned])
+    with pytest.raises(SettingError, match='nothing was measured from pretrained weights'):
+        advise(replace(RUN, pretrained=True), [scratch])
+
+
+def test_words() -> None:
+    assert sentences(RUN, 'no mixing', 0, 3).startswith('do not mix. After 20 epochs from scratch, 100 images a class,')
+    assert 'try Dense MultiMix' in (text := sentences(RUN, 'Dense MultiMix', 2.34, 3)) and 'gained 2.3 points' in text
+    shown = table([known(98, 2, 1), replace(known(97, 0, 0), gains={})]).splitlines()
+    assert len({len(line) for line in shown}) == 1 and shown[1].split()[-2:] == ['+1.0', '+2.0']
+
+
+def test_options_are_flags_of_the_trainer() -> None:
+    for flags in OPTIONS.values():
+        build_parser().parse_args(flags.split())
+
+
+def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run_train('--data-dir', str(image_folder), '--model', 'test_resnet', '--img-size', '32', '--epochs', '1',
+                     '--warmup-epochs', '0', '--batch-size', '6', '--workers', '0', '--output', str(tmp_path),
+                     '--experiment', 'plain')
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / 'plain'
+    assert f'advise {run}' in done.stdout and f'advise {run}' in (run / 'report.md').read_text()
+    read = read_run(run)
+    assert (read.pretrained, read.epochs, read.images) == (False, 1, 6)  # 18 images of 3 classes
+    assert main(['advise', str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f'{run}: ') and '6 images a class' in out and evidence()[0].title.split(',')[0] in out
+    assert read_run(run, 1000).images == 1000
+
+    args = yaml.safe_load((run / 'args.yaml').read_text())
+    for changed, words in (({'multimix': 'dense'}, 'mixes already (--multimix)'),
+                           ({'mixup': 0.2, 'cutmix': 1.0}, 'mixes already (--mixup, --cutmix)')):
+        mixed = tmp_path / 'mixed'
+        shutil.copytree(run, mixed, dirs_exist_ok=True)
+        (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, **changed}))
+        assert main(['advise', str(mixed)]) == 2
+        assert words in capsys.readouterr().err
+    (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, 'pretrained': True}))
+    assert read_run(mixed).pretrained
+    (run / 'summary.csv').unlink()
+    for folder, words in ((run, 'no epoch with'), (tmp_path, 'no args.yaml')):
+        with pytest.raises(SettingError, match=words):
+            read_run(folder)

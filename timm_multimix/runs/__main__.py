@@ -1,0 +1,34 @@
+"""`python -m timm_multimix advise RUN`: is mixing likely to help this training?"""
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Optional
+
+from ..errors import SettingError, shown
+from .advice import OPTIONS, advise, evidence, read_run, sentences, table
+
+
+def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.runs') -> int:
+    parser = argparse.ArgumentParser(
+        prog=prog, description='Whether mixing is likely to help a training, from a run of it without mixing and from '
+                               'what mixing did to the trainings of our studies that are most like it.')
+    parser.add_argument('run', metavar='RUN', help='output folder of train.py, of a run without mixing')
+    parser.add_argument('--images-per-class', type=float, metavar='N',
+                        help='training images of a class on average; default what the run says')
+    args = parser.parse_args(argv)
+    try:
+        run, known = read_run(args.run, args.images_per_class), evidence()
+        option, gain, like = advise(run, known)
+    except SettingError as e:
+        print(f'advise: error: {shown(e)}', file=sys.stderr)
+        return 2
+    print(f'{args.run}: {sentences(run, option, gain, len(like))}\n')
+    print(table(like))
+    if OPTIONS[option]:
+        print(f'\nNext:\n  the same command with {OPTIONS[option]}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Should I mix? What mixing did to the trainings of our studies that are most like a plain run."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+from ..errors import SettingError
+from ..files import load_yaml
+from .summary import read_summary
+
+EVIDENCE = Path(__file__).with_name('evidence.yaml')
+NEAREST = 3
+# Name of what was measured → the flags that do it.
+OPTIONS = {
+    'no mixing': '',
+    'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
+    'Dense MultiMix': '--multimix dense',
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training without mixing, and what mixing did to the same training.
+
+    Attributes:
+        title: of the training; '' for a run of the user's.
+        pretrained: it began with the weights of another data set.
+        epochs: of the training.
+        images: for training, per class; None where unknown.
+        train_top1, eval_top1: in percent, in the last epoch. The training images are as augmented as the network
+            saw them.
+        gains: option → points of top-1 that it has more than this training; empty for a run of the user's.
+        noise: option → whether a 95 % interval of its difference to the best option holds zero.
+    """
+    title: str
+    pretrained: bool
+    epochs: int
+    images: Optional[float]
+    train_top1: float
+    eval_top1: float
+    gains: Mapping[str, float] = field(default_factory=dict)
+    noise: Mapping[str, bool] = field(default_factory=dict)
+
+    def distance(self, other: Training) -> float:
+        """How unlike two trainings are: points of training accuracy, and ten for each factor of ten in the images."""
+        images = 10 * abs(math.log10(self.images / other.images)) if self.images and other.images else 0.0
+        return abs(self.train_top1 - other.train_top1) + images
+
+
+def evidence() -> list[Training]:
+    """The trainings that were measured; `python -m benchmarks.advice` writes them down."""
+    return [Training(**row) for row in yaml.safe_load(EVIDENCE.read_text(encoding='utf-8'))]
+
+
+def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[Training]]:
+    """The option with the highest mean gain over the trainings nearest to a run.
+
+    Args:
+        run: without mixing.
+        known: `evidence`, or a part of it.
+
+    Returns:
+        A key of OPTIONS, its mean gain in points, and the nearest trainings, the nearest first.
+
+    Raises:
+        SettingError: nothing is known that begins as `run` does.
+    """
+    like = sorted((other for other in known if other.pretrained == run.pretrained), key=run.distance)[:NEAREST]
+    if not like:
+        raise SettingError(f'nothing was measured {"from pretrained weights" if run.pretrained else "from scratch"}.')
+    means = {'no mixing': 0.0}
+    for option in OPTIONS:
+        gains = [other.gains[option] for other in like if option in other.gains]
+        if gains:
+            means[option] = sum(gains) / len(gains)
+    best = max(means, key=lambda option: means[option])  # of equals the first: no mixing
+    return best, means[best], like
+
+
+def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Training:
+    """A run of `train.py` without mixing.
+
+    Args:
+        folder: of the run, with args.yaml and summary.csv.
+        images: for training, per class, where summary.csv does not say.
+
+    Raises:
+        SettingError: it is not such a folder, or the run mixes, or it has no epoch with a validation.
+    """
+    folder = Path(folder)
+    if not (folder / 'args.yaml').is_file():
+        raise SettingError(f'{folder} is no run: it has no args.yaml. Name the output folder of train.py.')
+    settings: dict[str, Any] = load_yaml(folder / 'args.yaml')
+    mixes = [f'--{name}' for name, plain in (('multimix', 'none'), ('mixup', 0), ('cutmix', 0))
+             if settings.get(name, plain) != plain]
+    if mixes:
+        raise SettingError(f'{folder} mixes already ({", ".join(mixes)}). Advice needs a run without mixing, '
+                           f'with the same settings otherwise.')
+    rows = [row for row in read_summary(folder / 'summary.csv') if row.get('train_top1') and row.get('eval_top1')]
+    if not rows:
+        raise SettingError(f'{folder}/summary.csv has no epoch with a training and a validation accuracy yet.')
+    last, classes = rows[-1], settings.get('num_classes')
+    if images is None and last.get('train_images') and classes:
+        images = float(last['train_images']) / int(classes)
+    return Training(title='', pretrained=bool(settings.get('pretrained') or settings.get('initial_checkpoint')),
+                    epochs=int(last['epoch']) + 1, images=images, train_top1=float(last['train_top1']),
+                    eval_top1=float(last['eval_top1']))
+
+
+def sentences(run: Training, option: str, gain: float, number: int) -> str:
+    """The advice and its reason.
+
+    Args:
+        run: what the advice is for.
+        option, gain: from `advise`.
+        number: of trainings that it rests on.
+    """
+    start = 'from pretrained weights' if run.pretrained else 'from scratch'
+    images = f', {run.images:.0f} images a class' if run.images else ''
+    ran = f'{run.epochs} epochs {start}{images}'
+    so = (f'it has {run.train_top1:.1f} % top-1 on its training images and {run.eval_top1:.1f} % on its validation '
+          f'images')
+    if option == 'no mixing':
+        return (f'do not mix. After {ran}, {so}, and in the {number} measured trainings most like it no mixing was '
+                f'best.')
+    return (f'try {option}. After {ran}, {so}, and in the {number} measured trainings most like it {option} gained '
+            f'{gain:.1f} points on average.')
+
+
+def table(trainings: Sequence[Training]) -> str:
+    """What the advice rests on, for a terminal."""
+    names = [name for name, flags in OPTIONS.items() if flags]
+    rows = [('measured training', 'train', 'validation', *names)]
+    rows += [(t.title, f'{t.train_top1:.1f}', f'{t.eval_top1:.1f}',
+              *(f'{t.gains[name]:+.1f}' if name in t.gains else '' for name in names)) for t in trainings]
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return '\n'.join('  '.join([row[0].ljust(width[0]), *(cell.rjust(w) for cell, w in zip(row[1:], width[1:]))])
+                     for row in rows)
