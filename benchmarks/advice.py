@@ -3,8 +3,7 @@
     python -m benchmarks.advice write     # timm_multimix/runs/evidence.yaml
     python -m benchmarks.advice judge     # each training advised by the others alone
 
-A training's accuracy on its training images is that of the runs without mixing that measured it, which is one seed of
-the older studies. An option that two studies measured is taken from the first. Right is an option whose difference to
+A training's accuracy on its training images is that of one seed without mixing, in float32. An option that two studies measured is taken from the first. Right is an option whose difference to
 the best option, seed by seed, has a 95 % interval that holds zero, or that is the best.
 """
 from __future__ import annotations
@@ -14,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import yaml
 from scipy import stats
@@ -22,44 +21,43 @@ from scipy import stats
 from benchmarks.accuracy import beside, by_name, mean_error, read_study
 from timm_multimix.files import write_text
 from timm_multimix.runs.advice import EVIDENCE, OPTIONS, Training, advise, evidence
+from timm_multimix.runs.summary import read_summary
 
 STUDIES = Path(__file__).parent / 'studies'
+MODELS = Path(__file__).parents[1] / 'checkpoints'
 PLAIN, INPUTS, DENSE = OPTIONS
 
 
 class Where(NamedTuple):
-    """A training: what it is called, and where its options lie as (study, run), without mixing first."""
+    """A training: what it is called, where its options lie as (study, run), without mixing first, and where its
+    accuracy on its training images does: of a run without mixing that measured it, or in the folder of such a run."""
     title: str
     options: dict[str, list[tuple[str, str]]]
+    train: Union[tuple[str, str], Path]
 
 
 RAMPED = 'default: embeddings on 1 step of 4, inputs on 3, ramped'  # over 100 epochs, which is half of 200
 HALF = 'ramp over the first half'
 CASES = [
     Where('ResNet, 500 photographs a class, 20 epochs', {
-        PLAIN: [('ramp_resnet_20', 'none')], DENSE: [('ramp_resnet_20', HALF)]}),
+        PLAIN: [('ramp_resnet_20', 'none')], DENSE: [('ramp_resnet_20', HALF)]}, ('plain_resnet', '20 epochs')),
     Where('ViT, 500 photographs a class, 20 epochs', {
-        PLAIN: [('ramp_vit_20', 'none')], DENSE: [('ramp_vit_20', HALF)]}),
+        PLAIN: [('ramp_vit_20', 'none')], DENSE: [('ramp_vit_20', HALF)]}, ('plain_vit', '20 epochs')),
     Where('ResNet, 500 photographs a class, 60 epochs', {
         PLAIN: [('ramp_resnet_60', 'none'), ('methods_resnet', 'none')], DENSE: [('ramp_resnet_60', HALF)],
-        INPUTS: [('methods_resnet', 'input mixup and CutMix')]}),
+        INPUTS: [('methods_resnet', 'input mixup and CutMix')]}, ('plain_resnet', '60 epochs')),
     Where('ViT, 500 photographs a class, 60 epochs', {
         PLAIN: [('ramp_vit_60', 'none'), ('methods_vit', 'none')], DENSE: [('ramp_vit_60', HALF)],
-        INPUTS: [('methods_vit', 'input mixup and CutMix')]}),
+        INPUTS: [('methods_vit', 'input mixup and CutMix')]}, ('plain_vit', '60 epochs')),
     Where('ResNet, 500 photographs a class, 200 epochs', {
         PLAIN: [('long_resnet', 'none')], DENSE: [('long_resnet', RAMPED)],
-        INPUTS: [('long_resnet', 'input mixup and CutMix')]}),
-    Where('ViT, 500 photographs a class, 200 epochs', {
-        PLAIN: [('long_vit', 'none')], DENSE: [('long_vit', RAMPED)],
-        INPUTS: [('long_vit', 'input mixup and CutMix')]}),
-    Where('ResNet, 250 photographs a class, 40 epochs', {
-        PLAIN: [('ablations_resnet', 'no mixing')], INPUTS: [('ablations_resnet', 'input mixup and CutMix')]}),
+        INPUTS: [('long_resnet', 'input mixup and CutMix')]}, MODELS / 'small_resnet_cifar10_none'),
     Where('ResNet, 10 digits a class, 200 epochs', {
         PLAIN: [('digits_resnet', 'none')], DENSE: [('digits_resnet', RAMPED)],
-        INPUTS: [('digits_resnet', 'input mixup and CutMix')]}),
+        INPUTS: [('digits_resnet', 'input mixup and CutMix')]}, ('plain_digits_resnet', '200 epochs')),
     Where('ViT, 10 digits a class, 200 epochs', {
         PLAIN: [('digits_vit', 'none')], DENSE: [('digits_vit', RAMPED)],
-        INPUTS: [('digits_vit', 'input mixup and CutMix')]}),
+        INPUTS: [('digits_vit', 'input mixup and CutMix')]}, ('plain_digits_vit', '200 epochs')),
 ]
 
 
@@ -95,7 +93,6 @@ def within_noise(values: Sequence[float], best: Sequence[float]) -> bool:
 def training(where: Where) -> Training:
     """A training as `advise` reads it."""
     rows = [row for study, run in where.options[PLAIN][:1] for row in rows_of(study, run).values()]
-    seen = [row for row in rows if 'train top1' in row]
     settings, data = rows[0]['settings'], rows[0]['data']
     found = differences(where)
     gains = {option: statistics.mean(values) for option, values in found.items()}
@@ -103,10 +100,16 @@ def training(where: Where) -> Training:
     return Training(
         title=where.title, pretrained=bool(settings.get('pretrained')), epochs=rows[0]['epochs'],
         images=data['train'] / classes(settings, data),
-        train_top1=round(statistics.mean(row['train top1'] for row in seen), 2),
+        train_top1=round(train_top1(where.train), 2),
         eval_top1=round(statistics.mean(row['top1'] for row in rows), 2),
         gains={option: round(gain, 2) for option, gain in gains.items() if option != PLAIN},
         noise={option: option == best or within_noise(values, found[best]) for option, values in found.items()})
+
+
+def train_top1(where: Union[tuple[str, str], Path]) -> float:
+    if isinstance(where, Path):
+        return float(read_summary(where / 'summary.csv')[-1]['train_top1'])
+    return next(float(row['train top1']) for row in rows_of(*where).values() if 'train top1' in row)
 
 
 def classes(settings: dict[str, Any], data: dict[str, Any]) -> int:
