@@ -3,8 +3,8 @@
     python -m benchmarks.advice write     # timm_multimix/runs/evidence.yaml
     python -m benchmarks.advice judge     # each training advised by the others alone
 
-A training's accuracy on its training images is that of one seed without mixing, in float32. An option that two studies measured is taken from the first. Right is an option whose difference to
-the best option, seed by seed, has a 95 % interval that holds zero, or that is the best.
+A training's accuracy on its training images is that of one seed without mixing, in float32. Right is an option whose
+difference to the best option, seed by seed, has a 95 % interval that holds zero, or that is the best.
 """
 from __future__ import annotations
 

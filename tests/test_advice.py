@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from benchmarks.advice import CASES, judge, report, training
-from tests.conftest import ROOT, run_train
+from tests import forked
+from tests.conftest import ROOT
 from timm_multimix import SettingError
 from timm_multimix.__main__ import main
 from timm_multimix.runs.advice import OPTIONS, Training, advise, evidence, read_run, sentences, table
@@ -36,13 +37,18 @@ def test_the_page_says_how_often_the_advice_is_right() -> None:
 def test_the_nearest_decide() -> None:
     near = [known(98, 2, 1), known(97, 3, 1), known(96, 1, 1)]
     far = [known(50, -9, -9), known(40, -9, -9), known(30, -9, -9)]
-    assert advise(RUN, far + near) == ('Dense MultiMix', pytest.approx(2), near)
+    option, gain, like = advise(RUN, far + near)
+    assert option == 'Dense MultiMix' and 1.5 < gain < 2.5 and like[:3] == near
     option, gain, like = advise(replace(RUN, train_top1=41.0), far + near)
-    assert (option, gain) == ('no mixing', 0) and {t.title for t in like} == {t.title for t in far}
+    assert (option, gain) == ('no mixing', 0) and set(like[:3]) == set(far)
+
+
+def test_seven_points_away_counts_half() -> None:
+    assert advise(RUN, [known(99, 3, 0), known(92, -3, 0)])[1] == pytest.approx((3 - 3 / 2) / 1.5)
 
 
 def test_an_option_that_was_not_measured_everywhere_counts_where_it_was() -> None:
-    some = [known(98, 2, 1), replace(known(97, 0, 0), gains={'mixup and CutMix': 4.0})]
+    some = [known(98, 2, 1), replace(known(98, 0, 0), gains={'mixup and CutMix': 4.0})]
     assert advise(RUN, some)[:2] == ('mixup and CutMix', 2.5)
 
 
@@ -60,8 +66,9 @@ def test_pretrained_weights_are_another_case() -> None:
 
 
 def test_words() -> None:
-    assert sentences(RUN, 'no mixing', 0, 3).startswith('do not mix. After 20 epochs from scratch, 100 images a class,')
-    assert 'try Dense MultiMix' in (text := sentences(RUN, 'Dense MultiMix', 2.34, 3)) and 'gained 2.3 points' in text
+    assert sentences(RUN, 'no mixing', 0).startswith(
+        'do not mix. After 20 epochs from scratch, 100 images a class,')
+    assert 'try Dense MultiMix' in (text := sentences(RUN, 'Dense MultiMix', 2.34)) and 'gained 2.3 points' in text
     shown = table([known(98, 2, 1), replace(known(97, 0, 0), gains={})]).splitlines()
     assert len({len(line) for line in shown}) == 1 and shown[1].split()[-2:] == ['+1.0', '+2.0']
 
@@ -72,9 +79,9 @@ def test_options_are_flags_of_the_trainer() -> None:
 
 
 def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = run_train('--data-dir', str(image_folder), '--model', 'test_resnet', '--img-size', '32', '--epochs', '1',
-                     '--warmup-epochs', '0', '--batch-size', '6', '--workers', '0', '--output', str(tmp_path),
-                     '--experiment', 'plain')
+    done = forked.run('train.py', '--data-dir', str(image_folder), '--model', 'test_resnet', '--img-size', '32',
+                      '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '6', '--workers', '0',
+                      '--output', str(tmp_path), '--experiment', 'plain')
     assert done.returncode == 0, done.stderr
     run = tmp_path / 'plain'
     assert f'advise {run}' in done.stdout and f'advise {run}' in (run / 'report.md').read_text()

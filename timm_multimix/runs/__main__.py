@@ -6,7 +6,7 @@ import sys
 from typing import Optional
 
 from ..errors import SettingError, shown
-from .advice import OPTIONS, advise, evidence, read_run, sentences, table
+from .advice import OPTIONS, SHOWN, advise, evidence, read_run, sentences, table
 
 
 def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.runs') -> int:
@@ -23,8 +23,8 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     except SettingError as e:
         print(f'advise: error: {shown(e)}', file=sys.stderr)
         return 2
-    print(f'{args.run}: {sentences(run, option, gain, len(like))}\n')
-    print(table(like))
+    print(f'{args.run}: {sentences(run, option, gain)}\n')
+    print(table(like[:SHOWN]))
     if OPTIONS[option]:
         print(f'\nNext:\n  the same command with {OPTIONS[option]}')
     return 0

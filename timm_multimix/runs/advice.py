@@ -14,7 +14,8 @@ from ..files import load_yaml
 from .summary import read_summary
 
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
-NEAREST = 3
+SHOWN = 3  # trainings, beside the advice
+HALF = 7.0  # so far away, a training counts half
 # Name of what was measured → the flags that do it.
 OPTIONS = {
     'no mixing': '',
@@ -23,7 +24,7 @@ OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
     """A training without mixing, and what mixing did to the same training.
 
@@ -58,26 +59,26 @@ def evidence() -> list[Training]:
 
 
 def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[Training]]:
-    """The option with the highest mean gain over the trainings nearest to a run.
+    """The option with the highest mean gain, in which a training counts the more the nearer it is to the run.
 
     Args:
         run: without mixing.
         known: `evidence`, or a part of it.
 
     Returns:
-        A key of OPTIONS, its mean gain in points, and the nearest trainings, the nearest first.
+        A key of OPTIONS, its mean gain in points, and the trainings that it rests on, the nearest first.
 
     Raises:
         SettingError: nothing is known that begins as `run` does.
     """
-    like = sorted((other for other in known if other.pretrained == run.pretrained), key=run.distance)[:NEAREST]
+    like = sorted((other for other in known if other.pretrained == run.pretrained), key=run.distance)
     if not like:
         raise SettingError(f'nothing was measured {"from pretrained weights" if run.pretrained else "from scratch"}.')
     means = {'no mixing': 0.0}
     for option in OPTIONS:
-        gains = [other.gains[option] for other in like if option in other.gains]
-        if gains:
-            means[option] = sum(gains) / len(gains)
+        weights = {other: 2 ** (-run.distance(other) / HALF) for other in like if option in other.gains}
+        if weights:
+            means[option] = sum(w * other.gains[option] for other, w in weights.items()) / sum(weights.values())
     best = max(means, key=lambda option: means[option])  # of equals the first: no mixing
     return best, means[best], like
 
@@ -112,24 +113,20 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
                     eval_top1=float(last['eval_top1']))
 
 
-def sentences(run: Training, option: str, gain: float, number: int) -> str:
+def sentences(run: Training, option: str, gain: float) -> str:
     """The advice and its reason.
 
     Args:
         run: what the advice is for.
         option, gain: from `advise`.
-        number: of trainings that it rests on.
     """
     start = 'from pretrained weights' if run.pretrained else 'from scratch'
     images = f', {run.images:.0f} images a class' if run.images else ''
-    ran = f'{run.epochs} epochs {start}{images}'
-    so = (f'it has {run.train_top1:.1f} % top-1 on its training images and {run.eval_top1:.1f} % on its validation '
-          f'images')
+    so = (f'After {run.epochs} epochs {start}{images}, it has {run.train_top1:.1f} % top-1 on its training images and '
+          f'{run.eval_top1:.1f} % on its validation images')
     if option == 'no mixing':
-        return (f'do not mix. After {ran}, {so}, and in the {number} measured trainings most like it no mixing was '
-                f'best.')
-    return (f'try {option}. After {ran}, {so}, and in the {number} measured trainings most like it {option} gained '
-            f'{gain:.1f} points on average.')
+        return f'do not mix. {so}, and measured trainings like it did best without.'
+    return f'try {option}. {so}, and measured trainings like it gained {gain:.1f} points on average.'
 
 
 def table(trainings: Sequence[Training]) -> str:
