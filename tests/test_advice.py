@@ -50,6 +50,8 @@ def test_seven_points_away_counts_half() -> None:
 def test_an_option_that_was_not_measured_everywhere_counts_where_it_was() -> None:
     some = [known(98, 2, 1), replace(known(98, 0, 0), gains={'mixup and CutMix': 4.0})]
     assert advise(RUN, some)[:2] == ('mixup and CutMix', 2.5)
+    assert advise(RUN, [*some, *(replace(known(98, 2, 0), gains={'Dense MultiMix': 2.0}) for _ in range(3))])[0] == (
+        'Dense MultiMix')  # two of five say too little
 
 
 def test_images_a_class_count_too() -> None:
@@ -61,7 +63,7 @@ def test_images_a_class_count_too() -> None:
 def test_pretrained_weights_are_another_case() -> None:
     scratch, tuned = known(99, 2, 1), known(50, -1, -1, pretrained=True)
     assert advise(replace(RUN, pretrained=True), [scratch, tuned])[0::2] == ('no mixing', [tuned])
-    with pytest.raises(SettingError, match='nothing was measured from pretrained weights'):
+    with pytest.raises(SettingError, match='starts from pretrained weights. No such training'):
         advise(replace(RUN, pretrained=True), [scratch])
 
 

@@ -73,12 +73,15 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
     """
     like = sorted((other for other in known if other.pretrained == run.pretrained), key=run.distance)
     if not like:
-        raise SettingError(f'nothing was measured {"from pretrained weights" if run.pretrained else "from scratch"}.')
+        start = 'from pretrained weights' if run.pretrained else 'from scratch'
+        raise SettingError(f'The run starts {start}. No such training has been measured, so there is no advice.')
+    weights = {other: 2 ** (-run.distance(other) / HALF) for other in like}
     means = {'no mixing': 0.0}
     for option in OPTIONS:
-        weights = {other: 2 ** (-run.distance(other) / HALF) for other in like if option in other.gains}
-        if weights:
-            means[option] = sum(w * other.gains[option] for other, w in weights.items()) / sum(weights.values())
+        measured = {other: weight for other, weight in weights.items() if option in other.gains}
+        weight = sum(measured.values())
+        if 2 * weight >= sum(weights.values()) and weight:  # else little is known of it here
+            means[option] = sum(w * other.gains[option] for other, w in measured.items()) / weight
     best = max(means, key=lambda option: means[option])  # of equals the first: no mixing
     return best, means[best], like
 
@@ -98,7 +101,7 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
         raise SettingError(f'{folder} is no run: it has no args.yaml. Name the output folder of train.py.')
     settings: dict[str, Any] = load_yaml(folder / 'args.yaml')
     mixes = [f'--{name}' for name, plain in (('multimix', 'none'), ('mixup', 0), ('cutmix', 0))
-             if settings.get(name, plain) != plain]
+             if settings.get(name) not in (None, plain)]
     if mixes:
         raise SettingError(f'{folder} mixes already ({", ".join(mixes)}). Advice needs a run without mixing, '
                            f'with the same settings otherwise.')
