@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 import yaml
 
 from ..errors import SettingError
-from ..files import load_yaml
+from ..files import load_json, load_yaml
 from .summary import read_summary
 
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
@@ -108,7 +108,8 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     rows = [row for row in read_summary(folder / 'summary.csv') if row.get('train_top1') and row.get('eval_top1')]
     if not rows:
         raise SettingError(f'{folder}/summary.csv has no epoch with a training and a validation accuracy yet.')
-    last, classes = rows[-1], settings.get('num_classes')
+    last, model = rows[-1], folder / 'model' / 'config.json'
+    classes = settings.get('num_classes') or (load_json(model).get('num_classes') if model.is_file() else None)
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)
     return Training(title='', pretrained=bool(settings.get('pretrained') or settings.get('initial_checkpoint')),
