@@ -36,13 +36,19 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def heard() -> None:
+    """A process in the background of a shell ignores SIGINT, and its children do too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize('script', ['train.py', 'evaluate.py'])
 def test_ctrl_c_in_the_first_seconds_is_a_sentence(script: str, tmp_path: Path) -> None:
     """It strikes within the import of a library, and then as the flags are parsed."""
     (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
     importing = subprocess.run([sys.executable, str(ROOT / script), 'x'], capture_output=True, text=True, timeout=120,
-                               cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+                               cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}, preexec_fn=heard)
     code = ('import argparse, os, runpy, signal, sys\n'
+            'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
             'def strike(*_, **__):\n    os.kill(os.getpid(), signal.SIGINT)\n'
             'argparse.ArgumentParser.parse_args = strike\n'
             'runpy.run_path(sys.argv[1], run_name="__main__")')

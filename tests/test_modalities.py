@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn as nn
 from benchmarks import modalities
 from benchmarks.accuracy import read_results
 from benchmarks.modalities import METHODS, Speech, Study, masked_mean
+from tests.conftest import ROOT
 from timm_multimix import Parts, SettingError
 
 
@@ -70,3 +72,9 @@ def test_padding_does_not_reach_the_speech_network() -> None:
     net, x = Speech(3).eval(), torch.randn(2, 12, 6)
     longer = torch.cat([x, torch.full((2, 12, 4), math.nan)], 2)
     torch.testing.assert_close(net(longer), net(x))
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    page = (ROOT / 'docs' / 'modalities.md').read_text()
+    for name in set(re.findall(r'benchmarks\.modalities report (\w+)', page)):
+        assert modalities.report(modalities.RESULTS / f'{name}.jsonl') in page

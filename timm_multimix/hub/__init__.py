@@ -10,7 +10,7 @@ from .load import (
     starting_point,
     trained_model,
 )
-from .publish import Publication, publications, publish
+from .publishing import Publication, publications, publish
 from .push import export, push_to_hub
 from .save import save_plain
 

@@ -7,7 +7,7 @@ from typing import Optional
 
 from ..errors import SettingError
 from .load import list_checkpoints
-from .publish import publications, publish
+from .publishing import publications, publish
 from .push import export, push_to_hub
 
 

@@ -67,7 +67,7 @@ def _more_than_weights(path: str, what: str, error: str) -> str:
     except Exception:  # of an old format
         names = []
     names = names or re.findall(r'GLOBAL ([\w.]+) was not an allowed', error)
-    names = sorted(names, key=lambda name: name.startswith('torch.'))  # the telling ones first
+    names = sorted(names, key=lambda name: (name.startswith('torch.'), '.models.' not in name, name))  # telling first
     if not names:
         return f'{what} cannot be read as weights: it is damaged, or no checkpoint.'
     whole = any(name.startswith(('timm.', 'torch.nn.modules.', 'torchvision.models.')) for name in names)
