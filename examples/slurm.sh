@@ -14,7 +14,7 @@ set -euo pipefail
 # Without it torch 2.14 does not let a machine back in: who stayed does not tell it where they meet.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node=4 --max-restarts=3 \
     --rdzv-backend=c10d --rdzv-endpoint="$first:29500" --rdzv-id="$SLURM_JOB_ID" \
     train.py --model resnet50 --multimix dense --data-dir imagenet -b 128 --amp --channels-last \

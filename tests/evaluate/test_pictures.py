@@ -20,7 +20,7 @@ FEW_MIXTURES: dict[str, Any] = {'batch': 16, 'n': 40, 'ns': (5, 20), 'batches': 
 LONG = '20261129-120000-vit_small_patch16_224-multimix-ramp-seed3'
 
 
-@pytest.fixture(scope='module', params=[2, 20])
+@pytest.fixture(scope='module', params=[pytest.param(2, marks=pytest.mark.slow), 20])
 def tables(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Name of an evaluation → its table, of an untrained network of some number of classes."""
     classes = request.param
