@@ -203,6 +203,9 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
     if (study['data'].get('images') is None) == (data_dir is None):
         raise SettingError(f'{study_path} is of the embedded digits, so --data-dir {data_dir} must go.' if data_dir else
                            f'{study_path} needs --data-dir, an image folder with train/ and validation/.')
+    if data_dir and not (data_dir / 'train').is_dir():
+        raise SettingError(f'--data-dir is {data_dir}, but there is no {data_dir}/train: it must be an image folder '
+                           f'with train/ and validation/.')
     for name in only or ():
         if name not in study['runs']:
             raise SettingError(f'--only {name!r} is not a run of {study_path}.{nearest(name, study["runs"])}')

@@ -8,6 +8,8 @@ from pathlib import Path
 # Without a GPU, Triton's kernels run in its interpreter. It must be told before it is first imported.
 if not os.path.exists('/dev/nvidiactl'):
     os.environ.setdefault('TRITON_INTERPRET', '1')
+# The clients under test must not wait for a network that a test never needs. Their library reads it at its import.
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 import pytest
 import torch
@@ -20,9 +22,6 @@ from timm_multimix.training import output
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
-
-# The clients under test must not wait for a network that a test never needs.
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 
 # A commit is judged on the same examples every time; whoever runs the tests at home looks for new ones.

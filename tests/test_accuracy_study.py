@@ -71,6 +71,7 @@ def test_runs_resumes_and_reports(study: Path, tmp_path: Path) -> None:
 
 def test_trains_on_the_digits_that_come_along(study: Path, tmp_path: Path) -> None:
     assert 'needs --data-dir' in command('run', study).stderr
+    assert f'there is no {tmp_path}/none/train' in command('run', study, '--data-dir', tmp_path / 'none').stderr
     settings = yaml.safe_load(study.read_text())
     settings['data'] = {'images': 'digits', 'train': 100, 'held_out': 50, 'test': 340}
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
