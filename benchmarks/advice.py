@@ -26,38 +26,41 @@ from timm_multimix.runs.summary import read_summary
 STUDIES = Path(__file__).parent / 'studies'
 MODELS = Path(__file__).parents[1] / 'checkpoints'
 PLAIN, INPUTS, DENSE = OPTIONS
+CLASSES = 10  # of CIFAR-10 and of the digits, on which all of these trained
 
 
 class Where(NamedTuple):
-    """A training: what it is called, where its options lie as (study, run), without mixing first, and where its
-    accuracy on its training images does: of a run without mixing that measured it, or in the folder of such a run."""
+    """A training: what it is called; where its runs without mixing lie as (study, run), one for each study that an
+    option is of; its options; and where its accuracy on its training images lies: of a run without mixing that
+    measured it, or in the folder of such a run."""
     title: str
-    options: dict[str, list[tuple[str, str]]]
+    plain: list[tuple[str, str]]
+    options: dict[str, tuple[str, str]]
     train: Union[tuple[str, str], Path]
 
 
 RAMPED = 'default: embeddings on 1 step of 4, inputs on 3, ramped'  # over 100 epochs, which is half of 200
 HALF = 'ramp over the first half'
 CASES = [
-    Where('ResNet, 500 photographs a class, 20 epochs', {
-        PLAIN: [('ramp_resnet_20', 'none')], DENSE: [('ramp_resnet_20', HALF)]}, ('plain_resnet', '20 epochs')),
-    Where('ViT, 500 photographs a class, 20 epochs', {
-        PLAIN: [('ramp_vit_20', 'none')], DENSE: [('ramp_vit_20', HALF)]}, ('plain_vit', '20 epochs')),
-    Where('ResNet, 500 photographs a class, 60 epochs', {
-        PLAIN: [('ramp_resnet_60', 'none'), ('methods_resnet', 'none')], DENSE: [('ramp_resnet_60', HALF)],
-        INPUTS: [('methods_resnet', 'input mixup and CutMix')]}, ('plain_resnet', '60 epochs')),
-    Where('ViT, 500 photographs a class, 60 epochs', {
-        PLAIN: [('ramp_vit_60', 'none'), ('methods_vit', 'none')], DENSE: [('ramp_vit_60', HALF)],
-        INPUTS: [('methods_vit', 'input mixup and CutMix')]}, ('plain_vit', '60 epochs')),
-    Where('ResNet, 500 photographs a class, 200 epochs', {
-        PLAIN: [('long_resnet', 'none')], DENSE: [('long_resnet', RAMPED)],
-        INPUTS: [('long_resnet', 'input mixup and CutMix')]}, MODELS / 'small_resnet_cifar10_none'),
-    Where('ResNet, 10 digits a class, 200 epochs', {
-        PLAIN: [('digits_resnet', 'none')], DENSE: [('digits_resnet', RAMPED)],
-        INPUTS: [('digits_resnet', 'input mixup and CutMix')]}, ('plain_digits_resnet', '200 epochs')),
-    Where('ViT, 10 digits a class, 200 epochs', {
-        PLAIN: [('digits_vit', 'none')], DENSE: [('digits_vit', RAMPED)],
-        INPUTS: [('digits_vit', 'input mixup and CutMix')]}, ('plain_digits_vit', '200 epochs')),
+    Where('ResNet, 500 photographs a class, 20 epochs', [('ramp_resnet_20', 'none')], {
+        DENSE: ('ramp_resnet_20', HALF)}, ('plain_resnet', '20 epochs')),
+    Where('ViT, 500 photographs a class, 20 epochs', [('ramp_vit_20', 'none')], {
+        DENSE: ('ramp_vit_20', HALF)}, ('plain_vit', '20 epochs')),
+    Where('ResNet, 500 photographs a class, 60 epochs', [('ramp_resnet_60', 'none'), ('methods_resnet', 'none')], {
+        DENSE: ('ramp_resnet_60', HALF),
+        INPUTS: ('methods_resnet', 'input mixup and CutMix')}, ('plain_resnet', '60 epochs')),
+    Where('ViT, 500 photographs a class, 60 epochs', [('ramp_vit_60', 'none'), ('methods_vit', 'none')], {
+        DENSE: ('ramp_vit_60', HALF),
+        INPUTS: ('methods_vit', 'input mixup and CutMix')}, ('plain_vit', '60 epochs')),
+    Where('ResNet, 500 photographs a class, 200 epochs', [('long_resnet', 'none')], {
+        DENSE: ('long_resnet', RAMPED),
+        INPUTS: ('long_resnet', 'input mixup and CutMix')}, MODELS / 'small_resnet_cifar10_none'),
+    Where('ResNet, 10 digits a class, 200 epochs', [('digits_resnet', 'none')], {
+        DENSE: ('digits_resnet', RAMPED),
+        INPUTS: ('digits_resnet', 'input mixup and CutMix')}, ('plain_digits_resnet', '200 epochs')),
+    Where('ViT, 10 digits a class, 200 epochs', [('digits_vit', 'none')], {
+        DENSE: ('digits_vit', RAMPED),
+        INPUTS: ('digits_vit', 'input mixup and CutMix')}, ('plain_digits_vit', '200 epochs')),
 ]
 
 
@@ -69,12 +72,11 @@ def rows_of(study: str, run: str) -> dict[int, dict[str, Any]]:
 
 def differences(where: Where) -> dict[str, list[float]]:
     """Option → what it has more than no mixing, seed by seed."""
-    plain = {study: rows_of(study, run) for study, run in where.options[PLAIN]}
+    plain = {study: rows_of(study, run) for study, run in where.plain}
     found: dict[str, list[float]] = {PLAIN: [0.0] * len(next(iter(plain.values())))}
-    for option, places in where.options.items():
-        for study, run in places[:1] if option != PLAIN else ():
-            rows, base = rows_of(study, run), plain[study]
-            found[option] = [rows[seed]['top1'] - base[seed]['top1'] for seed in sorted(rows.keys() & base.keys())]
+    for option, (study, run) in where.options.items():
+        rows, base = rows_of(study, run), plain[study]
+        found[option] = [rows[seed]['top1'] - base[seed]['top1'] for seed in sorted(rows.keys() & base.keys())]
     return found
 
 
@@ -87,19 +89,19 @@ def within_noise(values: Sequence[float], best: Sequence[float]) -> bool:
     else:
         (a, ea), (b, eb) = mean_error(list(values)), mean_error(list(best))
         mean, half = a - b, 2 * (ea ** 2 + eb ** 2) ** 0.5
-    return mean >= 0 or mean + half >= 0
+    return mean + half >= 0
 
 
 def training(where: Where) -> Training:
     """A training as `advise` reads it."""
-    rows = [row for study, run in where.options[PLAIN][:1] for row in rows_of(study, run).values()]
+    rows = list(rows_of(*where.plain[0]).values())
     settings, data = rows[0]['settings'], rows[0]['data']
     found = differences(where)
     gains = {option: statistics.mean(values) for option, values in found.items()}
     best = max(gains, key=lambda option: gains[option])
     return Training(
         title=where.title, pretrained=bool(settings.get('pretrained')), epochs=rows[0]['epochs'],
-        images=data['train'] / classes(settings, data),
+        images=data['train'] / CLASSES,
         train_top1=round(train_top1(where.train), 2),
         eval_top1=round(statistics.mean(row['top1'] for row in rows), 2),
         gains={option: round(gain, 2) for option, gain in gains.items() if option != PLAIN},
@@ -110,10 +112,6 @@ def train_top1(where: Union[tuple[str, str], Path]) -> float:
     if isinstance(where, Path):
         return float(read_summary(where / 'summary.csv')[-1]['train_top1'])
     return next(float(row['train top1']) for row in rows_of(*where).values() if 'train top1' in row)
-
-
-def classes(settings: dict[str, Any], data: dict[str, Any]) -> int:
-    return int(settings.get('num_classes') or data.get('classes') or 10)
 
 
 def judge(known: Sequence[Training]) -> list[tuple[Training, str, bool]]:
