@@ -69,7 +69,7 @@ def test_pretrained_weights_are_another_case() -> None:
 
 def test_words() -> None:
     assert sentences(RUN, 'no mixing', 0).startswith(
-        'do not mix. After 20 epochs from scratch, 100 images a class,')
+        'do not mix.\n\nIt trained for 20 epochs from scratch, on 100 images a class.\n')
     assert 'try Dense MultiMix' in (text := sentences(RUN, 'Dense MultiMix', 2.34)) and 'gained 2.3 points' in text
     shown = table([known(98, 2, 1), replace(known(97, 0, 0), gains={})]).splitlines()
     assert len({len(line) for line in shown}) == 1 and shown[1].split()[-2:] == ['+1.0', '+2.0']

@@ -217,3 +217,21 @@ def test_bfloat16_in_software_is_told(has: dict[str, bool], flags: list[str], wa
     args = parse_args(['--model', 'resnet18', '--data-dir', 'x', *flags])
     assert bool(build.amp_note(args, torch.device('cpu'))) == warned
     assert build.amp_note(args, torch.device('cuda')) is None
+
+
+def test_a_trained_classifier_does_not_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--head-init-scale, which the recipe of fine-tuning has, is for a new one: of a run that a second one follows."""
+    save_file(net(classes=5).state_dict(), tmp_path / 'five.safetensors')
+    save_plain(net(classes=5), tmp_path / 'run' / 'model', {'input_size': (3, 32, 32)}, {})
+    for start in ('five.safetensors', 'run/model'):
+        for classes, kept in ((5, True), (4, False)):
+            args = parse_args(['--model', 'test_resnet', '--data-dir', 'x', '--num-classes', str(classes),
+                               '--head-init-scale', '0.01', '--head-init-bias', '0.5',
+                               '--initial-checkpoint', str(tmp_path / start)])
+            model, _ = build.build_model(args)
+            said = capsys.readouterr().out
+            assert ('leave it as it is' in said) == kept
+            if kept:
+                assert torch.equal(model.fc.weight, net(classes=5).fc.weight)
+            else:
+                assert model.fc.weight.abs().max() < 0.01 and (model.fc.bias == 0.5).all()

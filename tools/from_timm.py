@@ -91,6 +91,8 @@ DIFFERENT: dict[str, str] = {
     'sync_bn': 'of GPUs alone, as torch has it; elsewhere an error',
     'recovery_interval': 'the run goes on within the epoch, to the same end as if it had not been stopped',
     'bn_momentum': 'of every batch norm (timm: of models that take it as an argument)',
+    'head_init_scale': 'a classifier that comes with the weights is left as it is',
+    'head_init_bias': 'a classifier that comes with the weights is left as it is',
     'workers': 'default 4, or as many as there are cores (timm: 4)',
     'val_interval': 'epochs without validation still get a row in `summary.csv`',
     'output': 'a folder that holds a run is never written over',

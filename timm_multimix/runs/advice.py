@@ -125,12 +125,13 @@ def sentences(run: Training, option: str, gain: float) -> str:
         option, gain: from `advise`.
     """
     start = 'from pretrained weights' if run.pretrained else 'from scratch'
-    images = f', {run.images:.0f} images a class' if run.images else ''
-    so = (f'After {run.epochs} epochs {start}{images}, it has {run.train_top1:.1f} % top-1 on its training images and '
-          f'{run.eval_top1:.1f} % on its validation images')
-    if option == 'no mixing':
-        return f'do not mix. {so}, and measured trainings like it did best without.'
-    return f'try {option}. {so}, and measured trainings like it gained {gain:.1f} points on average.'
+    images = f', on {run.images:.0f} images a class' if run.images else ''
+    mixes = option != 'no mixing'
+    return (f'{f"try {option}" if mixes else "do not mix"}.\n\n'
+            f'It trained for {run.epochs} epochs {start}{images}.\n'
+            f'Its top-1 is {run.train_top1:.1f} % on training images and {run.eval_top1:.1f} % on validation images.\n'
+            + (f'Measured trainings like it gained {gain:.1f} points on average.' if mixes else
+               'Measured trainings like it did best without mixing.'))
 
 
 def table(trainings: Sequence[Training]) -> str:

@@ -69,13 +69,19 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
     model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
+    said, trained = '', False  # whether the classifier comes with the weights
     if args.initial_checkpoint and not repo and not args.resume:
-        say(start_from(args.initial_checkpoint, model, args.model))
+        said, trained = start_from(args.initial_checkpoint, model, args.model)
     elif pretrained and args.pretrained_path and not repo:
-        say(f'Weights: {args.pretrained_path}, all but the classifier of {args.num_classes} classes, which is new.')
+        said = f'Weights: {args.pretrained_path}, all but the classifier of {args.num_classes} classes, which is new.'
     elif pretrained:
-        say(loaded_by_timm(args.initial_checkpoint if repo else args.model, model))
-    if args.head_init_scale is not None or args.head_init_bias is not None:
+        said, trained = loaded_by_timm(args.initial_checkpoint if repo else args.model, model)
+    if said:
+        say(said)
+    beginning = args.head_init_scale is not None or args.head_init_bias is not None
+    if beginning and trained:
+        say('The classifier comes with the weights, so --head-init-scale and --head-init-bias leave it as it is.')
+    elif beginning:
         with torch.no_grad():
             for leaf in classifier_leaves(model):
                 for p in leaf.parameters():

@@ -15,7 +15,7 @@ from .checks import mismatch
 FLAG = '--initial-checkpoint'
 
 
-def start_from(path: str, model: nn.Module, name: str) -> str:
+def start_from(path: str, model: nn.Module, name: str) -> tuple[str, bool]:
     """Load a file of `--initial-checkpoint`; of another number of classes, or of none, all but the classifier.
 
     Args:
@@ -24,7 +24,7 @@ def start_from(path: str, model: nn.Module, name: str) -> str:
         name: of `--model`, for messages.
 
     Returns:
-        A sentence: what was loaded, and what is new.
+        A sentence, what was loaded and what is new; and whether the classifier was loaded, too.
 
     Raises:
         SettingError: there is no such file, it holds no weights, or they are of another model.
@@ -36,7 +36,7 @@ def start_from(path: str, model: nn.Module, name: str) -> str:
             load_checkpoint(model, path)
         except Exception as e:  # each model refuses in its own way
             raise SettingError(mismatch(FLAG, path, name, e)) from e
-        return loaded(path, None, 0)
+        return loaded(path, None, 0), True
     state, said = read_weights(path, f'{FLAG} is {path!r}, but that')
     own = model.state_dict()
     of_classes = _classifier(model)
@@ -56,7 +56,7 @@ def start_from(path: str, model: nn.Module, name: str) -> str:
     except RuntimeError as e:
         raise SettingError(mismatch(FLAG, path, name, e) + '\n  (--pretrained-path adapts weights of the same model to '
                            'another image size or number of channels.)') from e
-    return loaded(path, there if new else None, int(model.num_classes), said)  # type: ignore[arg-type]
+    return loaded(path, there if new else None, int(model.num_classes), said), not new  # type: ignore[arg-type]
 
 
 def loaded(source: str, there: Optional[int], here: int, said: str = '') -> str:
@@ -70,11 +70,11 @@ def loaded(source: str, there: Optional[int], here: int, said: str = '') -> str:
     return f'Weights: {source}, {what}' + (f' ({said})' if said else '') + '.'
 
 
-def loaded_by_timm(source: str, model: nn.Module) -> str:
+def loaded_by_timm(source: str, model: nn.Module) -> tuple[str, bool]:
     """The same of weights that timm.create_model has loaded."""
     cfg: Any = model.pretrained_cfg
     there, here = int(cfg.get('num_classes') or 0), int(model.num_classes)  # type: ignore[arg-type]
-    return loaded(source, None if there == here else max(there, 0), here)
+    return loaded(source, None if there == here else max(there, 0), here), there == here
 
 
 def _classifier(model: nn.Module) -> set[str]:
