@@ -80,6 +80,20 @@ def test_positions_have_predictions_of_their_own() -> None:
         model.set_teacher(copy.deepcopy(net))
 
 
+def test_another_view_of_the_images() -> None:
+    """The teacher's logits of the mirror image are the targets; the network sees the images as they are."""
+    net, images, target = build('resnet')
+    lam = sample_lam(20, 1, 6, 0.5, dtype=torch.float64)
+    losses = []
+    for view, teacher in (('flip', same), ('same', lambda x: same(x.flip(-1))), ('same', same)):
+        model = quiet_wrap(net.double(), 'multimix', teacher=teacher, teacher_start=0, teacher_view=view)
+        losses.append(model(images.double(), target, lam=lam).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert abs(float(losses[0] - losses[2])) > 1e-6
+    with pytest.raises(SettingError, match="goes with teacher_at 'image'"):
+        MultiMixConfig('dense', teacher='ema', teacher_at='position', teacher_view='flip')
+
+
 def test_elsewhere_than_at_the_embedding() -> None:
     """layer: the mixtures of both readings, of images."""
     for reading in ('targets', 'logits'):

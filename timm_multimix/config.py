@@ -20,7 +20,9 @@ UNNORMALIZED = ('uniform', 'self', 'learned')  # those without a choice of h
 ATTENTION_NORMS = ('l1_relu', 'softmax')
 ENGINES = ('auto', 'torch', 'triton')
 NORMALIZATIONS = ('position', 'all')
+TUPLES = ('any', 'within', 'across')
 READINGS = ('targets', 'logits')
+VIEWS = ('same', 'flip')
 TEACHES = ('image', 'position')
 EMA, GIVEN = 'ema', 'given'  # teachers that are no names of networks
 
@@ -208,6 +210,10 @@ class MultiMixConfig:
         'much of it on average', SHARE, metavar='X', more='λ ~ Dir(α₁ … α_B) '
         'with α_b ∝ n^−balance, n the number of the batch that are of its class. Where `m` is below the batch, this '
         'holds within each tuple. Not in the paper.')
+    tuples: str = setting(
+        'any', "what a mixture has: 'any' examples; those 'within' one class; or one of each class, 'across' them",
+        TUPLES, more="Where `m` is given, at most m of these. The class of an example with soft targets is its "
+        'largest. Not in the paper.')
     teacher: Optional[str] = setting(
         None, "a network whose predictions are a share of the targets, mixed and unmixed: 'ema', the averaged weights "
         "(--model-ema), or a trained one: hf-hub:…, local-dir:…, a folder, or a name of timm", metavar='NAME',
@@ -230,6 +236,9 @@ class MultiMixConfig:
     teacher_at: str = setting(
         None, "what it predicts: the 'image', which every position inherits, or each 'position' for itself", TEACHES,
         modes=('dense',), needs='teacher', usual='image')
+    teacher_view: str = setting(
+        None, "the images that it sees: the 'same' as the network, or their mirror image, 'flip'", VIEWS, needs='teacher',
+        usual='same', more='Two views agree where both are right.')
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -308,7 +317,7 @@ class MultiMixConfig:
 
     def _note_unmixed(self) -> None:
         """Warn of settings that say something of mixtures alone, where embeddings are never mixed."""
-        for name, usual in (('balance', 0.0), ('teacher_reading', 'targets'), ('teacher_at', 'image')):
+        for name, usual in (('balance', 0.0), ('tuples', 'any'), ('teacher_reading', 'targets'), ('teacher_at', 'image')):
             value = getattr(self, name)
             if self.prob == 0 and value not in (None, usual):
                 warnings.warn(f'{name} ({flag(name)}) is {value!r}, but it has no effect: prob ({flag("prob")}) is 0, '
@@ -347,6 +356,12 @@ class MultiMixConfig:
         if self.teacher_at == 'position' and self.teacher not in (EMA, GIVEN):
             raise _bad('teacher_at', self.teacher_at, f"only teacher 'ema' is known to have this network's positions, "
                                                       f"not {self.teacher!r}: use 'image'.")
+        if self.tuples == 'across' and self.balance:
+            raise _bad('balance', self.balance, "tuples across classes (--multimix-tuples) already have as much of every "
+                                                'class: give one of the two.')
+        if self.teacher_at == 'position' and self.teacher_view == 'flip':
+            raise _bad('teacher_view', self.teacher_view, "positions would be mirrored too, so it goes with "
+                                                          "teacher_at 'image' (--multimix-teacher-at) alone.")
         self._check_n()
         self._note_unmixed()
         if self.m is not None and 'effective' in self._given and self.effective[1] >= self.m:  # type: ignore[index]

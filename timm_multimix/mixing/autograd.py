@@ -53,15 +53,15 @@ def _compiled(
 ) -> Result:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
     if isinstance(lam, LamSampler):
-        drawn, alpha, shares, sampler = None, lam.alpha, lam.shares, (lam.low, lam.high, lam.n, lam.m)
+        drawn = (None, lam.alpha, lam.shares, lam.classes, lam.tuples, lam.low, lam.high, lam.n, lam.m)
     else:
-        drawn, alpha, shares, sampler = lam, None, None, (0.0, 0.0, 0, 0)
-    loss, grad_l, grad_a = _operator(logits, attention, *targets, drawn, alpha, shares, *sampler, *options.scalars())
+        drawn = (lam, None, None, None, 'any', 0.0, 0.0, 0, 0)  # type: ignore[assignment]
+    loss, grad_l, grad_a = _operator(logits, attention, *targets, *drawn, *options.scalars())
     return loss, grad_l if options.logits_grad else None, grad_a if options.attention_grad else None
 
 
 _SCHEMA = ('(Tensor logits, Tensor? attention, Tensor y, Tensor? mass, Tensor? teacher, Tensor? class_weight, '
-           'Tensor? lam, Tensor? alpha, Tensor? shares, float low, '
+           'Tensor? lam, Tensor? alpha, Tensor? shares, Tensor? classes, str tuples, float low, '
            f'float high, int n, int m, {LossOptions.schema()}) -> (Tensor, Tensor, Tensor)')
 
 
@@ -69,12 +69,13 @@ _SCHEMA = ('(Tensor logits, Tensor? attention, Tensor y, Tensor? mass, Tensor? t
 def _operator(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, mass: Optional[Tensor], teacher: Optional[Tensor],
         class_weight: Optional[Tensor], lam: Optional[Tensor], alpha: Optional[Tensor], shares: Optional[Tensor],
-        low: float, high: float, n: int, m: int, *scalars: Any,
+        classes: Optional[Tensor], tuples: str, low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, P, _ = logits.shape
     source: Union[Tensor, LamSampler]
     if lam is None:
-        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=y.dtype, shares=shares)
+        source = LamSampler(n, P, B, (low, high), m=m, device=logits.device, dtype=y.dtype, shares=shares,
+                            classes=classes, tuples=tuples)
         source.alpha = alpha  # type: ignore[assignment]
     else:
         source = lam
@@ -88,7 +89,7 @@ def _operator(
 def _(
         logits: Tensor, attention: Optional[Tensor], y: Tensor, mass: Optional[Tensor], teacher: Optional[Tensor],
         class_weight: Optional[Tensor], lam: Optional[Tensor], alpha: Optional[Tensor], shares: Optional[Tensor],
-        low: float, high: float, n: int, m: int, *scalars: Any,
+        classes: Optional[Tensor], tuples: str, low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options, (B, P, C) = LossOptions(*scalars), logits.shape
     return (y.new_empty(()), logits.new_empty((B, P, C) if options.logits_grad else 0),

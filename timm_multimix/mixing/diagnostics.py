@@ -76,9 +76,11 @@ def expected_signal(config: MultiMixConfig, batch: int, num_classes: int) -> dic
     Returns 'effective' and 'target_entropy' as floats. Raises `SettingError` if the settings do not fit the batch.
     """
     generator = torch.Generator().manual_seed(0)
+    target = torch.arange(batch) % num_classes
     lam = torch.cat([
-        sample_lam(16, 1, batch, config.alpha_range(batch), generator, m=config.tuple_size(batch)) for _ in range(16)])
-    y = soft_target(torch.arange(batch) % num_classes, num_classes, torch.float32, config.label_smoothing)
+        sample_lam(16, 1, batch, config.alpha_range(batch), generator, m=config.tuple_size(batch), classes=target,
+                   tuples=config.tuples) for _ in range(16)])
+    y = soft_target(target, num_classes, torch.float32, config.label_smoothing)
     return {name: float(value) for name, value in signal(lam, y).items()}
 
 

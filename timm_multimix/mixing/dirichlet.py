@@ -18,6 +18,7 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
+from ..config import TUPLES
 from ..errors import SettingError
 from .rng import CpuStreams
 
@@ -56,11 +57,15 @@ class LamSampler:
         m: examples per vector; each vector mixes m of the B chosen at random, the rest get weight 0. None is all.
         shares: how examples share the concentration mα, (B,), ≥ 0, floating, on `device`; only their ratios count. Of
             all B an example has E[λ_b] = its share of the sum; of m, its share among those. None is equal shares.
+        classes: the class of each example, (B,), int64, on `device`; `tuples` needs it, and nothing else does.
+        tuples: what a vector mixes: 'any' examples; those 'within' one class, the class of an example drawn by the
+            shares; or one example of each class, 'across' them. Where there are fewer than m such, all of them.
         device: where to sample; nothing is moved, and on an accelerator nothing waits for the host.
         dtype: float32 or float64 to sample in; a lower precision samples in float32.
 
     Raises:
-        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch, shares of another shape.
+        SettingError: n, positions or batch below 1, α not above 0, m not in 1..batch, shares or classes of another
+            shape, tuples without classes.
     """
 
     def __init__(
@@ -73,6 +78,8 @@ class LamSampler:
             *,
             m: Optional[int] = None,
             shares: Optional[Tensor] = None,
+            classes: Optional[Tensor] = None,
+            tuples: str = 'any',
             device: Union[torch.device, str, None] = None,
             dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -106,6 +113,17 @@ class LamSampler:
                 raise SettingError(f'shares are {shares.dtype} {tuple(shares.shape)}, but they must be floating '
                                    f'({batch},), one for each example.')
             self.shares = shares.to(self.dtype) / shares.to(self.dtype).sum()
+        if tuples not in TUPLES:
+            raise SettingError(f'tuples is {tuples!r}, but it must be one of {", ".join(TUPLES)}.')
+        self.tuples, self.classes = tuples, None
+        if tuples == 'any':
+            return
+        if (classes is None or classes.shape != (batch,) or classes.dtype != torch.int64):
+            found = 'missing' if classes is None else f'{classes.dtype} {tuple(classes.shape)}'
+            raise SettingError(f'classes are {found}, but tuples {tuples!r} need the class of each example: int64 '
+                               f'({batch},).')
+        number = torch.arange(batch, device=self.device)  # a class goes by the number of its first example
+        self.classes = torch.where(classes == classes.unsqueeze(1), number, batch).min(1).values
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,7 +133,9 @@ class LamSampler:
     @property
     def sticks(self) -> int:
         """Sticks per vector, K, or 0 where gammas are cheaper (or exponentials suffice)."""
-        if (self.low == self.high == 1 and self.shares is None) or (self.shares is not None and self.m < self.batch):
+        if self.classes is not None or (self.shares is not None and self.m < self.batch):
+            return 0  # whose shares they are has to be drawn before
+        if self.low == self.high == 1 and self.shares is None:
             return 0
         known = self.device.type == 'cpu' and not torch.compiler.is_compiling()  # elsewhere reading α would wait
         theta = self.m * (float(self.alpha) if known else self.high)
@@ -126,7 +146,7 @@ class LamSampler:
         """Fresh vectors, (positions, n, B), position first. Each row ≥ 0 and sums to 1."""
         if self.sticks:
             lam = self.draw_sticks(positions, n).dense()
-        elif self.shares is not None:
+        elif self.shares is not None or self.classes is not None:
             return self._draw_shares((positions, n, self.batch))
         elif self.low == self.high == 1:
             lam = self._exponential((positions, n, self.m))
@@ -161,16 +181,29 @@ class LamSampler:
 
     def _draw_shares(self, shape: tuple[int, int, int]) -> Tensor:
         """λ ~ Dir(mα · shares), through the logarithms of its gammas; an example without a share has none of λ."""
-        assert self.shares is not None
-        shares = self.shares.expand(shape)
-        if self.m < self.batch:
-            chosen = torch.rand(shape, generator=self.generator, device=self.device).topk(self.m).indices
-            shares = torch.zeros_like(shares).scatter_(-1, chosen, shares.gather(-1, chosen))
-            shares = shares / shares.sum(-1, keepdim=True)
+        shares = self.alpha.new_ones(self.batch) if self.shares is None else self.shares
+        if self.m < self.batch or self.classes is not None:
+            shares = shares * self._tuples(shape, shares)
+        shares = shares / shares.sum(-1, keepdim=True)
         alpha = self.m * self.alpha * shares
+        alpha = alpha.expand(shape)
         drawn = torch._standard_gamma((1 + alpha).contiguous(), generator=self.generator).log_()
         drawn -= self._exponential(shape).div_(alpha)
         return drawn.masked_fill_(alpha == 0, -torch.inf).softmax(-1)
+
+    def _tuples(self, shape: tuple[int, int, int], shares: Tensor) -> Tensor:
+        """Which examples each vector mixes, (p, k, B), bool."""
+        order = torch.rand(shape, generator=self.generator, device=self.device)
+        if self.classes is not None and self.tuples == 'within':
+            of = torch.multinomial(shares, shape[0] * shape[1], replacement=True, generator=self.generator)
+            order = order.masked_fill(self.classes != self.classes[of].view(*shape[:2], 1), -1)
+        elif self.classes is not None:  # of each class the first in order
+            classes = self.classes.expand(shape)
+            first = torch.full_like(order, -1).scatter_reduce(-1, classes, order, 'amax')
+            order = order.masked_fill(order < first.gather(-1, classes), -1)
+        if self.m < self.batch:
+            order = order.masked_fill(order < order.topk(self.m).values[..., -1:], -1)
+        return order >= 0
 
     def _exponential(self, shape: tuple[int, ...]) -> Tensor:
         cpu = self._streams()
@@ -207,6 +240,8 @@ def sample_lam(
         *,
         m: Optional[int] = None,
         shares: Optional[Tensor] = None,
+        classes: Optional[Tensor] = None,
+        tuples: str = 'any',
         device: Union[torch.device, str, None] = None,
         dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -217,7 +252,8 @@ def sample_lam(
     Returns:
         (n, positions, batch), of `dtype`; entries ≥ 0, each row along the last axis sums to 1.
     """
-    sampler = LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, device=device, dtype=dtype)
+    sampler = LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, classes=classes, tuples=tuples,
+                         device=device, dtype=dtype)
     return sampler.draw(positions, n).transpose(0, 1).to(dtype)
 
 

@@ -34,6 +34,19 @@ def balanced(Y: Tensor, alpha: float, balance: float) -> Tensor:
     return len(Y) * alpha * r / r.sum()
 
 
+def within(Y: Tensor, alpha: float, b: int) -> Tensor:
+    """`tuples` 'within': the concentrations of λ, whose examples are of b's class. b is drawn, uniformly. (B,)"""
+    alike = (Y.argmax(1) == Y[b].argmax()).to(Y.dtype)
+    return len(Y) * alpha * alike / alike.sum()
+
+
+def across(Y: Tensor, alpha: float, chosen: list[int]) -> Tensor:
+    """`tuples` 'across': the concentrations of λ of `chosen`, one example of each class of Y, drawn uniformly. (B,)"""
+    found = torch.zeros_like(Y[:, 0])
+    found[chosen] = len(Y) * alpha / len(chosen)
+    return found
+
+
 def binary_cross_entropy(X: Tensor, Y: Tensor) -> Tensor:
     """`binary`: of every class for itself, their mean; X, Y (N, C). (N,)"""
     return -(Y * logsigmoid(X) + (1 - Y) * logsigmoid(-X)).mean(-1)
