@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import timm
+import torch
 import torch.nn.functional as F
 import yaml
 from filelock import FileLock, Timeout
@@ -182,18 +183,30 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return line
 
 
-def evaluate(model_folder: Path, images: Path) -> dict[str, float]:
+def thirds(train: Path) -> list[tuple[str, torch.Tensor]]:
+    """The third of the classes with the most images in this folder, the middle, and the third with the fewest."""
+    counts = [len(list(p.iterdir())) for p in sorted(train.iterdir())]
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    n = max(1, round(len(order) / 3))
+    return [(name, torch.tensor(group)) for name, group in (
+        ('many', order[:n]), ('medium', order[n:-n]), ('few', order[-n:])) if group]
+
+
+def evaluate(model_folder: Path, images: Path, train: Optional[Path] = None) -> dict[str, float]:
     """Top-1 in percent, negative log-likelihood in nats, expected calibration error (15 bins), of the last weights; the
-    latter two also after temperature scaling, fitted on four fifths of the images and applied to the fifth, in turn."""
+    latter two also after temperature scaling, fitted on four fifths of the images and applied to the fifth, in turn.
+    With `train`, a folder of classes of unequal size, top-1 of the three groups of `thirds` as well."""
     model = timm.create_model(f'local-dir:{model_folder}', pretrained=True)
     transform = create_transform(**resolve_data_config(model=model), is_training=False)
     found = collect(model, DataLoader(ImageDataset(str(images), transform=transform), batch_size=250))
     confidence, right = confidence_and_right(found.logits, found.target)
+    groups = {} if train is None else {
+        f'top1 {name}': 100 * float(right[torch.isin(found.target, group)].mean()) for name, group in thirds(train)}
     scaled = calibration(model, found, bins=15)
     return {'top1': 100 * float(right.mean()), 'nll': float(F.cross_entropy(found.logits, found.target)),
             'ece': ece(confidence, right, bins=15), 'scaled nll': scaled['NLL, after temperature scaling'],
             'scaled ece': scaled['ECE, after temperature scaling, %'] / 100, 'temperature': scaled['temperature'],
-            'images': len(found)}
+            'images': len(found), **groups}
 
 
 def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], results: Path,
@@ -258,7 +271,8 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
         if done.returncode:
             raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
         epochs = read_summary(out / 'run' / 'summary.csv')
-        found = evaluate(out / 'run' / 'model', folder / 'judge')
+        tail = folder / 'train' if study['data'].get('imbalance') else None
+        found = evaluate(out / 'run' / 'model', folder / 'judge', tail)
     accuracies = [float(row['eval_top1']) for row in epochs[-10:] if row['eval_top1']]  # --val-interval leaves some out
     speeds = [float(row['train_images_per_second']) for row in epochs[1:] or epochs]
     median = {'median of last ten': statistics.median(accuracies)} if len(accuracies) > 1 else {}
@@ -287,8 +301,9 @@ def mean_error(values: list[float]) -> tuple[float, float]:
 
 
 MEASURES = {'top1': ('top-1 %', 2), 'median of last ten': ('median of last ten', 2), 'nll': ('NLL', 3),
-            'ece': ('ECE', 3), 'scaled nll': ('NLL, scaled', 3), 'scaled ece': ('ECE, scaled', 3)}
-# key of a row: title and digits. 'scaled' is with temperature scaling.
+            'ece': ('ECE', 3), 'scaled nll': ('NLL, scaled', 3), 'scaled ece': ('ECE, scaled', 3),
+            'top1 many': ('many', 2), 'top1 medium': ('medium', 2), 'top1 few': ('few', 2)}
+# key of a row: title and digits. 'scaled' is with temperature scaling, 'many' to 'few' are top-1 of `thirds`.
 MEAN: dict[str, Any] = {'fmt': 'o', 'color': 'C0', 'ms': 5, 'capsize': 3}
 SEED: dict[str, Any] = {'ls': '', 'marker': '.', 'color': '0.6', 'ms': 5}
 ALONE: dict[str, Any] = {'ls': '', 'marker': 'o', 'color': 'C0', 'ms': 5, 'mfc': 'white'}

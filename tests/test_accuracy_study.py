@@ -73,12 +73,15 @@ def test_trains_on_the_digits_that_come_along(study: Path, tmp_path: Path) -> No
     assert 'needs --data-dir' in command('run', study).stderr
     assert f'there is no {tmp_path}/none/train' in command('run', study, '--data-dir', tmp_path / 'none').stderr
     settings = yaml.safe_load(study.read_text())
-    settings['data'] = {'images': 'digits', 'train': 100, 'held_out': 50, 'test': 340}
+    settings['data'] = {'images': 'digits', 'train': 100, 'held_out': 50, 'test': 340, 'imbalance': 5}
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
     done = command('run', study, '--only', 'none')
     assert done.returncode == 0, done.stderr
     row, = accuracy.read_results(study.with_suffix('.jsonl'))
     assert row['images'] == 50 and row['data']['images'] == 'digits'
+    groups = [row[f'top1 {name}'] for name in ('many', 'medium', 'few')]  # three classes, four, and three
+    assert row['top1'] == pytest.approx((3 * groups[0] + 4 * groups[1] + 3 * groups[2]) / 10)
+    assert '| many | medium | few |' in command('report', study.with_suffix('.jsonl')).stdout
     assert f'so --data-dir {tmp_path} must go' in command('run', study, '--data-dir', tmp_path).stderr
     settings['data']['train'] = 5000
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -184,6 +187,8 @@ def test_a_long_tail(tmp_path: Path) -> None:
     def counts(part: str) -> list[int]:
         return [len(list(folder.iterdir())) for folder in sorted((tmp_path / 'x' / part).iterdir())]
 
+    assert [(name, group.tolist()) for name, group in accuracy.thirds(tmp_path / 'x' / 'train')] == [
+        ('many', [0]), ('medium', [1]), ('few', [2])]
     assert counts('train') == [16, 4, 1] and counts('judge') == counts('validation') == [10, 10, 10]
 
 

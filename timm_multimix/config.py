@@ -237,8 +237,8 @@ class MultiMixConfig:
         None, "what it predicts: the 'image', which every position inherits, or each 'position' for itself", TEACHES,
         modes=('dense',), needs='teacher', usual='image')
     teacher_view: str = setting(
-        None, "the images that it sees: the 'same' as the network, or their mirror image, 'flip'", VIEWS, needs='teacher',
-        usual='same', more='Two views agree where both are right.')
+        None, "the images that it sees: the 'same' as the network, or their mirror image, 'flip'", VIEWS,
+        needs='teacher', usual='same', more='Two views agree where both are right.')
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -317,7 +317,8 @@ class MultiMixConfig:
 
     def _note_unmixed(self) -> None:
         """Warn of settings that say something of mixtures alone, where embeddings are never mixed."""
-        for name, usual in (('balance', 0.0), ('tuples', 'any'), ('teacher_reading', 'targets'), ('teacher_at', 'image')):
+        for name, usual in (('balance', 0.0), ('tuples', 'any'), ('teacher_reading', 'targets'),
+                            ('teacher_at', 'image')):
             value = getattr(self, name)
             if self.prob == 0 and value not in (None, usual):
                 warnings.warn(f'{name} ({flag(name)}) is {value!r}, but it has no effect: prob ({flag("prob")}) is 0, '
@@ -357,8 +358,8 @@ class MultiMixConfig:
             raise _bad('teacher_at', self.teacher_at, f"only teacher 'ema' is known to have this network's positions, "
                                                       f"not {self.teacher!r}: use 'image'.")
         if self.tuples == 'across' and self.balance:
-            raise _bad('balance', self.balance, "tuples across classes (--multimix-tuples) already have as much of every "
-                                                'class: give one of the two.')
+            raise _bad('balance', self.balance, "tuples 'across' classes (--multimix-tuples) already have as much of "
+                                                'every class: give one of the two.')
         if self.teacher_at == 'position' and self.teacher_view == 'flip':
             raise _bad('teacher_view', self.teacher_view, "positions would be mirrored too, so it goes with "
                                                           "teacher_at 'image' (--multimix-teacher-at) alone.")

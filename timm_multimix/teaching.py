@@ -57,8 +57,8 @@ def taught(teacher: Teacher, config: MultiMixConfig, images: Tensor) -> tuple[Te
         teacher.eval()
     if config.teacher_view == 'flip':
         if images.ndim != 4:
-            raise SettingError(f"teacher_view 'flip' (--multimix-teacher-view) is of images (B, C, H, W), but these are "
-                               f"{tuple(images.shape)}: use 'same'.")
+            raise SettingError(f"teacher_view 'flip' (--multimix-teacher-view) is of images (B, C, H, W), but these "
+                               f"are {tuple(images.shape)}: use 'same'.")
         images = images.flip(-1)
     dense: Optional[Tensor] = None
     if config.teacher_at == 'position':

@@ -38,7 +38,8 @@ def test_moments_are_those_of_the_equations(alpha: float) -> None:
                          dtype=torch.float64)[:, 0]
         a, total = torch.stack(drawn), 10 * alpha
         torch.testing.assert_close(lam.mean(0), (a / total).mean(0), rtol=0, atol=0.01)
-        torch.testing.assert_close(lam.square().mean(0), (a * (a + 1) / (total * (total + 1))).mean(0), rtol=0, atol=0.01)
+        square = a * (a + 1) / (total * (total + 1))
+        torch.testing.assert_close(lam.square().mean(0), square.mean(0), rtol=0, atol=0.01)
 
 
 def test_what_they_make_of_the_mixed_targets() -> None:
