@@ -12,6 +12,7 @@ validate on the first N judging images only, which is what the median of the las
 are always judged on all. `data: {imbalance: N}` leaves the last class an Nth of the first one's training images, and
 those between a share that falls geometrically. A run with `variant: NAME` trains with that task of
 `benchmarks/variants.py`.
+A run with `after: NAME` is a second phase: it begins with the weights that the run of that name ends with.
 `like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top; seeds, judge and runs too,
 where this one has none. `data: {subset: seed}` draws other images for every seed, as a study of few images must.
 
@@ -64,6 +65,7 @@ TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
 MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
+BEGINNING = ('pretrained', 'head_init_scale', 'head_init_bias')  # of the weights, which a second phase has already
 
 
 def beside(path: Path, folder: str, other: str, suffix: str) -> Path:
@@ -101,6 +103,14 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
     for name in study.get('rivals') or ():
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
+    for name, settings in study['runs'].items():
+        if (before := (settings or {}).get('after')) is None:
+            continue
+        if before not in study['runs']:
+            raise SettingError(f'{path}: {name!r} is after {before!r}, which is not one of the runs.'
+                               f'{nearest(before, study["runs"])}')
+        if 'after' in (study['runs'][before] or {}):
+            raise SettingError(f'{path}: {name!r} is after {before!r}, which is a second phase itself.')
     if subset:
         study['data']['subset'] = subset
     return study
@@ -156,8 +166,11 @@ def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:
 
 
 def settings_of(study: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
-    """Flags of train.py, and perhaps a variant, of one run."""
-    return {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
+    """Flags of train.py, and perhaps a variant, of one run; `after` is those of the run before it."""
+    settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
+    if 'after' in settings:
+        settings['after'] = settings_of(study, settings['after'], seed)
+    return settings
 
 
 def key_of(study: dict[str, Any], name: str, seed: int) -> str:
@@ -238,6 +251,20 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
                       flush=True)
 
 
+def train(settings: dict[str, Any], images: Path, out: Path, weights: Optional[Path]) -> Path:
+    """Run train.py; its run folder."""
+    given = dict(settings)
+    if weights is not None:
+        given['pretrained_path'] = weights.resolve()
+    if 'variant' in given:
+        given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
+    command = [str(TRAIN), *flags(given), '--data-dir', str(images), '--output', str(out), '--experiment', 'run']
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=TRAIN.parent)
+    if done.returncode:
+        raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+    return out / 'run'
+
+
 def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path],
         weights: Optional[Path] = None) -> dict[str, Any]:
     started = time.time()
@@ -249,14 +276,10 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
         by_seed = {'subset': settings['seed']} if study['data'].get('subset') == 'seed' else {}
         make_folder(data_dir, {**study['data'], **by_seed}, study['judge'], folder)
         given = dict(settings)
-        if weights is not None:
-            given['pretrained_path'] = weights.resolve()
-        if 'variant' in given:
-            given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
-        command = [str(TRAIN), *flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=TRAIN.parent)
-        if done.returncode:
-            raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+        if before := given.pop('after', None):
+            first = train(before, folder, Path(tmp) / 'first', weights)
+            given = {key: value for key, value in given.items() if key not in BEGINNING} | {'initial_checkpoint': first}
+        train(given, folder, out, weights if given.get('pretrained') else None)
         epochs = read_summary(out / 'run' / 'summary.csv')
         found = evaluate(out / 'run' / 'model', folder / 'judge')
     accuracies = [float(row['eval_top1']) for row in epochs[-10:] if row['eval_top1']]  # --val-interval leaves some out

@@ -230,6 +230,19 @@ def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_
     assert '12 training images, others for each seed, 2 epochs' in table and '| NLL, scaled | ECE, scaled |' in table
 
 
+def test_a_second_phase_begins_where_the_first_ended(study: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=3, per_class=6)
+    settings = yaml.safe_load(study.read_text())
+    settings['base'].update(opt='sgd', warmup_epochs=0, clip_grad=1.0)
+    still = {'variant': 'frozen', 'lr': 1e-9}
+    settings['runs'] = {'none': {'lr': 0.05}, 'still': still, 'phase': {**still, 'after': 'none'}}
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
+    done = command('run', study, '--data-dir', data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    none, alone, phase = (row['nll'] for row in accuracy.read_results(study.with_suffix('.jsonl')))
+    assert phase == pytest.approx(none, rel=1e-4) and abs(alone - none) > 1e-3
+
+
 def test_a_study_like_another_takes_what_it_does_not_say(study: Path) -> None:
     other = study.with_name('other.yaml')
     other.write_text(yaml.safe_dump({'like': study.name, 'base': {'epochs': 2}, 'seeds': [3]}))
@@ -266,7 +279,9 @@ def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
 @pytest.mark.parametrize('change, words', [
     ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'judge': 'validation'}, 'held_out, test'),
     ({'runs': None}, "'runs' is missing"),
-    ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense")])
+    ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense"),
+    ({'runs': {'a': {}, 'b': {'after': 'c'}}}, "'b' is after 'c', which is not one of the runs"),
+    ({'runs': {'a': {}, 'b': {'after': 'a'}, 'c': {'after': 'b'}}}, 'is a second phase itself')])
 def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))
     with pytest.raises(SettingError, match=words):
@@ -282,6 +297,7 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
     assert len(read['seeds']) == len(set(read['seeds']))
     for run in runs:
         assert run.pop('variant', 'dominant') in variants.VARIANTS
+        run.pop('after', None)
         line = accuracy.flags(run)
         args = parse_args([*line, '--data-dir', 'images'])
         check_args(args)
