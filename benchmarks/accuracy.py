@@ -12,6 +12,7 @@ validate on the first N judging images only, which is what the median of the las
 are always judged on all. `data: {imbalance: N}` leaves the last class an Nth of the first one's training images, and
 those between a share that falls geometrically. A run with `variant: NAME` trains with that task of
 `benchmarks/variants.py`.
+A run with `after: NAME` is a second phase: it begins with the weights that the run of that name ends with.
 `like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top; seeds, judge and runs too,
 where this one has none. `data: {subset: seed}` draws other images for every seed, as a study of few images must.
 
@@ -19,11 +20,11 @@ where this one has none. `data: {subset: seed}` draws other images for every see
 (`benchmarks/pretrained.py` writes such files).
 
 Each finished run is one line of JSON beside the study. What is there is not run again, several processes may share one
-study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit
-if it took as long as the longest so far. `run --seeds` and `--subset` ask whether a result holds with other seeds and
-other images. `report` shows what the study asks for now (with `--subset`, of those images) and leaves out rows of other
-settings; with `--against`, it compares with another run than the first. Only last-epoch weights are judged, never the
-best on the images that judge.
+study (with OMP_NUM_THREADS=1 where they share the cores, too), and --budget stops before a run that would not fit if it
+took as long as the longest so far. `run --seeds` and `--subset` ask whether a result holds with other seeds and other
+images. `report` shows what the study asks for now (with `--subset`, of those images) and leaves out rows of other
+settings. Of several results files it shows the means. With `--against`, it compares with another run than the first.
+Only last-epoch weights are judged, never the best on the images that judge.
 """
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -65,6 +67,7 @@ TRAIN = Path(__file__).resolve().parent.parent / 'train.py'
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
 MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
+BEGINNING = ('pretrained', 'head_init_scale', 'head_init_bias')  # of the weights, which a second phase has already
 
 
 def beside(path: Path, folder: str, other: str, suffix: str) -> Path:
@@ -102,6 +105,14 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
     for name in study.get('rivals') or ():
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
+    for name, settings in study['runs'].items():
+        if (before := (settings or {}).get('after')) is None:
+            continue
+        if before not in study['runs']:
+            raise SettingError(f'{path}: {name!r} is after {before!r}, which is not one of the runs.'
+                               f'{nearest(before, study["runs"])}')
+        if 'after' in (study['runs'][before] or {}):
+            raise SettingError(f'{path}: {name!r} is after {before!r}, which is a second phase itself.')
     if subset:
         study['data']['subset'] = subset
     return study
@@ -157,8 +168,11 @@ def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:
 
 
 def settings_of(study: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
-    """Flags of train.py, and perhaps a variant, of one run."""
-    return {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
+    """Flags of train.py, and perhaps a variant, of one run; `after` is those of the run before it."""
+    settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
+    if 'after' in settings:
+        settings['after'] = settings_of(study, settings['after'], seed)
+    return settings
 
 
 def key_of(study: dict[str, Any], name: str, seed: int) -> str:
@@ -251,6 +265,20 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
                       flush=True)
 
 
+def train(settings: dict[str, Any], images: Path, out: Path, weights: Optional[Path]) -> Path:
+    """Run train.py; its run folder."""
+    given = dict(settings)
+    if weights is not None:
+        given['pretrained_path'] = weights.resolve()
+    if 'variant' in given:
+        given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
+    command = [str(TRAIN), *flags(given), '--data-dir', str(images), '--output', str(out), '--experiment', 'run']
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=TRAIN.parent)
+    if done.returncode:
+        raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+    return out / 'run'
+
+
 def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path],
         weights: Optional[Path] = None) -> dict[str, Any]:
     started = time.time()
@@ -262,14 +290,10 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
         by_seed = {'subset': settings['seed']} if study['data'].get('subset') == 'seed' else {}
         make_folder(data_dir, {**study['data'], **by_seed}, study['judge'], folder)
         given = dict(settings)
-        if weights is not None:
-            given['pretrained_path'] = weights.resolve()
-        if 'variant' in given:
-            given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
-        command = [str(TRAIN), *flags(given), '--data-dir', str(folder), '--output', str(out), '--experiment', 'run']
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=TRAIN.parent)
-        if done.returncode:
-            raise SettingError(f'{" ".join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+        if before := given.pop('after', None):
+            first = train(before, folder, Path(tmp) / 'first', weights)
+            given = {key: value for key, value in given.items() if key not in BEGINNING} | {'initial_checkpoint': first}
+        train(given, folder, out, weights if given.get('pretrained') else None)
         epochs = read_summary(out / 'run' / 'summary.csv')
         tail = folder / 'train' if study['data'].get('imbalance') else None
         found = evaluate(out / 'run' / 'model', folder / 'judge', tail)
@@ -339,18 +363,33 @@ def difference(found: dict[int, Any], base: dict[int, Any], key: str) -> str:
     return f'{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]'
 
 
-def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> str:
+def mean_of_data_sets(found: list[dict[str, dict[int, dict[str, Any]]]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Of what `by_name` gives for several data sets: the runs and seeds that all have, and each measure's mean."""
+    first = found[0]
+    return {name: rows for name in first if (rows := {
+        seed: {**row, **{key: statistics.mean(f[name][seed][key] for f in found) for key in MEASURES if key in row}}
+        for seed, row in first[name].items() if all(seed in f.get(name, {}) for f in found)})}
+
+
+def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
+           more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> str:
     """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival.
 
     Args:
         path: the results.
         study: what `read_study` gave.
         against: the run to compare with, instead of those.
+        more: results of the same runs on other data sets, and their studies: the table is of the means over all.
 
     Raises:
         SettingError: nothing to report; `against` has no finished run.
     """
     found = by_name(path, study)
+    if more:
+        found = mean_of_data_sets([found, *(by_name(*other) for other in more)])
+        if not found:
+            raise SettingError(f'No run with the same seed is finished in {path} and in '
+                               f'{", ".join(str(other) for other, _ in more)}.')
     first = against or next(iter(study['runs']))
     if against and against not in found:
         raise SettingError(f'--against {against!r} has no finished run in {path}.{nearest(against, found)}')
@@ -369,10 +408,10 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None) -> 
     held_out, subset = study['judge'] == 'held_out', study['data'].get('subset')
     which = 'training images, others for each seed' if subset == 'seed' else (
         f'other training images (--subset {subset})' if subset else 'training images')
+    judged = 'held out of the training data' if held_out else 'of the test data'
     lines = [
-        f'{study["data"]["train"]} {which}, '
-        f'{row["epochs"]} epochs, {row["images"]} images '
-        f'{"held out of the training data" if held_out else "of the test data"}, last epoch.', '',
+        f'Means of {1 + len(more)} data sets, of images {judged}, last epoch.' if more else
+        f'{study["data"]["train"]} {which}, {row["epochs"]} epochs, {row["images"]} images {judged}, last epoch.', '',
         '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, seeds in found.items():
         cells = [name, str(len(seeds))]
@@ -443,7 +482,8 @@ def main() -> None:
     images.add_argument('folder', type=Path, metavar='FOLDER', help='where to; it must not exist')
     images.add_argument('--data-dir', type=Path, required=True, help='image folder with train/ and validation/')
     show = commands.add_parser('report', help='the table of what is there')
-    show.add_argument('results', type=Path, metavar='STUDY.jsonl')
+    show.add_argument('results', type=Path, metavar='STUDY.jsonl', nargs='+',
+                      help='of several, which have the same runs on other data sets, the means')
     show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside it; of results/, in studies/')
     show.add_argument('--subset', type=int, default=0, help='of the runs with that --subset')
     show.add_argument('--against', metavar='RUN', help='compare with it, instead of the first')
@@ -460,13 +500,19 @@ def main() -> None:
         elif args.command == 'images':
             write_images(read_study(args.study), args.data_dir, args.folder)
         else:
-            study = read_study(args.study or beside(args.results, 'results', 'studies', '.yaml'), args.subset)
-            text = report(args.results, study, args.against)
+            if args.study and len(args.results) > 1:
+                raise SettingError('--study is of one results file. Of several, each has its study beside it.')
+            if args.plot and len(args.results) > 1:
+                raise SettingError('--plot draws one results file.')
+            (path, study), *more = [
+                (path, read_study(args.study or beside(path, 'results', 'studies', '.yaml'), args.subset))
+                for path in args.results]
+            text = report(path, study, args.against, more)
             print(text)
             if args.out:
                 make_room(args.out).write_text(text + '\n')
             if args.plot:
-                plot(args.results, make_room(args.plot), study)
+                plot(path, make_room(args.plot), study)
     except SettingError as error:
         raise SystemExit(f'error: {error}') from error
 

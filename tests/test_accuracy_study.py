@@ -116,6 +116,26 @@ def test_statistics_of_the_report(study: Path) -> None:
         accuracy.report(study.with_suffix('.jsonl'), read, against='dens')
 
 
+def test_means_over_data_sets(study: Path) -> None:
+    read = write_results(study, {'none': (70.0, 72.0), 'dense': (71.0, 75.0)})
+    other = study.with_name('other.yaml')
+    other.write_text(study.read_text())
+    write_results(other, {'none': (50.0, 52.0), 'dense': (53.0, 53.0)})
+    done = command('report', study.with_suffix('.jsonl'), other.with_suffix('.jsonl'))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # dense is 62 and 64; its differences are the means of 1 and 3, and of 3 and 1
+    assert lines[0].startswith('Means of 2 data sets, of images held out')
+    assert '| 63.00 ± 1.00 |' in lines[-1] and '| +2.00 [+2.00, +2.00] |' in lines[-1]
+    read['seeds'] = [1]
+    paths = [study.with_suffix('.jsonl'), other.with_suffix('.jsonl')]
+    paths[1].write_text(paths[1].read_text().splitlines()[0] + '\n')  # none, seed 1: the other runs have no partner
+    assert accuracy.report(paths[0], read, more=[(paths[1], read)]).count('\n| none | 1 |') == 1
+    paths[1].write_text('')
+    with pytest.raises(SettingError, match='none of them is of this study'):
+        accuracy.report(paths[0], read, more=[(paths[1], read)])
+
+
 def test_rows_of_other_settings_are_not_shown(study: Path) -> None:
     write_results(study, {'none': (70.0, 72.0), 'dense': (71.0, 75.0)})
     settings = yaml.safe_load(study.read_text())
@@ -235,6 +255,19 @@ def test_few_images_of_pretrained_weights_drawn_for_every_seed(study: Path, tmp_
     assert '12 training images, others for each seed, 2 epochs' in table and '| NLL, scaled | ECE, scaled |' in table
 
 
+def test_a_second_phase_begins_where_the_first_ended(study: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / 'images', classes=3, per_class=6)
+    settings = yaml.safe_load(study.read_text())
+    settings['base'].update(opt='sgd', warmup_epochs=0, clip_grad=1.0)
+    still = {'variant': 'frozen', 'lr': 1e-9}
+    settings['runs'] = {'none': {'lr': 0.05}, 'still': still, 'phase': {**still, 'after': 'none'}}
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
+    done = command('run', study, '--data-dir', data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    none, alone, phase = (row['nll'] for row in accuracy.read_results(study.with_suffix('.jsonl')))
+    assert phase == pytest.approx(none, rel=1e-4) and abs(alone - none) > 1e-3
+
+
 def test_a_study_like_another_takes_what_it_does_not_say(study: Path) -> None:
     other = study.with_name('other.yaml')
     other.write_text(yaml.safe_dump({'like': study.name, 'base': {'epochs': 2}, 'seeds': [3]}))
@@ -271,7 +304,9 @@ def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
 @pytest.mark.parametrize('change, words', [
     ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'judge': 'validation'}, 'held_out, test'),
     ({'runs': None}, "'runs' is missing"),
-    ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense")])
+    ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense"),
+    ({'runs': {'a': {}, 'b': {'after': 'c'}}}, "'b' is after 'c', which is not one of the runs"),
+    ({'runs': {'a': {}, 'b': {'after': 'a'}, 'c': {'after': 'b'}}}, 'is a second phase itself')])
 def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))
     with pytest.raises(SettingError, match=words):
@@ -287,6 +322,7 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
     assert len(read['seeds']) == len(set(read['seeds']))
     for run in runs:
         assert run.pop('variant', 'dominant') in variants.VARIANTS
+        run.pop('after', None)
         line = accuracy.flags(run)
         args = parse_args([*line, '--data-dir', 'images'])
         check_args(args)
@@ -297,20 +333,20 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 
 PAGES = ''.join(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))
-REPORTS = sorted(set(re.findall(r'accuracy report benchmarks/results/(\w+)\.jsonl(?: --subset (\d+))?', PAGES)))
+REPORTS = sorted(set(re.findall(r'accuracy report((?: benchmarks/results/\w+\.jsonl)+)(?: --subset (\d+))?', PAGES)))
 
 
-@pytest.mark.parametrize('name, subset', REPORTS)
-def test_the_pages_show_what_was_measured(name: str, subset: str) -> None:
-    study = ROOT / 'benchmarks' / 'studies' / f'{name}.yaml'
-    results = accuracy.beside(study, 'studies', 'results', '.jsonl')
-    assert accuracy.report(results, accuracy.read_study(study, int(subset or 0))) in PAGES
+@pytest.mark.parametrize('paths, subset', REPORTS)
+def test_the_pages_show_what_was_measured(paths: str, subset: str) -> None:
+    first, *more = [(ROOT / path, accuracy.read_study(accuracy.beside(ROOT / path, 'results', 'studies', '.yaml'),
+                                                      int(subset or 0))) for path in paths.split()]
+    assert accuracy.report(*first, more=more) in PAGES
 
 
 def test_the_pages_leave_out_no_study() -> None:
     studies = {path.stem for path in (ROOT / 'benchmarks' / 'studies').glob('*.yaml')}  # others have files of their own
     found = {path.stem for path in (ROOT / 'benchmarks' / 'results').glob('*.jsonl')}
-    assert {name for name, _ in REPORTS} == found & studies
+    assert {Path(path).stem for paths, _ in REPORTS for path in paths.split()} == found & studies
 
 
 @pytest.mark.parametrize('name', ['dominant', 'same-class', 'neighbours'])
