@@ -1,6 +1,7 @@
 """What a run says before it starts, after each epoch and at its end, and that it says what happened."""
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
@@ -291,6 +292,14 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
         last[key] = ''  # --val-interval
     write_summary(summary, [*read_summary(summary), {**last, 'epoch': 12}])
     assert 'Top-1 accuracy, % (validation, last: 86.50)' in labels(draw_curves(read_summary(summary)))
+
+
+def test_validation_after_every_third_epoch_is_one_line() -> None:
+    """--val-interval: a line through missing values would have no part that can be seen."""
+    some = [row if i % 3 == 0 else {**row, 'eval_loss': '', 'eval_top1': ''} for i, row in enumerate(rows('plain', 12))]
+    for axis in draw_curves(some).axes[:2]:
+        line = next(line for line in axis.get_lines() if line.get_label().startswith('validation'))
+        assert list(line.get_xdata()) == [1, 4, 7, 10] and all(map(math.isfinite, line.get_ydata()))
 
 
 def test_files_of_older_versions(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ def draw_curves(rows: list[dict[str, Any]], title: str = '') -> Figure:
     epochs = [int(row['epoch']) + 1 for row in rows]
 
     def line(axis: Any, values: list[float], label: str, color: str, **style: Any) -> None:
-        if any(v == v for v in values):
-            axis.plot(epochs, values, label=label, color=color, marker='.' if len(epochs) < 40 else None, **style)
+        known = [(epoch, v) for epoch, v in zip(epochs, values) if v == v]  # --val-interval leaves epochs out
+        if known:
+            axis.plot(*zip(*known), label=label, color=color, marker='.' if len(known) < 40 else None, **style)
 
     blue, orange, green, purple, grey = '#2f6db3', '#e07b22', '#3a9a5b', '#7b4fa6', '#9a9a9a'
     counted, signal = measured('train_steps'), measured('train_effective')
