@@ -395,3 +395,15 @@ def test_the_variant_that_follows_memorisation() -> None:
     assert shares[0] == shares[1] == 0 and shares[-1] > 0.2 and task.policy.counts['embeddings'] > 0
     task.running = 0.1 * task.start
     assert task.policy.share == pytest.approx(0.9)
+
+
+def test_batch_norms_that_stand_still() -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    task = variants.Still(model)
+    task.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task(torch.rand(6, 3, 64, 64), torch.arange(6) % 3)['loss'].backward()
+    optimizer.step()
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {name for name in before if 'running' in name or 'num_batches' in name}
