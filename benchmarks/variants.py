@@ -9,6 +9,7 @@
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
     frozen       Only the classifier learns; the network below it stays as it came, batch norms included.
+    still        All layers learn, but batch norms use the statistics that they came with, and keep them.
     memorised    The share of the steps that mix follows memorisation: it is the fraction by which the running loss of
                  unmixed training batches has fallen since the start. It needs no length of the training.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from timm_multimix import MultiMixTask
@@ -130,7 +132,16 @@ class Frozen(MultiMixTask):
         return self
 
 
+class Still(MultiMixTask):
+    def train(self, mode: bool = True) -> Still:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
 VARIANTS = {
     'dominant': Dominant, 'same-class': SameClass, 'neighbours': Neighbours, 'mix-late': MixLate,
-    'mix-early': MixEarly, 'memorised': Memorised, 'frozen': Frozen,
+    'mix-early': MixEarly, 'memorised': Memorised, 'frozen': Frozen, 'still': Still,
 }
