@@ -119,7 +119,8 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     state = TrainState(task, optimizer, scheduler, scaler, saver, autocast, device, epochs, updates, shape,
                        seen(images))
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
-             build.amp_note(args, device), *state.resume(args, images.train_loader.exact)]
+             build.amp_note(args, device), build.bn_note(args, unwrap(model)),
+             *state.resume(args, images.train_loader.exact)]
     mixing = describe(config, mixed, args.num_classes)
     announce(args, state, images, mixing, notes)
     folder.begin(state.start, last)
@@ -161,6 +162,9 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
     if isinstance(task.mixup_fn, InputMixing) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         task.mixup_fn.mixup_enabled = False
     task.train()
+    if args.bn_eval:
+        for norm in build.batch_norms(task):
+            norm.eval()
     optimizer.zero_grad()
     images, started = 0, time.time()
     for i, (input, target) in enumerate(loader.batches(epoch, progress.batch, stop.requested), progress.batch):

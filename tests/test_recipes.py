@@ -179,6 +179,7 @@ def test_fine_tuning_of_any_model(model: str, tmp_path: Path) -> None:
     row = read_summary(out / 'x' / 'summary.csv')[-1]
     assert 0 < float(row['train_loss']) < 3  # the new classifier starts without opinions
     end = timm.create_model(f'local-dir:{out}/x/model', pretrained=True).state_dict()
+    assert all(torch.equal(end[name], value) for name, value in start.items() if 'running' in name)  # --bn-eval
     assert all(not torch.equal(end[name], value) for name, value in start.items()
                if end[name].shape == value.shape and value.ndim > 1)  # all layers learn
 

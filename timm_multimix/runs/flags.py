@@ -292,6 +292,8 @@ def build_parser() -> argparse.ArgumentParser:
       help='weight of the positive terms (--multimix none)')
     g('--bn-momentum', type=SHARE, default=None, metavar='X',
       help="momentum of every batch norm (default: the model's)")
+    g('--bn-eval', action=on_off, default=False,
+      help='batch norms use the statistics that the weights came with, and keep them; for few images')
     g('--bn-eps', type=number(above=0), default=None, metavar='X',
       help="ε of the batch norms, of models that take it (default: the model's)")
 

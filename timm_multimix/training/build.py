@@ -88,10 +88,22 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
                     p.mul_(1.0 if args.head_init_scale is None else args.head_init_scale)
                 if args.head_init_bias is not None and leaf.bias is not None:
                     leaf.bias.fill_(args.head_init_bias)  # type: ignore[operator, union-attr]
-    for module in model.modules():
-        if args.bn_momentum is not None and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = args.bn_momentum
+    if args.bn_momentum is not None:
+        for norm in batch_norms(model):
+            norm.momentum = args.bn_momentum
     return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
+
+
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """All of a model."""
+    return [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def bn_note(args: argparse.Namespace, model: torch.nn.Module) -> Optional[str]:
+    """A sentence for a model that --bn-eval does nothing to."""
+    if not args.bn_eval or batch_norms(model):
+        return None
+    return f'{args.model} has no batch norms, so --bn-eval does nothing.'
 
 
 def _weights_of(path: str) -> dict[str, Any]:

@@ -96,6 +96,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.torchcompile_mode and not args.torchcompile:
         raise SettingError(f'--torchcompile-mode is {args.torchcompile_mode!r}, but nothing is compiled: add '
                            f'--torchcompile.')
+    if args.bn_eval and args.bn_momentum is not None:
+        raise SettingError(f'--bn-momentum is {args.bn_momentum:g}, but with --bn-eval the statistics of batch norms '
+                           f'stay as they are: drop one of the two.')
     if args.pretrained_path and not os.path.isfile(args.pretrained_path):
         raise SettingError(f'--pretrained-path is {args.pretrained_path!r}, but there is no such file.')
     if args.aug_repeats and int(os.environ.get('WORLD_SIZE', '1')) == 1:
