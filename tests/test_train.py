@@ -4,8 +4,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +64,7 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
         'assert tuple(timm.data.resolve_model_data_config(a)["input_size"]) == (3, 32, 32)\n'
         'assert not any(name.startswith("timm_multimix") for name in sys.modules)\n'
         "print('loaded')\n")
-    loaded = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    loaded = forked.run(str(script), cwd=tmp_path, bare=True)
     assert loaded.stdout.strip() == 'loaded', loaded.stderr
 
 
