@@ -9,7 +9,7 @@ imports, or of a variable that is read at an import, takes a fresh interpreter.
 
 `deep`: what such a process starts with `sys.executable` is forked off it in turn.
 `bare`: it has imported torch and torchvision alone. timm, the Hub's client and what is ours it imports itself, with its
-own environment, as one who has never heard of us does, or who has us from a wheel.
+own environment, as one who has never heard of us does, or who has us from a wheel. It alone draws its curves.png.
 """
 from __future__ import annotations
 
@@ -222,5 +222,8 @@ if __name__ == '__main__':
     import benchmarks.accuracy  # noqa: F401
     import evaluate  # noqa: F401
     import train  # noqa: F401
+    from tests import blank
+    from timm_multimix.training import output
+    output.plot_curves = blank.plot_curves
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))

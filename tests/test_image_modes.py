@@ -20,6 +20,7 @@ from timm_multimix.evaluate.images import open_split, prepared
 from timm_multimix.evaluate.load import load_checkpoint
 from timm_multimix.hub import export, save_plain
 
+pytestmark = pytest.mark.usefixtures('blank_pictures')
 SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '6', '--warmup-epochs', '0',
          '--multimix', 'multimix', '--crop-pct', '1')
 MODES = {'RGBA': 4, 'CMYK': 4, 'L': 1, 'LA': 2, 'HSV': 3}
