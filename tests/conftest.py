@@ -5,6 +5,7 @@ imported where it is used.
 """
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made is no garbage, and is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ NEEDS = {'accelerate_loop.py': 'accelerate', 'data_parallel.py': 'torch', 'fasta
 LAUNCH = {'fsdp2.py': ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')}
 
 
-@pytest.mark.parametrize('example', NEEDS)
+@pytest.mark.parametrize('example', [
+    pytest.param(example, marks=[pytest.mark.slow] if example in LAUNCH else []) for example in NEEDS])
 def test_example(example: str, tmp_path: Path) -> None:
     if find_spec(NEEDS[example]) is None:
         pytest.skip(f"needs {NEEDS[example]}: pip install '.[examples]'")

@@ -231,7 +231,7 @@ def test_compiles_without_breaks_for_batches_of_every_size(target: Tensor) -> No
             cross_entropy(logits, target, class_weight=w),
             mixed_cross_entropy(logits, target, lam, class_weight=w))])
 
-    compiled = torch.compile(losses, backend='aot_eager', fullgraph=True, dynamic=True)
+    compiled = torch.compile(losses, backend='eager', fullgraph=True, dynamic=True)
     for n in (B, 5):
         L = torch.randn(n, C)
         torch.testing.assert_close(compiled(L, target[:n]), losses(L, target[:n]))

@@ -81,7 +81,7 @@ def test_values_are_looked_at_when_asked(what: str) -> None:
 def test_compiled_as_on_a_device_values_are_looked_at_only_when_asked(what: str) -> None:
     change, words = WRONG[what]
     torch._dynamo.reset()
-    compiled = torch.compile(loss_of, backend='aot_eager')
+    compiled = torch.compile(loss_of, backend='eager')
     compiled(LOGITS, **change)
     compiled(LOGITS, **change, validate=False)
     with pytest.raises(SettingError, match=words):
