@@ -1,4 +1,6 @@
 """Fine-tuning in stages, first the new classifier and then everything, in a plain loop: python examples/stages.py"""
+import os
+
 import timm
 import torch
 from sklearn.datasets import load_digits
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import timm_multimix
 
+most = int(os.environ.get('EPOCHS', 4))
 torch.manual_seed(0)
 
 digits = load_digits()
@@ -20,7 +23,7 @@ net = timm.create_model('test_efficientnet', num_classes=10)  # and pretrained=T
 body = [name for name, _ in net.named_children() if name != net.pretrained_cfg['classifier']]
 model = timm_multimix.wrap(net, 'dense', input_size=(3, 64, 64))
 
-for stage, epochs, lr in (('classifier', 2, 1e-2), ('all layers', 4, 2e-3)):
+for stage, epochs, lr in (('classifier', most // 2, 1e-2), ('all layers', most, 2e-3)):
     if stage == 'classifier':
         freeze(net, body)    # BatchNorm keeps its statistics, too
     else:

@@ -1,9 +1,16 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests.
+
+The process that hands out the tests reads this too, before the others start. So what takes seconds to import is
+imported where it is used.
+"""
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 # Without a GPU, Triton's kernels run in its interpreter. It must be told before it is first imported.
 if not os.path.exists('/dev/nvidiactl'):
@@ -11,46 +18,43 @@ if not os.path.exists('/dev/nvidiactl'):
 # The clients under test must not wait for a network that a test never needs. Their library reads it at its import.
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
-import pytest
-import torch
-from hypothesis import settings
-from PIL import Image
-
-from timm_multimix.files import whole
-from timm_multimix.runs.summary import read_summary
-from timm_multimix.training import output
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 
-# A commit is judged on the same examples every time; whoever runs the tests at home looks for new ones.
-settings.register_profile('ci', derandomize=True)
-if os.environ.get('CI'):
-    settings.load_profile('ci')
+def pytest_collection_finish() -> None:
+    """What the imports have made is no garbage, and is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    import torch
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings in the tests' own process write an empty curves.png: drawing it takes longer than they do.
+    """Trainings in the tests' own process draw no curves.png; the tests of what is drawn do."""
+    from tests import blank
+    from timm_multimix.training import output
+    monkeypatch.setattr(output, 'plot_curves', blank.plot_curves)
 
-    Those in processes of their own draw it, and so do the tests of what is drawn.
-    """
-    def plot_curves(summary: Path, path: Path, title: str = '') -> None:
-        if read_summary(summary):
-            with whole(path) as temporary:
-                Image.new('RGB', (1, 1)).save(temporary, format='PNG')
 
-    monkeypatch.setattr(output, 'plot_curves', plot_curves)
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does matplotlib draw any other picture."""
+    from matplotlib.figure import Figure
+
+    from tests import blank
+    monkeypatch.setattr(Figure, 'savefig', blank.savefig)
 
 
 def write_images(folder: Path, classes: int = 3, per_class: int = 6, size: int = 32) -> Path:
     """A tiny ImageFolder: split/class/number.png, every class its own colour."""
+    import torch
+    from PIL import Image
     generator = torch.Generator().manual_seed(1)
     for split in ('train', 'validation'):
         for c in range(classes):

@@ -8,6 +8,8 @@ run is their `__main__`. But they have imported everything before, with the envi
 imports, or of a variable that is read at an import, takes a fresh interpreter.
 
 `deep`: what such a process starts with `sys.executable` is forked off it in turn.
+`bare`: it has imported torch and torchvision alone. timm, the Hub's client and what is ours it imports itself, with its
+own environment, as one who has never heard of us does, or who has us from a wheel. It alone draws its curves.png.
 """
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import IO, Any, NoReturn, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,13 +41,16 @@ ROOT = Path(__file__).resolve().parent.parent
 class Process:
     """A process that runs. It leads a session and a process group of its own."""
 
-    def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], deep: bool) -> None:
+    def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], deep: bool, bare: bool,
+                 log: Optional[IO[bytes]]) -> None:
         self.words, self.returncode = words, None
-        self._request, self._out, self._err = (tempfile.TemporaryFile() for _ in range(3))
+        self._request = tempfile.TemporaryFile()
+        self._out, self._err = (log or tempfile.TemporaryFile() for _ in range(2))
         self._request.write(json.dumps({'words': words, 'cwd': str(cwd), 'env': dict(env), 'deep': deep}).encode())
         self._request.seek(0)
         reading, writing = os.pipe()
-        socket.send_fds(server(), [b'.'], [f.fileno() for f in (self._request, self._out, self._err)] + [writing])
+        files = [self._request.fileno(), self._out.fileno(), self._err.fileno(), writing]
+        socket.send_fds(servers()[bare], [b'.'], files)
         os.close(writing)
         self._said = os.fdopen(reading)
         self.pid = int(self._said.readline())
@@ -99,26 +104,30 @@ def _text(file: Any) -> str:
     return os.pread(file.fileno(), 1 << 24, 0).decode()
 
 
-def start(*words: str, cwd: Path = ROOT, env: Optional[Mapping[str, str]] = None, deep: bool = False) -> Process:
-    """`python WORDS`: a script, `-m MODULE` or `-c CODE`, with its arguments."""
-    return Process(words, cwd, os.environ if env is None else env, deep)
+def start(*words: str, cwd: Path = ROOT, env: Optional[Mapping[str, str]] = None, path: Path = ROOT,
+          deep: bool = False, bare: bool = False, log: Optional[IO[bytes]] = None) -> Process:
+    """`python WORDS`: a script, `-m MODULE` or `-c CODE`, with its arguments; `path` is its PYTHONPATH, and `log` takes
+    what it writes."""
+    return Process(words, cwd, {**(os.environ if env is None else env), 'PYTHONPATH': str(path)}, deep, bare, log)
 
 
-def run(*words: str, cwd: Path = ROOT, env: Optional[Mapping[str, str]] = None, timeout: float = 300,
-        deep: bool = False) -> subprocess.CompletedProcess[str]:
-    with start(*words, cwd=cwd, env=env, deep=deep) as process:
+def run(*words: str, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
+    """As `start`, to its end."""
+    with start(*words, **how) as process:
         return subprocess.CompletedProcess(words, process.wait(timeout), process.stdout, process.stderr)
 
 
 @functools.cache
-def server() -> socket.socket:
-    """One for each process that runs tests; it ends with it."""
-    ours, theirs = socket.socketpair()
-    subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT,
+def servers() -> tuple[socket.socket, socket.socket]:
+    """One that has imported everything, and a bare one: for each process that runs tests, with which they end."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    theirs = [pair[1].fileno() for pair in pairs]
+    subprocess.Popen([sys.executable, __file__, *map(str, theirs)], pass_fds=theirs, cwd=ROOT,
                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                      env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
-    theirs.close()
-    return ours
+    for pair in pairs:
+        pair[1].close()
+    return pairs[0][0], pairs[1][0]
 
 
 # ----------------------------------------------------------------------------------------------- the side of the server
@@ -143,6 +152,8 @@ def become(words: list[str], env: Optional[Mapping[str, str]], deep: bool) -> No
         os.environ.clear()
         os.environ.update(env)
         tempfile.tempdir = None  # of another environment
+    at = os.getcwd() if words[0].startswith('-') else os.path.dirname(os.path.abspath(words[0]))
+    sys.path[:] = [at, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep)), *SITE]
     if deep:
         subprocess.Popen = Forked  # type: ignore[misc]
     code = 0
@@ -199,11 +210,20 @@ def serve(channel: socket.socket) -> None:
 
 if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    SITE = sys.path[2:]  # all but this script's folder and PYTHONPATH
+    import torchvision  # noqa: F401
+    gc.freeze()
+    if not os.fork():
+        serve(socket.socket(fileno=int(sys.argv[2])))
+        sys.exit()
     import matplotlib.backends.backend_agg  # noqa: F401
     import sklearn.datasets  # noqa: F401
 
     import benchmarks.accuracy  # noqa: F401
     import evaluate  # noqa: F401
     import train  # noqa: F401
+    from tests import blank
+    from timm_multimix.training import output
+    output.plot_curves = blank.plot_curves
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -85,6 +85,8 @@ def run(flags: list[str], moment: str, ranks: int) -> int:
 
 
 def main() -> int:
+    # A loading process holds the lock of its run's folder until it notices, in that many seconds, that the run is dead.
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2
     cut = sys.argv.index('--')
     plan, flags = sys.argv[1:cut], sys.argv[cut + 1:]
     ranks = int(plan.pop(0).split(':')[1]) if plan and plan[0].startswith('ranks:') else 1

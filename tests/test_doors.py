@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,11 @@ from timm_multimix.runs.settings import parse_args
 RECIPE = 'cifar10_resnet18'
 
 
-def python(*args: str, cwd: Path, path: Path = ROOT, code: int = 0) -> str:
-    """What a process prints, both streams."""
-    done = subprocess.run([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
-                          env={**os.environ, 'PYTHONPATH': str(path)}, timeout=300)
-    assert done.returncode == code, done.stdout
-    return done.stdout
+def python(*args: str, cwd: Path, path: Path, code: int = 0) -> str:
+    """What a process prints that finds nothing of ours but in `path`."""
+    done = forked.run(*args, cwd=cwd, path=path, bare=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize('command', ['describe', 'advise', 'data', 'push', 'publish', 'export', 'list'])
@@ -110,7 +110,7 @@ def test_a_terminal_hears_of_the_loading_first(script: str, tmp_path: Path) -> N
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a wheel installs, which was built from what a source distribution holds."""
+    """A folder with what a wheel holds, which was built from what a source distribution holds."""
     where = tmp_path_factory.mktemp('wheel')
     source, empty = where / 'source', where / 'empty'
     for name in ('timm_multimix', 'hparams'):
@@ -123,13 +123,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / 'checkpoints' / 'test_efficientnet_digits', source / 'checkpoints' / name)
     with (source / 'checkpoints' / 'large' / 'model.safetensors').open('ab') as f:
         f.write(bytes(2_000_000))
-    empty.mkdir()
-    python('-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(where)!r})', cwd=source, path=empty)
-    pip = ('-m', 'pip', '--disable-pip-version-check')
-    python(*pip, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', str(where),
-           str(next(where.glob('*.tar.gz'))), cwd=empty, path=empty)
-    python(*pip, 'install', '--no-deps', '--no-index', '--target', str(where / 'installed'),
-           str(next(where.glob('*.whl'))), cwd=empty, path=empty)
+    build = 'import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])'
+    python('-c', build, 'build_sdist', str(where), cwd=source, path=empty)
+    packed, = where.glob('*.tar.gz')
+    shutil.unpack_archive(packed, where, filter='data')
+    python('-c', build, 'build_wheel', str(where), cwd=where / packed.name.removesuffix('.tar.gz'), path=empty)
+    wheel, = where.glob('*.whl')
+    shutil.unpack_archive(wheel, where / 'installed', 'zip')
     return where / 'installed'
 
 
@@ -153,8 +153,10 @@ def test_the_description_of_a_wheel(installed: Path) -> None:
 
 
 def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
-    assert (installed / 'bin' / 'timm-multimix').is_file()
-    assert sorted(p.name for p in installed.iterdir() if p.suffix != '.dist-info') == ['bin', 'timm_multimix']
+    about, = metadata.distributions(path=[str(installed)])
+    script, = about.entry_points.select(group='console_scripts')
+    assert (script.name, script.value) == ('timm-multimix', 'timm_multimix.__main__:main')
+    assert sorted(p.name for p in installed.iterdir() if p.suffix != '.dist-info') == ['timm_multimix']
     assert 'usage: evaluate.py' in python('-m', 'timm_multimix', 'evaluate', '--help', cwd=tmp_path, path=installed)
     # Of the models that came along it holds the small ones, and finds them by name.
     code = ('import timm_multimix as t; print([m.name for m in t.list_checkpoints(hub=False)], '

@@ -42,7 +42,7 @@ def test_several_heads(tmp_path: Path) -> None:
 
 def test_stages(tmp_path: Path) -> None:
     first, both = (float(share) for share in re.findall(r'(\d+\.\d)% of 360', run('stages.py', tmp_path)))
-    assert both > 80 and both > first  # the classifier of a body that was never trained is little better than guessing
+    assert both > 60 and both > first  # the classifier of a body that was never trained is little better than guessing
 
 
 def test_timm_task(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from scipy.io import wavfile
 
 import timm_multimix
+from tests import forked
 from tests.conftest import ROOT
 from timm_multimix import SettingError
 
@@ -24,14 +23,13 @@ NEEDS = {'accelerate_loop.py': 'accelerate', 'data_parallel.py': 'torch', 'fasta
 LAUNCH = {'fsdp2.py': ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')}
 
 
-@pytest.mark.parametrize('example', NEEDS)
+@pytest.mark.parametrize('example', [
+    pytest.param(example, marks=[pytest.mark.slow] if example in LAUNCH else []) for example in NEEDS])
 def test_example(example: str, tmp_path: Path) -> None:
     if find_spec(NEEDS[example]) is None:
         pytest.skip(f"needs {NEEDS[example]}: pip install '.[examples]'")
-    done = subprocess.run(
-        [sys.executable, *LAUNCH.get(example, ()), str(ROOT / 'examples' / example)], capture_output=True, text=True,
-        cwd=tmp_path, timeout=900, env={**os.environ, 'EPOCHS': '2', 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
-                                        'ACCELERATE_USE_CPU': '1'})
+    done = forked.run(*LAUNCH.get(example, ()), str(ROOT / 'examples' / example), cwd=tmp_path, timeout=900,
+                      env={**os.environ, 'EPOCHS': '2', 'ACCELERATE_USE_CPU': '1'}, deep=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = re.search(r'^(\d+\.\d)% of 359 test images are right$', done.stdout, re.M)
     assert found and float(found[1]) > 40, done.stdout  # guessing gets 10
@@ -64,9 +62,8 @@ def test_sounds(tmp_path: Path) -> None:
             t = np.arange(int(8000 * rng.uniform(0.5, 1.5))) / 8000
             heard = wave(t, rng.uniform(500, 2000)) + rng.normal(0, 0.1, len(t))
             wavfile.write(tmp_path / 'sounds' / kind / f'{i}.wav', 8000, (5000 * heard).astype(np.int16))
-    done = subprocess.run([sys.executable, str(ROOT / 'examples' / 'sound.py'), str(tmp_path / 'sounds')],
-                          capture_output=True, text=True, timeout=900,
-                          env={**os.environ, 'EPOCHS': '30', 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    done = forked.run(str(ROOT / 'examples' / 'sound.py'), str(tmp_path / 'sounds'), timeout=900,
+                      env={**os.environ, 'EPOCHS': '30'})
     assert done.returncode == 0, done.stderr[-4000:]
     found = re.fullmatch(r'(\d+\.\d)% of 32 test sounds are right\n', done.stdout)
     assert found and float(found[1]) > 45, done.stdout  # guessing gets 25

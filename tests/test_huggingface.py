@@ -1,9 +1,6 @@
 """`hf_loss` in the real Trainer, on tiny networks made from configurations; and called as the Trainer calls it."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import timm_multimix
-from tests.conftest import ROOT
+from tests import forked
 from timm_multimix import MultiMixConfig, SettingError
 from timm_multimix.mixing import extensions
 
@@ -328,9 +325,8 @@ for prob in (0.0, 1.0):
     if two.is_world_process_zero():
         torch.save(weights(two), f'{tmp_path}/{{prob}}.pt')
 ''')
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
-                           str(script)], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    done = forked.run('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(script), timeout=600,
+                      deep=True)
     assert done.returncode == 0, done.stderr
     plain, mixed = (torch.load(tmp_path / f'{prob}.pt', weights_only=True) for prob in (0.0, 1.0))
     assert torch.allclose(weights(one), plain, atol=1e-6) and not torch.allclose(plain, mixed, atol=1e-6)

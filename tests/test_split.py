@@ -19,6 +19,7 @@ from timm_multimix.data import class_names, create_train_val
 from timm_multimix.data.split import hold_out, read_parts, split_folder
 from timm_multimix.evaluate.images import open_split
 
+pytestmark = pytest.mark.usefixtures('blank_pictures')
 SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '8', '--warmup-epochs', '0')
 
 

@@ -124,8 +124,9 @@ def test_eval_model_is_the_timm_model() -> None:
 
 def test_a_model_compiled_before_is_not_trained_plainly() -> None:
     task = make()
-    other = MultiMixTask(torch.compile(task.trainable_module, backend='eager'))
-    assert other(IMAGES, TARGET)['mixed'] == 'embeddings'
+    other = MultiMixTask(torch.compile(task.trainable_module))
+    with torch.compiler.set_stance('force_eager'):  # what it is compiled to is tested elsewhere
+        assert other(IMAGES, TARGET)['mixed'] == 'embeddings'
 
 
 def test_an_odd_last_batch_goes_without_mixup() -> None:
@@ -138,7 +139,7 @@ def test_an_odd_last_batch_goes_without_mixup() -> None:
 
 def test_compile() -> None:
     task = make()
-    task.compile(backend='aot_eager')
+    task.compile(backend='eager')
     result = task(IMAGES, TARGET)
     result['loss'].backward()
     assert torch.isfinite(result['loss'])

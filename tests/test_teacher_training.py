@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 import yaml
 
 import train
+from tests import forked
 from timm_multimix.runs.summary import read_summary
 from timm_multimix.training.teacher import build_teacher
 
@@ -52,7 +51,7 @@ def test_a_trained_teacher_and_the_average(
     shutil.rmtree(tmp_path / 'teacher')
     code = (f'import sys, timm; m = timm.create_model("local-dir:{tmp_path}/student/model", pretrained=True)\n'
             'assert not any(name.startswith("timm_multimix") for name in sys.modules); print(len(m.state_dict()))')
-    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    loaded = forked.run('-c', code, cwd=tmp_path, bare=True)
     assert loaded.stdout.strip() == str(len(state)), loaded.stderr
 
 

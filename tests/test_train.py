@@ -4,8 +4,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +39,7 @@ def finished(folder: Path) -> list[dict]:
 
 def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
     done = forked.run('train.py', '--model', 'test_vit2', '--multimix', 'dense', '--epochs', '2', '--lr', '3e-3',
-                      '--output', str(tmp_path), '--experiment', 'x')
+                      '--output', str(tmp_path), '--experiment', 'x', bare=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'sklearn/digits' in done.stdout and 'effective examples of 64' in done.stdout
     end = done.stdout.split('Done in')[1]
@@ -49,6 +47,8 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
     assert f'  python evaluate.py {tmp_path}/x\n' in end
     assert f'  python -m timm_multimix push {tmp_path}/x user/name\n' in end
     rows = finished(tmp_path / 'x')
+    with Image.open(tmp_path / 'x' / 'curves.png') as picture:
+        assert picture.width > 500
     assert [int(r['epoch']) for r in rows] == [0, 1]
     assert float(rows[-1]['train_loss_clean']) < float(rows[0]['train_loss_clean'])
     assert 1 < float(rows[0]['train_effective']) < 4
@@ -66,7 +66,7 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
         'assert tuple(timm.data.resolve_model_data_config(a)["input_size"]) == (3, 32, 32)\n'
         'assert not any(name.startswith("timm_multimix") for name in sys.modules)\n'
         "print('loaded')\n")
-    loaded = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    loaded = forked.run(str(script), cwd=tmp_path, bare=True)
     assert loaded.stdout.strip() == 'loaded', loaded.stderr
 
 

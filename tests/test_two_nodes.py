@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forked
 from tests.conftest import ROOT, write_images
 from tests.test_resume import RUN, differences
 from timm_multimix.runs.flags import build_parser
@@ -90,7 +91,7 @@ def test_the_slurm_script_starts_what_there_is(tmp_path: Path) -> None:
     words = done.stdout.split('\n')[:-1]
     cut = words.index('train.py')
     assert words[0] == 'torchrun' and '--rdzv-endpoint=node1:29500' in words and '--nnodes=2' in words
-    help_ = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--help'], capture_output=True, text=True)
+    help_ = forked.run('-m', 'torch.distributed.run', '--help')
     for word in words[1:cut]:
         assert word.split('=')[0] in help_.stdout, word
     args = build_parser().parse_args(words[cut + 1:])

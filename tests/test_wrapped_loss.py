@@ -102,7 +102,7 @@ def test_self_attention_where_it_cannot_be_read() -> None:
     wrapped.set_grad_checkpointing(False)
     torch.manual_seed(0)
     want = wrapped.eval()(images, target, lam=(lam := sample_lam(20, 4, 6, 1.0))).loss
-    compiled = torch.compile(wrapped, backend='aot_eager')
+    compiled = torch.compile(wrapped, backend='eager')
     torch.testing.assert_close(compiled(images, target, lam=lam).loss, want, rtol=1e-4, atol=1e-4)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.isfinite(wrapped.train()(images, target).loss)

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 import timm_multimix
+from tests import forked
 from timm_multimix.hub import save_plain
 
 NETS = {'preactresnet18': dict(stem=64, depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), side=4),
@@ -163,6 +162,6 @@ def test_plain_timm_loads_it_after_one_import(tmp_path: Path) -> None:
     load = f"timm.create_model('local-dir:{folder}', pretrained=True)"
     code = (f'import timm\ntry:\n    {load}\nexcept RuntimeError as e:\n    print(e)\n'
             f'import timm_multimix\nprint({load}.num_classes)')
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    done = forked.run('-c', code, bare=True)
     without, with_us = done.stdout.splitlines()
     assert 'Unknown model' in without and with_us == '3', done.stderr

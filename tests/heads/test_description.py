@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -11,7 +9,6 @@ import torch
 
 import timm_multimix
 from tests import forked
-from tests.conftest import ROOT
 from timm_multimix.heads import description
 from timm_multimix.heads.positions import input_size_of
 
@@ -60,9 +57,9 @@ def test_the_channels_that_a_model_takes(name: str, channels: int) -> None:
 
 
 def test_command_line() -> None:
-    done = subprocess.run(
-        [sys.executable, '-W', 'error::RuntimeWarning', '-m', 'timm_multimix.describe', 'test_vit', 'test_resnet',
-         '--img-size', '64', '--num-classes', '5'], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    strictly = ("import runpy, warnings; warnings.simplefilter('error', RuntimeWarning)\n"
+                "runpy.run_module('timm_multimix.describe', run_name='__main__', alter_sys=True)")
+    done = forked.run('-c', strictly, 'test_vit', 'test_resnet', '--img-size', '64', '--num-classes', '5', bare=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('5 classes') == 2 and 'images 3×64×64' in done.stdout
     code = "import timm, timm_multimix.describe; timm_multimix.describe(timm.create_model('test_resnet'))"

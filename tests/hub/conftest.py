@@ -1,10 +1,12 @@
 """A Hub on the loopback interface with a user logged in, and small models and runs to put there."""
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from types import SimpleNamespace
+from typing import IO, Any, Optional
 
 import pytest
 import timm
@@ -13,19 +15,26 @@ import yaml
 from huggingface_hub import constants
 
 import timm_multimix
+from tests import forked
 from tests.conftest import ROOT
 from tests.hub.server import HubServer
 from timm_multimix import unwrap, wrap
-from timm_multimix.hub import save_plain
+from timm_multimix.hub import background, save_plain
 from timm_multimix.runs.settings import parse_args
 
 SHIPPED = ROOT / 'checkpoints' / 'test_efficientnet_digits'
 SMALL = ('--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--img-size', '32')
 
 
+def push_process(command: list[str], env: dict[str, str], stdout: IO[bytes], **_: Any) -> forked.Process:
+    """What BackgroundPush starts, without the seconds of its imports."""
+    return forked.start(*command[1:], env=env, bare=True, log=stdout)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub with `user` logged in, for this process (whose client read its settings long ago) and its children."""
+    monkeypatch.setattr(background, 'subprocess', SimpleNamespace(**{**vars(subprocess), 'Popen': push_process}))
     home = tmp_path / 'hf'
     with HubServer() as server:
         for name, value in server.env(home).items():

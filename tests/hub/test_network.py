@@ -1,8 +1,7 @@
 """A network that fails: what passes is waited for, and what does not is said."""
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from tests import forked
 from tests.hub.conftest import logits, small_model, wrapped
 from tests.hub.server import HubServer
 from timm_multimix import from_pretrained, list_checkpoints, push_to_hub
@@ -81,14 +81,12 @@ def test_a_process_killed_in_the_middle_of_a_download(hub: HubServer, tmp_path: 
     model = wrapped()
     push_to_hub(model, 'user/name')
     fault = hub.stall('GET', '/lfs/', after=100_000)
-    process = subprocess.Popen([sys.executable, '-c', "import timm; timm.create_model('hf-hub:user/name', True)"],
-                               stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not fault.seen and time.time() < deadline:
-        time.sleep(0.05)
-    assert fault.seen
-    process.kill()
-    process.wait()
+    with forked.start('-c', "import timm; timm.create_model('hf-hub:user/name', True)", bare=True) as process:
+        deadline = time.time() + 120
+        while not fault.seen and time.time() < deadline:
+            time.sleep(0.05)
+        assert fault.seen and process.poll() is None
+    assert process.wait() == -signal.SIGKILL
     fault.gate.set()
     assert not list(Path(constants.HF_HUB_CACHE).rglob('model.safetensors'))
     assert torch.equal(logits(from_pretrained('hf-hub:user/name')), logits(model))

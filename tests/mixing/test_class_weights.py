@@ -43,7 +43,7 @@ def one_hot(target: Tensor, C: int, dtype: torch.dtype) -> Tensor:
 
 @given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans(),
        keep_norm=st.booleans(), weights=st.sampled_from(KINDS_OF_WEIGHTS))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_dense_equals_the_equations(
         p: dict[str, Any], kind: tuple[str, str], normalize: str, detach: bool, keep_norm: bool, weights: str) -> None:
     what, norm = kind
@@ -73,7 +73,7 @@ def test_dense_equals_the_equations(
 
 
 @given(p=problem(), keep_norm=st.booleans(), weights=st.sampled_from(KINDS_OF_WEIGHTS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_multimix_equals_the_equations(p: dict[str, Any], keep_norm: bool, weights: str) -> None:
     Z, lam = p['Z'][:, 0], p['lam'][:, :1]
     C = p['W'].shape[0]
@@ -93,7 +93,7 @@ def test_multimix_equals_the_equations(p: dict[str, Any], keep_norm: bool, weigh
 
 @given(p=problem(), normalize=st.sampled_from(['position', 'all']), weights=st.sampled_from(KINDS_OF_WEIGHTS),
        tile=st.sampled_from([1, 12, 1 << 18]), zeros=st.sampled_from(['', 'map', 'position', 'everything']))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_given_attention_with_or_without_anything_in_it(
         p: dict[str, Any], normalize: str, weights: str, tile: int, zeros: str) -> None:
     """The attention's own gradient, over tiles, of which the first may weigh nothing."""
@@ -283,7 +283,7 @@ def test_memory_does_not_depend_on_n() -> None:
         return peak_mib(lambda: torch.autograd.grad(
             mixed_cross_entropy(L, y, LamSampler(n, 3, 16, 0.1), a, class_weight=w), L), 'cpu')
 
-    small, large = (peak(n, torch.rand(20)) for n in (200_000, 1_000_000))
+    small, large = (peak(n, torch.rand(20)) for n in (200_000, 500_000))
     assert small > 5 and large <= 1.05 * small
 
 

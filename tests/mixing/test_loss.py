@@ -61,7 +61,7 @@ def problem(draw: st.DrawFn) -> dict:
 
 @given(p=problem(), kind=st.sampled_from(KINDS), normalize=st.sampled_from(['position', 'all']), detach=st.booleans(),
        binary=st.booleans(), keep_norm=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_dense_equals_the_equations(
         p: dict, kind: tuple[str, str], normalize: str, detach: bool, binary: bool, keep_norm: bool) -> None:
     what, norm = kind
@@ -93,7 +93,7 @@ def test_dense_equals_the_equations(
 
 
 @given(p=problem(), binary=st.booleans(), keep_norm=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_multimix_equals_the_equations(p: dict, binary: bool, keep_norm: bool) -> None:
     Z, lam = p['Z'][:, 0], p['lam'][:, :1]
 
@@ -197,7 +197,7 @@ def test_memory_does_not_depend_on_n() -> None:
     def peak(n: int) -> float:
         return peak_mib(lambda: torch.autograd.grad(mixed_cross_entropy(L, y, LamSampler(n, 3, 16, 0.1), a), L), 'cpu')
 
-    small, large = peak(200_000), peak(2_000_000)
+    small, large = peak(200_000), peak(500_000)
     assert small > 5 and large <= 1.05 * small
 
 

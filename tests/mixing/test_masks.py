@@ -76,7 +76,7 @@ def test_cam_too(p: dict[str, Any]) -> None:
 @given(p=ragged(), kind=st.sampled_from(['none', 'l1_relu', 'softmax']), detach=st.booleans(),
        normalize=st.sampled_from(['position', 'all']), binary=st.booleans(), keep_norm=st.booleans(),
        weighted=st.booleans(), garbage=st.sampled_from([3.0, math.nan, math.inf]))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_loss_equals_the_equations(
         p: dict[str, Any], kind: str, detach: bool, normalize: str, binary: bool, keep_norm: bool, weighted: bool,
         garbage: float) -> None:

@@ -220,18 +220,18 @@ def test_cross_entropy_wants_logits_of_images() -> None:
             cross_entropy(logits, INDEX)
 
 
-@pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('target', [INDEX, INDEX.int(), ONE_HOT, ONE_HOT.float()])
-def test_compiles_without_breaks_for_batches_of_every_size(weighted: bool, target: Tensor) -> None:
+def test_compiles_without_breaks_for_batches_of_every_size(target: Tensor) -> None:
     torch._dynamo.reset()
-    w = torch.rand(C) if weighted else None
+    weight = torch.rand(C)
 
-    def both(logits: Tensor, target: Tensor) -> Tensor:
+    def losses(logits: Tensor, target: Tensor) -> Tensor:
         lam = torch.eye(len(logits)).unsqueeze(1)
-        return torch.stack([cross_entropy(logits, target, class_weight=w),
-                            mixed_cross_entropy(logits, target, lam, class_weight=w)])
+        return torch.stack([take for w in (None, weight) for take in (
+            cross_entropy(logits, target, class_weight=w),
+            mixed_cross_entropy(logits, target, lam, class_weight=w))])
 
-    compiled = torch.compile(both, backend='aot_eager', fullgraph=True, dynamic=True)
+    compiled = torch.compile(losses, backend='eager', fullgraph=True, dynamic=True)
     for n in (B, 5):
         L = torch.randn(n, C)
-        torch.testing.assert_close(compiled(L, target[:n]), both(L, target[:n]))
+        torch.testing.assert_close(compiled(L, target[:n]), losses(L, target[:n]))

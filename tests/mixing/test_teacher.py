@@ -43,7 +43,7 @@ def problem(draw: st.DrawFn) -> dict:
 
 @given(p=problem(), reading=st.sampled_from(['targets', 'logits']), normalize=st.sampled_from(['position', 'all']),
        binary=st.booleans(), keep_norm=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_both_readings_equal_the_equations(
         p: dict, reading: str, normalize: str, binary: bool, keep_norm: bool) -> None:
     w = None if binary else p['w']

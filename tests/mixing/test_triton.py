@@ -37,9 +37,14 @@ def value_and_grad(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return loss.detach(), grad
 
 
-@pytest.mark.parametrize('shape', [  # B, P, C, N: ragged, smaller and larger than a block in every way
-    (1, 1, 2, 1), (5, 3, 7, 9), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 70, 131), (16, 40, 3, 33)])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+SHAPES = [  # B, P, C, N: ragged, smaller and larger than a block in every way
+    (1, 1, 2, 1), (5, 3, 7, 9), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 70, 131), (16, 12, 3, 33)]
+
+
+@pytest.mark.parametrize('shape, dtype', [
+    # Triton's interpreter takes a second for the largest, in which halves are what float32 is.
+    pytest.param(shape, dtype, marks=[pytest.mark.slow] if dtype != torch.float32 and i > 3 and DEVICE == 'cpu' else [])
+    for i, shape in enumerate(SHAPES) for dtype in (torch.float32, torch.bfloat16, torch.float16)])
 @pytest.mark.parametrize('kind', ['none', 'gap', 'zeros'])
 @pytest.mark.parametrize('keep_norm', [False, True])
 def test_equals_the_equations(
@@ -78,8 +83,11 @@ def test_equals_the_equations(
         assert torch.isfinite(got).all()
 
 
-@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
-       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), m=st.booleans(), keep_norm=st.booleans())
+SIZES = dict(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 3), C=st.integers(2, 80),
+             N=st.integers(1, 70))  # up to two blocks of classes, and up to three of mixtures
+
+
+@given(**SIZES, smoothing=st.sampled_from([0.0, 0.1]), m=st.booleans(), keep_norm=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_equals_the_torch_engine(
         seed: int, B: int, P: int, C: int, N: int, smoothing: float, m: bool, keep_norm: bool) -> None:
@@ -93,8 +101,7 @@ def test_equals_the_torch_engine(
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
 
 
-@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
-       N=st.integers(1, 90), smoothing=st.sampled_from([0.0, 0.1]), soft=st.booleans(), attending=st.booleans(),
+@given(**SIZES, smoothing=st.sampled_from([0.0, 0.1]), soft=st.booleans(), attending=st.booleans(),
        normalize=st.sampled_from(['position', 'all']), keep_norm=st.booleans(), zeros=st.booleans(),
        half=st.booleans())
 @settings(max_examples=40, deadline=None)
@@ -194,8 +201,7 @@ def test_what_it_cannot_do_is_an_error_by_name_and_a_line_in_the_log_otherwise(
         engines.choose(LossOptions(engine='tritn'), cuda, torch.float32)
 
 
-@given(seed=st.integers(0, 2**31), B=st.integers(1, 40), P=st.integers(1, 4), C=st.integers(2, 80),
-       N=st.integers(1, 90), attending=st.booleans(), at_positions=st.booleans(), keep_norm=st.booleans(),
+@given(**SIZES, attending=st.booleans(), at_positions=st.booleans(), keep_norm=st.booleans(),
        weighted=st.booleans(), zeros=st.booleans(), half=st.booleans(),
        reading=st.sampled_from(['targets', 'logits']), normalize=st.sampled_from(['position', 'all']))
 @settings(max_examples=40, deadline=None)
@@ -239,7 +245,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COMPILE = '''
-import inspect, re, subprocess, tempfile
+import inspect, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import compiler as nvidia
@@ -248,7 +254,7 @@ from timm_multimix.mixing.engines import triton_engine as engine
 
 NAMED = 'constexprs' in inspect.signature(ASTSource).parameters  # triton of torch 2.6 leaves them out of the signature
 WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'T_p', 'T_b', 'row_p', 'SPLITS', 'ROWS', 'out_split'}
-for capability in (80, 90):
+for capability in map(int, sys.argv[1:]):
     for precision, block_n in engine.BLOCK_N.items():
         for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR),
                                 (engine._said, 0)):
@@ -263,13 +269,15 @@ for capability in (80, 90):
 '''
 
 
-def test_compiles_for_gpus() -> None:
+@pytest.mark.parametrize('capability', ['80', pytest.param('90', marks=pytest.mark.slow)])
+def test_compiles_for_gpus(capability: str) -> None:
     """For an A100 and an H100, from here. Shared memory fits into every GPU's since Ampere (99 KiB)."""
     env = {**os.environ, 'TRITON_INTERPRET': '0'}
-    done = subprocess.run([sys.executable, '-c', COMPILE], capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run([sys.executable, '-c', COMPILE, capability], capture_output=True, text=True, env=env,
+                          timeout=600)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 16
+    assert len(lines) == 8
     assert all(int(shared) <= 99 * 1024 for *_, shared in lines), done.stdout
 
 
