@@ -14,6 +14,7 @@ from benchmarks.measure import peak_mib
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, extensions, reference
 from timm_multimix.mixing.attention_maps import normalize_map
+from timm_multimix.mixing.dirichlet import Sticks
 from timm_multimix.mixing.engines import stream, torch_engine
 
 KINDS = [('uniform', 'l1_relu'), ('gap', 'l1_relu'), ('gap', 'softmax'), ('cam', 'l1_relu'), ('cam', 'softmax')]
@@ -245,7 +246,8 @@ def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(low, want, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 2, 1), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 270, 131), (16, 40, 3, 33)])
+@pytest.mark.parametrize('shape', [  # B, P, C, N
+    (1, 1, 2, 1), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 270, 131), (16, 40, 3, 33)])
 @pytest.mark.parametrize('lam', ['given', 'sticks', 'few'])
 @pytest.mark.parametrize('kind', ['none', 'gap', 'learned'])
 @pytest.mark.parametrize('keep_norm', [False, True])
@@ -260,14 +262,12 @@ def test_half_precision_loses_no_more_than_the_equations_in_it(
     B, P, C, N = shape
     L, y, eye = (3 * torch.randn(B, P, C)).to(dtype), torch.randint(0, C, (B,)), torch.eye(C, dtype=torch.float64)
     a = None if kind == 'none' else attention(torch.randn(B, P, 8))
-    drawn: list[Tensor] = []
-    for name in ('draw', 'draw_sticks'):
-        def keep(self: LamSampler, p: int, n: int, draw: Callable = getattr(LamSampler, name)) -> Tensor:
-            drawn.append(draw(self, p, n))
-            return drawn[-1]
-        monkeypatch.setattr(LamSampler, name, keep)
+    drawn: list[Union[Tensor, Sticks]] = []
+    draw, draw_sticks = LamSampler.draw, LamSampler.draw_sticks
+    monkeypatch.setattr(LamSampler, 'draw', lambda self, p, n: drawn.append(draw(self, p, n)) or drawn[-1])
+    monkeypatch.setattr(
+        LamSampler, 'draw_sticks', lambda self, p, n: drawn.append(draw_sticks(self, p, n)) or drawn[-1])
     mixtures = sample_lam(N, P, B, 0.2) if lam == 'given' else LamSampler(N, P, B, 0.5 / B if lam == 'sticks' else 1.0)
-    drawn.clear()
 
     def fast(L: Tensor, *a: Tensor) -> Tensor:
         return mixed_cross_entropy(L, y, mixtures, *a, keep_norm=keep_norm)

@@ -117,6 +117,10 @@ class Engine:
     add: Callable[[Sums, Batch, Union[Tensor, Sticks]], None]
     sticks: float = 0
 
+    def prefers_sticks(self, lam: LamSampler) -> bool:
+        """Of a loss that is cross-entropy with a constant attention and no teacher of mixtures."""
+        return lam.m == lam.batch and lam.short_sticks <= self.sticks * lam.batch
+
 
 def run(
         engine: Engine,
@@ -154,7 +158,7 @@ def run(
     if options.attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
-    as_sticks = (isinstance(lam, LamSampler) and lam.m == B and lam.short_sticks <= engine.sticks * B
+    as_sticks = (isinstance(lam, LamSampler) and engine.prefers_sticks(lam)
                  and not (options.attention_grad or options.binary or teacher is not None))
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))

@@ -47,7 +47,8 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
     assert y is not None and rowsum is not None
     a = None if batch.attention is None else batch.attention[p].unsqueeze(1)
     w, s = (lam, None) if a is None else factors(lam, a)
-    product = _in_bfloat16 if batch.came == torch.bfloat16 and _multiplies_bfloat16(L.device.type) else torch.matmul
+    low = batch.came == torch.bfloat16 and not batch.options.keep_norm  # which divides, and so enlarges the rounding
+    product = _in_bfloat16 if low and _multiplies_bfloat16(L.device.type) else torch.matmul
     x = product(w, L)
     h: Optional[Tensor] = None
     if batch.options.keep_norm:
