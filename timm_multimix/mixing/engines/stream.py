@@ -34,7 +34,7 @@ from ..targets import MASKED
 TINY = 1e-30
 
 # Elements of Λ drawn or cut, or of the logits, at a time.
-CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
+CHUNK = {'cpu': 1 << 19, 'cuda': 1 << 24}
 
 
 class Targets(NamedTuple):
