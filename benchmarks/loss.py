@@ -3,11 +3,10 @@
 Both sides take turns in one process, with the same features, classifier and attention; both include the classifier
 itself. The literal side has its best form: `einsum` over all positions at once, which is faster than the loop of
 `mixing/reference.py`; with --amp under autocast, as ours; with --compile also compiled, and the faster one counts.
-Ratios are what to read; times depend on the machine. Λ costs time too: 'drawn' is ours with its sampler, in tiles, and
-literal with `torch.distributions.Dirichlet`; the columns before are with Λ given.
+Ratios are what to read; times depend on the machine.
 
-The roofline: the operations and bytes that ours cannot do without (`needs`), in the time that this machine's largest
-product and copy would take for them, as a fraction of the time it took.
+Λ costs time too. Literal has it given. Ours draws it in tiles, as in training, and that is in its time and memory. Two
+more ratios have both sides alike: both draw (literal by `torch.distributions.Dirichlet`), or both have it given.
 """
 from __future__ import annotations
 
@@ -22,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Run, describe, machine_peaks, make_room, medians, peak_mib, save
+from benchmarks.measure import Run, describe, make_room, medians, peak_mib, save
 from timm_multimix import LamSampler, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.config import ENGINES
+from timm_multimix.mixing.engines import choose
 from timm_multimix.mixing.engines.stream import CHUNK
+from timm_multimix.mixing.options import LossOptions
 
 #         name              B    P    D     C     N
 SHAPES = {
@@ -54,21 +55,14 @@ def ours(Z: Tensor, W: Tensor, beta: Tensor, y: Tensor, lam: Tensor | LamSampler
     return mixed_cross_entropy(F.linear(Z, W, beta), y, lam, a, engine=engine)
 
 
-def needs(B: int, P: int, D: int, C: int, N: int, size: int) -> tuple[float, float]:
-    """Operations and bytes of ours with Λ given: the classifier and its two gradients, then two products with Λ and
-    the target's sum; every tensor that exists outside a tile read and written as often as it must be."""
-    operations = 2 * P * (3 * B * D * C + 2 * N * B * C + N * B * B)
-    numbers = 3 * B * P * D + 3 * C * D + 6 * B * P * C + N * P * B
-    return operations, numbers * size
-
-
-def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], args: argparse.Namespace,
-            peaks: dict[str, float]) -> dict[str, Any]:
+def measure(
+        shape: tuple[int, int, int, int, int], alpha: tuple[float, float], args: argparse.Namespace) -> dict[str, Any]:
     B, P, D, C, N = shape
     device = args.device
     Z, W = torch.randn(B, P, D, device=device), torch.randn(C, D, device=device) / D**0.5
     y, beta, a = torch.randint(0, C, (B,), device=device), torch.zeros(C, device=device), attention(Z)
     lam = sample_lam(N, P, B, alpha, device=device).contiguous()
+    engine = choose(LossOptions(engine=args.engine), torch.device(device), torch.float32)
     leaves = [t.requires_grad_() for t in (Z, W, beta)]
 
     def step(loss: Callable[..., Tensor], draw: Callable[[], Any]) -> Callable[[], list[Tensor]]:
@@ -84,9 +78,10 @@ def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], a
 
     def drawing() -> None:
         sampler = LamSampler(N, P, B, alpha, device=device)
+        draw = sampler.draw_sticks if engine.prefers_sticks(sampler) else sampler.draw
         at_once = max(1, min(P, CHUNK[device] // (N * B)))  # as the loss asks for them
         for p in range(0, P, at_once):
-            sampler.draw(min(at_once, P - p), N)
+            draw(min(at_once, P - p), N)
 
     forms: dict[str, Callable[..., Tensor]] = {'literal': literal}
     if args.compile:
@@ -94,35 +89,34 @@ def measure(shape: tuple[int, int, int, int, int], alpha: tuple[float, float], a
         forms['literal compiled'] = torch.compile(literal, dynamic=False)
     runs: dict[str, Run] = {name: step(form, lambda: lam) for name, form in forms.items()}
     mine = functools.partial(ours, engine=args.engine)
-    runs['ours'] = step(mine, lambda: lam)
+    for name, lam_of in (('ours', lambda: LamSampler(N, P, B, alpha, device=device)), ('ours given', lambda: lam)):
+        runs[name] = step(mine, lam_of)
     if device == 'cuda' and args.engine == 'auto':  # which takes Triton
-        runs['ours by torch'] = step(functools.partial(ours, engine='torch'), lambda: lam)
-    runs['ours drawn'] = step(mine, lambda: LamSampler(N, P, B, alpha, device=device))
-    value, want = (runs[name]()[0] for name in ('ours', 'literal'))  # type: ignore[index]
+        runs['ours by torch'] = step(functools.partial(ours, engine='torch'),
+                                     lambda: LamSampler(N, P, B, alpha, device=device))
+    value, want = (runs[name]()[0] for name in ('ours given', 'literal'))  # type: ignore[index]
     torch.testing.assert_close(value, want, rtol=2e-2 if args.amp else 1e-4, atol=1e-4)
     seconds = medians({**runs, 'drawing': drawing, 'dirichlet': dirichlet}, args.repeat, device)
-    memory = {name: peak_mib(run, device) for name, run in runs.items() if name != 'ours drawn'}
+    memory = {name: peak_mib(run, device) for name, run in runs.items()}
     best = min(forms, key=seconds.__getitem__)
-    operations, bytes_ = needs(*shape, 2 if args.amp else 4)
-    bound = max(operations / peaks['operations per second'], bytes_ / peaks['bytes per second'])
     return {
         'shape': shape, 'alpha': alpha, 'seconds': seconds, 'MiB': memory, 'literal form': best,
         'faster': seconds[best] / seconds['ours'], 'less memory': memory[best] / memory['ours'],
-        'faster drawn': (seconds[best] + seconds['dirichlet']) / seconds['ours drawn'],
-        'drawing over loss': seconds['drawing'] / seconds['ours'],
-        'operations': operations, 'bytes': bytes_, 'of the roofline': bound / seconds['ours'],
+        'faster, both draw': (seconds[best] + seconds['dirichlet']) / seconds['ours'],
+        'faster, both given': seconds[best] / seconds['ours given'],
+        'drawing': seconds['drawing'] / seconds['ours'],
     }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ['| shape (B, P, D, C, N) | literal | ours | faster | less memory | drawing Λ over loss | '
-             'faster, Λ drawn | of the roofline |', '|---|---|---|---|---|---|---|---|']
+    lines = ['| shape (B, P, D, C, N) | literal, Λ given | ours, Λ drawn | faster | less memory | drawing in ours | '
+             'faster, both draw | faster, both given |', '|---|---|---|---|---|---|---|---|']
     for name, row in rows.items():
         t, memory, form = row['seconds'], row['MiB'], row['literal form']
         lines.append(
             f'| {name} {tuple(SHAPES[name])} | {t[form]:.3g} s, {memory[form]:.0f} MiB | {t["ours"]:.3g} s, '
-            f'{memory["ours"]:.0f} MiB | {row["faster"]:.1f}× | {row["less memory"]:.1f}× | '
-            f'{row["drawing over loss"]:.2f} | {row["faster drawn"]:.1f}× | {row["of the roofline"]:.0%} |')
+            f'{memory["ours"]:.0f} MiB | {row["faster"]:.1f}× | {row["less memory"]:.1f}× | {row["drawing"]:.0%} | '
+            f'{row["faster, both draw"]:.1f}× | {row["faster, both given"]:.1f}× |')
     return '\n'.join(lines)
 
 
@@ -167,20 +161,17 @@ def main() -> int:
     torch.manual_seed(0)
     alpha = (args.alpha[0], args.alpha[-1])
     where = describe(args.device)
-    peaks = machine_peaks(args.device, torch.bfloat16 if args.amp else torch.float32, 2 * args.repeat,
-                          16 if args.shapes == ['tiny'] else 1)
-    print(f'{where}; alpha {alpha}, medians of {args.repeat}{", autocast" if args.amp else ""}; at best '
-          f'{peaks["operations per second"] / 1e9:.0f} Gop/s, {peaks["bytes per second"] / 1e9:.0f} GB/s', flush=True)
+    print(f'{where}; alpha {alpha}, medians of {args.repeat}{", autocast" if args.amp else ""}', flush=True)
     rows: dict[str, dict[str, Any]] = {}
     errors: dict[str, str] = {}
     for name in args.shapes:
         try:
-            rows[name] = measure(SHAPES[name], alpha, args, peaks)
+            rows[name] = measure(SHAPES[name], alpha, args)
             print(table({name: rows[name]}).splitlines()[-1], flush=True)
         except Exception as e:  # the others are still worth their time
             traceback.print_exc()
             errors[name] = f'{type(e).__name__}: {e}'
-        save(args.json, {**where, 'amp': args.amp, 'repeat': args.repeat, 'peaks': peaks, 'rows': rows,
+        save(args.json, {**where, 'amp': args.amp, 'repeat': args.repeat, 'rows': rows,
                          'errors': errors})
     print('\n' + table(rows))
     if args.picture and rows:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one process, peak memory, what the machine can do, and where results go."""
+"""What the benchmarks share: turns in one process, peak memory, and where results go."""
 from __future__ import annotations
 
 import argparse
@@ -22,24 +22,24 @@ Run = Callable[[], object]
 
 
 def medians(runs: dict[str, Run], repeat: int, device: str) -> dict[str, float]:
-    """Seconds of each, the median of `repeat` rounds in which they take turns, after one round to warm up."""
-    return {name: statistics.median(times) for name, times in _times(runs, repeat, device).items()}
+    """Seconds of each, the median of `repeat` rounds in which they take turns, after one round to warm up.
 
-
-def _times(runs: dict[str, Run], repeat: int, device: str) -> dict[str, list[float]]:
+    On the CPU with one thread (OMP_NUM_THREADS=1) they are seconds of the processor, which others cannot disturb.
+    """
+    clock = time.process_time if device == 'cpu' and torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(repeat + 1):
         first = i % len(runs)  # nobody always goes first, or always after the same
         for name, run in [*runs.items()][first:] + [*runs.items()][:first]:
             if device == 'cuda':
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = clock()
             run()
             if device == 'cuda':
                 torch.cuda.synchronize()
             if i:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                seconds[name].append(clock() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def peak_mib(run: Run, device: str) -> float:
@@ -61,22 +61,6 @@ def peak_mib(run: Run, device: str) -> float:
         live += event.nbytes()
         peak = max(peak, live)
     return peak / 2**20
-
-
-def machine_peaks(device: str, dtype: torch.dtype = torch.float32, repeat: int = 10,
-                  shrink: int = 1) -> dict[str, float]:
-    """What this machine does at best: operations a second in a large product, bytes a second in a large copy.
-
-    `shrink` divides the sides of the product and the length of the copy, for a trial.
-    """
-    size = (8192 if device == 'cuda' else 2048) // shrink
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.randn((1 << 30 if device == 'cuda' else 1 << 28) // 4 // shrink, device=device)
-    to = torch.empty_like(source)
-    found = _times({'product': lambda: a @ b, 'copy': lambda: to.copy_(source)}, repeat, device)
-    best = {name: min(times) for name, times in found.items()}
-    return {'operations per second': 2 * size**3 / best['product'],
-            'bytes per second': 2 * source.nbytes / best['copy']}
 
 
 def describe(device: str) -> dict[str, Any]:

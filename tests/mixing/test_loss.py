@@ -14,6 +14,7 @@ from benchmarks.measure import peak_mib
 from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, extensions, reference
 from timm_multimix.mixing.attention_maps import normalize_map
+from timm_multimix.mixing.dirichlet import Sticks
 from timm_multimix.mixing.engines import stream, torch_engine
 
 KINDS = [('uniform', 'l1_relu'), ('gap', 'l1_relu'), ('gap', 'softmax'), ('cam', 'l1_relu'), ('cam', 'softmax')]
@@ -243,6 +244,54 @@ def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
         low = mixed_cross_entropy(L.to(dtype), y, lam, a.to(dtype))
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, want, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize('shape', [  # B, P, C, N
+    (1, 1, 2, 1), (33, 2, 65, 70), (128, 1, 64, 64), (130, 2, 270, 131), (16, 40, 3, 33)])
+@pytest.mark.parametrize('lam', ['given', 'sticks', 'few'])
+@pytest.mark.parametrize('kind', ['none', 'gap', 'learned'])
+@pytest.mark.parametrize('keep_norm', [False, True])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_loses_no_more_than_the_equations_in_it(
+        shape: tuple[int, int, int, int], lam: str, kind: str, keep_norm: bool, dtype: torch.dtype,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16 too, which the engine leaves to CPUs that have them."""
+    if kind == 'learned' and (keep_norm or lam != 'given'):
+        pytest.skip('refused, or the same as given')
+    monkeypatch.setattr(torch_engine, '_multiplies_bfloat16', lambda device: True)
+    B, P, C, N = shape
+    L, y, eye = (3 * torch.randn(B, P, C)).to(dtype), torch.randint(0, C, (B,)), torch.eye(C, dtype=torch.float64)
+    a = None if kind == 'none' else attention(torch.randn(B, P, 8))
+    drawn: list[Union[Tensor, Sticks]] = []
+    draw, draw_sticks = LamSampler.draw, LamSampler.draw_sticks
+    monkeypatch.setattr(LamSampler, 'draw', lambda self, p, n: drawn.append(draw(self, p, n)) or drawn[-1])
+    monkeypatch.setattr(
+        LamSampler, 'draw_sticks', lambda self, p, n: drawn.append(draw_sticks(self, p, n)) or drawn[-1])
+    mixtures = sample_lam(N, P, B, 0.2) if lam == 'given' else LamSampler(N, P, B, 0.5 / B if lam == 'sticks' else 1.0)
+
+    def fast(L: Tensor, *a: Tensor) -> Tensor:
+        return mixed_cross_entropy(L, y, mixtures, *a, keep_norm=keep_norm)
+
+    leaves = () if a is None else (a,)
+    if kind == 'gap':
+        got = values_and_grads(lambda L: fast(L, *leaves), L)
+    else:
+        got = values_and_grads(fast, L, *leaves)
+    if isinstance(mixtures, LamSampler):
+        last = drawn[-1]
+        mixtures = (last if isinstance(last, Tensor) else last.dense()).transpose(0, 1)
+
+    def literal(L: Tensor, *a: Tensor) -> Tensor:
+        given = a[0] if a else (torch.full((B, P), 1 / P) if kind == 'none' else leaves[0])
+        return extensions.dense_multimix_loss(
+            L, eye[y].to(L), mixtures.to(L), given.to(L), eye.to(L), 0 * eye[0].to(L), keep_norm=keep_norm)
+
+    inputs = (L,) if kind == 'gap' else (L, *leaves)
+    low, truth = values_and_grads(literal, *inputs), values_and_grads(literal, *(t.double() for t in inputs))
+    for x, plain, want in zip(got, low, truth):
+        scale = max(float(want.abs().max()), 0.1 / N)
+        error, yardstick = (float((t.double() - want).abs().max()) / scale for t in (x, plain))
+        assert error <= max(1e-5, torch.finfo(dtype).eps if x.dtype == dtype else 0, yardstick)
 
 
 def test_mixing_identical_examples_is_plain_cross_entropy() -> None:

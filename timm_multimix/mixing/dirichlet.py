@@ -25,22 +25,30 @@ from .rng import CpuStreams
 # Sticks are drawn until what is left of the unit is expected to be below the rounding of the dtype.
 _BITS = {torch.float32: 24, torch.float64: 53}
 
+# Or until the square of what is left is expected to be 2⁻¹², and the rest is one of so many vectors.
+_SHORT_BITS, TAILS = 12, 16
+
 
 class Sticks(NamedTuple):
-    """Λ as the sticks it is the sum of: (p, k, K) each, K sticks for every one of k vectors at p positions.
+    """Λ as the sticks it is the sum of: K sticks for every one of k vectors at p positions.
+
+    A stick goes to one of the B examples, or to one of M further vectors, the tails, as if they were examples B to
+    B + M − 1.
 
     Attributes:
-        example: which example a stick goes to, int64; one may get several.
-        share: how much of it, ≥ 0, summing to 1 along the last axis.
-        batch: B.
+        example: where a stick goes, (p, k, K), int64; one may get several.
+        share: how much of λ it is, (p, k, K), ≥ 0, summing to 1 along the last axis.
+        tails: (p, M, B), rows of sum 1; M may be 0.
     """
     example: Tensor
     share: Tensor
-    batch: int
+    tails: Tensor
 
     def dense(self) -> Tensor:
         """Λ, (p, k, B)."""
-        return self.share.new_zeros((*self.share.shape[:2], self.batch)).scatter_add_(-1, self.example, self.share)
+        M, B = self.tails.shape[1:]
+        lam = self.share.new_zeros((*self.share.shape[:2], B + M)).scatter_add_(-1, self.example, self.share)
+        return lam[..., :B] + lam[..., B:] @ self.tails if M else lam
 
 
 class LamSampler:
@@ -137,15 +145,25 @@ class LamSampler:
             return 0  # whose shares they are has to be drawn before
         if self.low == self.high == 1 and self.shares is None:
             return 0
+        need = self._until(_BITS[self.dtype], 1)
+        return need if need <= 2 * self.m else 0
+
+    @property
+    def short_sticks(self) -> int:
+        """Sticks per vector that `draw_sticks` draws; of all B examples only."""
+        return self._until(_SHORT_BITS, 2) + 1
+
+    def _until(self, bits: int, power: int) -> int:
+        """How many sticks until what is left, to that power, is expected to be 2^−bits: each leaves θ/(θ + power)."""
         known = self.device.type == 'cpu' and not torch.compiler.is_compiling()  # elsewhere reading α would wait
         theta = self.m * (float(self.alpha) if known else self.high)
-        need = max(1, math.ceil(_BITS[self.dtype] * math.log(2) / math.log1p(1 / theta)))
-        return need if need <= 2 * self.m else 0
+        return max(1, math.ceil(bits * math.log(2) / math.log1p(power / theta)))
 
     def draw(self, positions: int, n: int) -> Tensor:
         """Fresh vectors, (positions, n, B), position first. Each row ≥ 0 and sums to 1."""
         if self.sticks:
-            lam = self.draw_sticks(positions, n).dense()
+            none = torch.empty((positions, 0, self.m), device=self.device, dtype=self.dtype)
+            lam = self._break(n, self.sticks, none).dense()
         elif self.shares is not None or self.classes is not None:
             return self._draw_shares((positions, n, self.batch))
         elif self.low == self.high == 1:
@@ -166,9 +184,18 @@ class LamSampler:
         return lam
 
     def draw_sticks(self, positions: int, n: int) -> Sticks:
-        """The same as sticks, where there are `sticks`; of m examples, before any others are thought of."""
-        left = self._exponential((positions, n, self.sticks)).cumsum(-1).div_(-self.m * self.alpha).exp_()
-        left[..., -1] = 0  # the last stick takes all that is left
+        """Fresh vectors as a few sticks each; of all B examples only.
+
+        What is left when a stick is broken off a Dirichlet is, over its sum, the same Dirichlet anew, whatever was
+        broken off. So the last stick goes to a vector of that distribution, and none is cut short. There are M of them
+        at a position, drawn first. Vectors that share one depend on each other, in their small rests.
+        """
+        return self._break(n, self.short_sticks, self.draw(positions, min(TAILS, n)))
+
+    def _break(self, n: int, K: int, tails: Tensor) -> Sticks:
+        """n vectors a position of K sticks; the last takes all that is left, and goes to a tail if there are any."""
+        left = self._exponential((len(tails), n, K)).cumsum(-1).div_(-math.log(2) * self.m * self.alpha).exp2_()
+        left[..., -1] = 0
         share = torch.empty_like(left)
         torch.sub(1, left[..., 0], out=share[..., 0])
         torch.sub(left[..., :-1], left[..., 1:], out=share[..., 1:])
@@ -177,7 +204,10 @@ class LamSampler:
         else:
             example = torch.multinomial(self.shares, share.numel(), replacement=True, generator=self.generator)
             example = example.view(share.shape)
-        return Sticks(example, share, self.m)
+        if M := tails.shape[1]:
+            rest = torch.randint(0, M, (len(tails), n), generator=self.generator, device=self.device)
+            example[..., -1] = self.m + rest
+        return Sticks(example, share, tails)
 
     def _draw_shares(self, shape: tuple[int, int, int]) -> Tensor:
         """λ ~ Dir(mα · shares), through the logarithms of its gammas; an example without a share has none of λ."""

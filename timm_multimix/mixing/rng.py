@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Fewer numbers than this are drawn by the calling thread: after a torch operation OpenMP's threads stay busy waiting
 # for the next for some milliseconds, and others compete with them for the cores.
-FEW = 1 << 19
+FEW = 1 << 18
 
 # As many streams on every machine, so that a seed gives the same numbers whatever the number of cores.
 STREAMS = 8

@@ -34,7 +34,7 @@ from ..targets import MASKED
 TINY = 1e-30
 
 # Elements of Λ drawn or cut, or of the logits, at a time.
-CHUNK = {'cpu': 1 << 21, 'cuda': 1 << 24}
+CHUNK = {'cpu': 1 << 19, 'cuda': 1 << 24}
 
 
 class Targets(NamedTuple):
@@ -65,7 +65,7 @@ class Batch:
         mass: what each example weighs, (B,) or (p, B), with class weights; None is 1.
         teacher: T, (B, C) or (p, B, C); None where no teacher predicts mixtures.
         class_weight: (C,), of the teacher's predictions; None is 1.
-        half: whether the logits came in half precision, and so are not worth float32's products.
+        came: dtype of the logits as they came: half precision is not worth float32's products.
         options: of which `binary` leaves the logits as they came, and `keep_norm` has X_k = wL / ‖w_k‖.
     """
     logits: Tensor
@@ -75,7 +75,7 @@ class Batch:
     mass: Optional[Tensor]
     teacher: Optional[Tensor]
     class_weight: Optional[Tensor]
-    half: bool
+    came: torch.dtype
     options: LossOptions
 
 
@@ -117,6 +117,10 @@ class Engine:
     add: Callable[[Sums, Batch, Union[Tensor, Sticks]], None]
     sticks: float = 0
 
+    def prefers_sticks(self, lam: LamSampler) -> bool:
+        """Of a loss that is cross-entropy with a constant attention and no teacher of mixtures."""
+        return lam.m == lam.batch and lam.short_sticks <= self.sticks * lam.batch
+
 
 def run(
         engine: Engine,
@@ -154,14 +158,14 @@ def run(
     if options.attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
-    as_sticks = (isinstance(lam, LamSampler) and lam.m == B and 0 < lam.sticks <= engine.sticks * B
-                 and not options.attention_grad)
+    as_sticks = (isinstance(lam, LamSampler) and engine.prefers_sticks(lam)
+                 and not (options.attention_grad or options.binary or teacher is not None))
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
     for p in _slices(P, p_size):
         part = Batch(L[p].contiguous(), at(y, p, 3), at(rowsum, p, 2), None if a is None else a[p],  # type: ignore[arg-type]
-                     at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype.itemsize < 4, options)
+                     at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype, options)
         size = part.logits.shape[0]
         sums = Sums(
             loss[p], weight[p], L.new_zeros(size, B, C) if options.logits_grad else None, L.new_zeros(size, B, B),
@@ -175,7 +179,7 @@ def run(
         mixed = sums.pair @ part.y
         sums.loss -= (mixed * part.logits).sum((1, 2))
         if sums.logits is not None:
-            L[p] = sums.logits - mixed  # this position's logits are needed no more
+            torch.sub(sums.logits, mixed, out=L[p])  # this position's logits are needed no more
 
     ranks = 1
     if options.over_ranks:  # the terms of all, over the weights of all

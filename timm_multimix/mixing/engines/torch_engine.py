@@ -1,6 +1,10 @@
-"""The tiles in plain torch, on any device: the engine everywhere but on CUDA, and for what Triton does not do."""
+"""The tiles in plain torch, on any device: the engine everywhere but on CUDA, and for what Triton does not do.
+
+Here X is a product; `sticks.py` is for mixtures of a few examples.
+"""
 from __future__ import annotations
 
+from functools import cache
 from typing import Optional, Union
 
 import torch
@@ -9,6 +13,7 @@ from torch import Tensor
 
 from ..dirichlet import Sticks
 from ..teacher import probabilities
+from .sticks import add_sticks
 from .stream import TINY, Batch, Engine, Sums, at, factors
 
 # Elements of X in a tile. On a CPU it should stay in cache; on a GPU it should keep the device busy.
@@ -18,7 +23,10 @@ ROWS = 128  # mixtures in a tile, at least, however many classes: with fewer, pr
 
 def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     """See `stream.Engine`."""
-    p_all, N, _ = lam.share.shape if isinstance(lam, Sticks) else lam.shape
+    if isinstance(lam, Sticks):
+        add_sticks(sums, batch, lam)
+        return
+    p_all, N, _ = lam.shape
     C = batch.logits.shape[-1]
     size = TILE.get(batch.logits.device.type, TILE['cuda'])
     n = min(N, max(ROWS, size // C))
@@ -26,31 +34,22 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     for i in range(0, p_all, p_size):
         for j in range(0, N, n):
             p, k = slice(i, i + p_size), slice(j, j + n)
-            if isinstance(lam, Sticks):
-                _add_tile(sums, batch, p, Sticks(lam.example[p, k], lam.share[p, k], lam.batch))
-            else:
-                _add_tile(sums, batch, p, lam[p, k])
+            _add_tile(sums, batch, p, lam[p, k])
 
 
-# A product with 128 weights is about as fast as a sum over 50 rows that are looked up.
-ENGINE = Engine(add_mixtures, sticks=3 / 8)
+# A product with 128 weights takes about as long as a sum over 80 rows that are looked up.
+ENGINE = Engine(add_mixtures, sticks=1 / 2)
 
 
-def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) -> None:
+def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
     L, y = batch.logits[p], at(batch.y, p, 3)
     rowsum, mass, teacher = at(batch.rowsum, p, 2), at(batch.mass, p, 2), at(batch.teacher, p, 3)
     assert y is not None and rowsum is not None
     a = None if batch.attention is None else batch.attention[p].unsqueeze(1)
-    s: Optional[Tensor] = None
-    if isinstance(lam, Sticks):
-        share = lam.share
-        if a is not None:
-            share, s = factors(share, a.squeeze(1).gather(1, lam.example.flatten(1)).view_as(share))
-        sticks = lam._replace(share=share)
-        w, x = sticks.dense(), _mix_sticks(sticks, L)
-    else:
-        w, s = (lam, None) if a is None else factors(lam, a)
-        x = torch.bmm(w, L)
+    w, s = (lam, None) if a is None else factors(lam, a)
+    low = batch.came == torch.bfloat16 and not batch.options.keep_norm  # which divides, and so enlarges the rounding
+    product = _in_bfloat16 if low and _multiplies_bfloat16(L.device.type) else torch.matmul
+    x = product(w, L)
     h: Optional[Tensor] = None
     if batch.options.keep_norm:
         h = w.norm(dim=-1, keepdim=True).clamp_min(TINY)
@@ -59,7 +58,7 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
     v = None if mass is None else _mix_numbers(w, mass)
     said: Optional[Tensor] = None
     if teacher is not None:
-        of_mixtures = _mix_sticks(sticks, teacher) if isinstance(lam, Sticks) else w @ teacher
+        of_mixtures = product(w, teacher)
         said = probabilities(of_mixtures if h is None else of_mixtures / h, batch.options.binary)
         said *= batch.options.teacher_weight
         if batch.class_weight is not None:
@@ -84,7 +83,7 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         sums.loss[p] += (weight * lse).sum(-1)
     wt = w.transpose(1, 2)
     if y.shape[-1] <= y.shape[-2] and sums.attention is None:  # few classes: mix targets rather than pair examples
-        mixed = _mix_sticks(sticks, y) if isinstance(lam, Sticks) else w @ y
+        mixed = product(w, y)
         if said is not None:
             mixed += said
         if s is not None:
@@ -92,12 +91,12 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         sums.loss[p] -= (mixed * x).sum((1, 2))
         if sums.logits is not None:
             back = prob.mul_(weight.unsqueeze(-1)).sub_(mixed)
-            sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
+            sums.logits[p] += product(wt, back if h is None else back.div_(h))
         return
     pairs = w if s is None else w * s.unsqueeze(-1)
-    sums.pair[p].baddbmm_(wt, pairs if h is None else pairs / h)
+    sums.pair[p] += product(wt, pairs if h is None else pairs / h)
     if sums.attention is not None:
-        assert s is not None and isinstance(lam, Tensor)
+        assert s is not None
         _add_attention(sums, batch, p, lam, w, s, v, tau, lse, prob)
     if said is not None and s is not None:
         said *= s.unsqueeze(-1)
@@ -107,22 +106,23 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Union[Tensor, Sticks]) ->
         back = prob.mul_(weight.unsqueeze(-1))
         if said is not None:
             back -= said
-        sums.logits[p].baddbmm_(wt, back if h is None else back.div_(h))
+        sums.logits[p] += product(wt, back if h is None else back.div_(h))
+
+
+def _in_bfloat16(a: Tensor, b: Tensor) -> Tensor:
+    """Their product where the logits have no more digits than that: factors and result are rounded, sums are not."""
+    return (a.bfloat16() @ b.bfloat16()).float()
+
+
+@cache
+def _multiplies_bfloat16(device: str) -> bool:
+    """Whether it does so natively; elsewhere a CPU takes longer than in float32."""
+    return device == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
 
 
 def _mix_numbers(w: Tensor, numbers: Tensor) -> Tensor:
     """Of the examples, (B,) or (p, B), by w (p, n, B): (p, n)."""
     return w @ numbers if numbers.ndim == 1 else (w @ numbers.unsqueeze(-1)).squeeze(-1)
-
-
-def _mix_sticks(sticks: Sticks, rows: Tensor) -> Tensor:
-    """What `dense() @ rows` is, by looking up the few rows that count; rows (p, B, C), or (B, C) for all positions."""
-    example, share, batch = sticks
-    if rows.ndim == 3:
-        example = example + batch * torch.arange(len(rows), device=rows.device).view(-1, 1, 1)
-    mixed = F.embedding_bag(example.flatten(0, 1), rows.reshape(-1, rows.shape[-1]), mode='sum',
-                            per_sample_weights=share.flatten(0, 1))
-    return mixed.view(*share.shape[:2], -1)
 
 
 def _add_attention(

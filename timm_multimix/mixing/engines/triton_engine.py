@@ -217,7 +217,7 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
         lam = lam.contiguous()
     weight, inverse, v, lse = (lam.new_empty(p, N) for _ in range(4))
     # Products of half-precision logits need no more digits than they have; float32 ones get about all of theirs.
-    precision = 'tf32' if batch.half else 'tf32x3'
+    precision = 'tf32' if batch.came.itemsize < 4 else 'tf32x3'
     sizes = (N, B, C, lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
     block_n, block_b = BLOCK_N[precision], min(BLOCK_B, max(32, triton.next_power_of_2(B)))
     fixed = dict(HAS_A=a is not None, BLOCK_N=block_n, PRECISION=precision, **LAUNCH)
