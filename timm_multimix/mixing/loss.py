@@ -52,7 +52,8 @@ def mixed_cross_entropy(
 
     Args:
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
-            also under autocast.
+            also under autocast. With bfloat16 logits, a CPU that multiplies bfloat16 natively rounds factors and
+            results of products to it.
         target: class indices (B,) of any integer dtype, or soft targets (B, C) with rows that sum to at most 1.
         lam: Λ, (N, P, B) from `sample_lam`: rows along the last axis sum to 1. Not differentiated. Or a `LamSampler`,
             from which Λ is drawn in tiles as it is needed and never held whole: N may be a million.
