@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.mixing.test_values import ENGINES
 from tests.models import build, quiet_wrap
 from timm_multimix import MultiMixConfig, SettingError, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, balanced_shares, extensions
@@ -64,6 +65,20 @@ def test_a_step_mixes_within_its_classes(mode: str) -> None:
     assert drawn[0].tuples == 'within'
     rows = drawn[0].draw(1, 200)[0]
     assert all(len(target[row > 0].unique()) == 1 for row in rows)
+
+
+@pytest.mark.parametrize('engine', ENGINES)
+@pytest.mark.parametrize('alpha', [0.02, 0.4, 1.0])  # of the torch engine's sticks, gammas and exponentials
+def test_the_loss_mixes_them_with_every_way_to_draw(alpha: float, engine: str) -> None:
+    """Logits that are sure of two classes: mixtures within a class have no loss, and those of both have one."""
+    y = torch.arange(64) % 2
+    L = 1e4 * torch.nn.functional.one_hot(y, 2).float().unsqueeze(1)
+
+    def loss(tuples: str) -> float:
+        lam = LamSampler(30, 1, 64, alpha, torch.Generator().manual_seed(0), classes=y, tuples=tuples)
+        return float(mixed_cross_entropy(L, y, lam, engine=engine))
+
+    assert loss('within') < 1e-3 < 1 < loss('across') and loss('any') > 1
 
 
 def test_compiled_tuples() -> None:

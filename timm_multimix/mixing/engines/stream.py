@@ -119,7 +119,7 @@ class Engine:
 
     def prefers_sticks(self, lam: LamSampler) -> bool:
         """Of a loss that is cross-entropy with a constant attention and no teacher of mixtures."""
-        return lam.m == lam.batch and lam.short_sticks <= self.sticks * lam.batch
+        return lam.m == lam.batch and lam.classes is None and lam.short_sticks <= self.sticks * lam.batch
 
 
 def run(
