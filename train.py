@@ -53,6 +53,7 @@ from timm_multimix.training.checks import settle
 from timm_multimix.training.images import load_images, open_data_sets
 from timm_multimix.training.interrupt import Interrupt, Stopped
 from timm_multimix.training.nonfinite import finite_gradient
+from timm_multimix.training.norms import bn_note, keep_statistics
 from timm_multimix.training.output import RunFolder
 from timm_multimix.training.rehearsal import rehearse
 from timm_multimix.training.state import LEARNED, OF_WHICH_IMAGES, SIGNAL, TrainState, seen
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     state = TrainState(task, optimizer, scheduler, scaler, saver, autocast, device, epochs, updates, shape,
                        seen(images))
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
-             build.amp_note(args, device), build.bn_note(args, unwrap(model)),
+             build.amp_note(args, device), bn_note(args, unwrap(model)),
              *state.resume(args, images.train_loader.exact)]
     mixing = describe(config, mixed, args.num_classes)
     announce(args, state, images, mixing, notes)
@@ -163,8 +164,7 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
         task.mixup_fn.mixup_enabled = False
     task.train()
     if args.bn_eval:
-        for norm in build.batch_norms(task):
-            norm.eval()
+        keep_statistics(task)
     optimizer.zero_grad()
     images, started = 0, time.time()
     for i, (input, target) in enumerate(loader.batches(epoch, progress.batch, stop.requested), progress.batch):

@@ -9,7 +9,7 @@
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
     frozen       Only the classifier learns; the network below it stays as it came, batch norms included.
-    still        All layers learn, but batch norms use the statistics that they came with, and keep them.
+    still        What --bn-eval does, which was tried so first.
     memorised    The share of the steps that mix follows memorisation: it is the fraction by which the running loss of
                  unmixed training batches has fallen since the start. It needs no length of the training.
 """
@@ -19,12 +19,12 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from timm_multimix import MultiMixTask
 from timm_multimix.heads import classifier_leaves
 from timm_multimix.mixing import LamSampler
+from timm_multimix.training.norms import keep_statistics
 
 NEIGHBOURS = 8
 MOMENTUM = 0.98  # of the running loss: about an epoch of the studies' 39 batches
@@ -135,9 +135,7 @@ class Frozen(MultiMixTask):
 class Still(MultiMixTask):
     def train(self, mode: bool = True) -> Still:
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self)
         return self
 
 

@@ -2,6 +2,9 @@
 
 The process that hands out the tests reads this too, before the others start. So what takes seconds to import is
 imported where it is used.
+
+A commit is judged on the same examples every time: under CI, Hypothesis chooses its profile of that name by itself.
+Whoever runs the tests at home looks for new ones.
 """
 from __future__ import annotations
 

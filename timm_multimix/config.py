@@ -238,7 +238,7 @@ class MultiMixConfig:
         modes=('dense',), needs='teacher', usual='image')
     teacher_view: str = setting(
         None, "the images that it sees: the 'same' as the network, or their mirror image, 'flip'", VIEWS,
-        needs='teacher', usual='same', more='Two views agree where both are right.')
+        needs='teacher', usual='same', more='Not in the paper.')
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -141,9 +141,9 @@ class TrainerLoss:
         m = None if config.m is None else min(config.m, B)  # a last batch may be smaller
         generator = plan.generator(logits.device)
         shares = balanced_shares(y, config.balance).to(generator.device) if config.balance else None
+        classes = None if config.tuples == 'any' else y.argmax(1).to(generator.device)
         lam = LamSampler(config.mixtures(B), 1, B, config.alpha_range(B, m), generator, m=m, shares=shares,
-                         classes=y.argmax(1).to(generator.device), tuples=config.tuples, device=generator.device,
-                         dtype=y.dtype)
+                         classes=classes, tuples=config.tuples, device=generator.device, dtype=y.dtype)
         mixtures = lam if lam.device == logits.device else lam.draw(1, lam.n).transpose(0, 1).to(logits.device)
         loss_mixed = mixed_cross_entropy(
             logits, y, mixtures, label_smoothing=smoothing, engine=config.engine, binary=config.bce_loss,

@@ -377,7 +377,8 @@ class MultiMix:
             return lam.to(device)
         batch, dtype = len(y), y.dtype
         shares = balanced_shares(y, self.config.balance) if self.config.balance else None
-        classes, tuples = y.argmax(1), self.config.tuples
+        tuples = self.config.tuples
+        classes = None if tuples == 'any' else y.argmax(1)
         m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
         alpha = self.config.alpha_range(batch, m)
         if self.sampler is not None and generator is not None and generator.device != device:
@@ -385,9 +386,9 @@ class MultiMix:
         if generator is None or generator.device == device:
             return LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, classes=classes, tuples=tuples,
                               device=device, dtype=dtype)
-        shares = None if shares is None else shares.to(generator.device)
-        return sample_lam(n, positions, batch, alpha, generator, m=m, shares=shares, tuples=tuples,
-                          classes=classes.to(generator.device), dtype=dtype).to(device)
+        shares, classes = (None if t is None else t.to(generator.device) for t in (shares, classes))
+        return sample_lam(n, positions, batch, alpha, generator, m=m, shares=shares, classes=classes, tuples=tuples,
+                          dtype=dtype).to(device)
 
     def _output(self, plan: Plan, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor,
                 report: dict[str, Tensor]) -> MultiMixOutput:

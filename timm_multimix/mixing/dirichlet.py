@@ -126,7 +126,7 @@ class LamSampler:
         self.tuples, self.classes = tuples, None
         if tuples == 'any':
             return
-        if (classes is None or classes.shape != (batch,) or classes.dtype != torch.int64):
+        if classes is None or classes.shape != (batch,) or classes.dtype != torch.int64:
             found = 'missing' if classes is None else f'{classes.dtype} {tuple(classes.shape)}'
             raise SettingError(f'classes are {found}, but tuples {tuples!r} need the class of each example: int64 '
                                f'({batch},).')
@@ -215,8 +215,7 @@ class LamSampler:
         if self.m < self.batch or self.classes is not None:
             shares = shares * self._tuples(shape, shares)
         shares = shares / shares.sum(-1, keepdim=True)
-        alpha = self.m * self.alpha * shares
-        alpha = alpha.expand(shape)
+        alpha = (self.m * self.alpha * shares).expand(shape)
         drawn = torch._standard_gamma((1 + alpha).contiguous(), generator=self.generator).log_()
         drawn -= self._exponential(shape).div_(alpha)
         return drawn.masked_fill_(alpha == 0, -torch.inf).softmax(-1)

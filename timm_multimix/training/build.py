@@ -27,6 +27,7 @@ from ..policy import InputMixing
 from ..runs.screen import say
 from ..runs.weights import read_weights
 from ..task import MultiMixTask
+from .norms import batch_norms
 from .start import loaded_by_timm, start_from
 
 
@@ -92,18 +93,6 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
         for norm in batch_norms(model):
             norm.momentum = args.bn_momentum
     return model, {**saved, **{k: v for k, v in extra.items() if v is not None}}
-
-
-def batch_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """All of a model."""
-    return [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-
-
-def bn_note(args: argparse.Namespace, model: torch.nn.Module) -> Optional[str]:
-    """A sentence for a model that --bn-eval does nothing to."""
-    if not args.bn_eval or batch_norms(model):
-        return None
-    return f'{args.model} has no batch norms, so --bn-eval does nothing.'
 
 
 def _weights_of(path: str) -> dict[str, Any]:

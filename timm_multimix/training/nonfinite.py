@@ -7,6 +7,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .norms import batch_norms
+
 
 def finite_gradient(parameters: Iterable[Tensor]) -> bool:
     """Whether every gradient is finite. The same on every rank, once gradients are averaged. Waits for the device."""
@@ -27,7 +29,7 @@ class Statistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.buffers = [b for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        self.buffers = [b for m in batch_norms(model)
                         for b in (m.running_mean, m.running_var, m.num_batches_tracked) if b is not None]
         self.kept = [b.clone() for b in self.buffers]
 

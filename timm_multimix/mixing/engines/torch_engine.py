@@ -48,7 +48,8 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
     a = None if batch.attention is None else batch.attention[p].unsqueeze(1)
     w, s = (lam, None) if a is None else factors(lam, a)
     low = batch.came == torch.bfloat16 and not batch.options.keep_norm  # which divides, and so enlarges the rounding
-    product = _in_bfloat16 if low and _multiplies_bfloat16(L.device.type) else torch.matmul
+    product, add = ((_in_bfloat16, _add_in_bfloat16) if low and _multiplies_bfloat16(L.device.type) else
+                    (torch.matmul, torch.Tensor.baddbmm_))
     x = product(w, L)
     h: Optional[Tensor] = None
     if batch.options.keep_norm:
@@ -91,10 +92,10 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
         sums.loss[p] -= (mixed * x).sum((1, 2))
         if sums.logits is not None:
             back = prob.mul_(weight.unsqueeze(-1)).sub_(mixed)
-            sums.logits[p] += product(wt, back if h is None else back.div_(h))
+            add(sums.logits[p], wt, back if h is None else back.div_(h))
         return
     pairs = w if s is None else w * s.unsqueeze(-1)
-    sums.pair[p] += product(wt, pairs if h is None else pairs / h)
+    add(sums.pair[p], wt, pairs if h is None else pairs / h)
     if sums.attention is not None:
         assert s is not None
         _add_attention(sums, batch, p, lam, w, s, v, tau, lse, prob)
@@ -106,12 +107,16 @@ def _add_tile(sums: Sums, batch: Batch, p: slice, lam: Tensor) -> None:
         back = prob.mul_(weight.unsqueeze(-1))
         if said is not None:
             back -= said
-        sums.logits[p] += product(wt, back if h is None else back.div_(h))
+        add(sums.logits[p], wt, back if h is None else back.div_(h))
 
 
 def _in_bfloat16(a: Tensor, b: Tensor) -> Tensor:
     """Their product where the logits have no more digits than that: factors and result are rounded, sums are not."""
     return (a.bfloat16() @ b.bfloat16()).float()
+
+
+def _add_in_bfloat16(sums: Tensor, a: Tensor, b: Tensor) -> None:
+    sums += _in_bfloat16(a, b)
 
 
 @cache
