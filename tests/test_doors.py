@@ -126,7 +126,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = 'import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])'
     python('-c', build, 'build_sdist', str(where), cwd=source, path=empty)
     packed, = where.glob('*.tar.gz')
-    shutil.unpack_archive(packed, where, filter='data')
+    shutil.unpack_archive(packed, where)
     python('-c', build, 'build_wheel', str(where), cwd=where / packed.name.removesuffix('.tar.gz'), path=empty)
     wheel, = where.glob('*.whl')
     shutil.unpack_archive(wheel, where / 'installed', 'zip')

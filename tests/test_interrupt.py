@@ -16,6 +16,9 @@ from timm_multimix.training.interrupt import Interrupt, Stopped
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_a_question(signum: signal.Signals) -> None:
+    outside = signal.getsignal(signum)
+    if outside == signal.SIG_IGN:  # the tests were started with nohup, or in the background
+        signal.signal(signum, signal.SIG_DFL)
     before = signal.getsignal(signum)
     with Interrupt() as stop:
         assert not stop()
@@ -24,6 +27,7 @@ def test_a_signal_is_a_question(signum: signal.Signals) -> None:
         reason = stop.reason()
     assert isinstance(reason, Stopped) and reason.signal == signum and str(reason) == signum.name
     assert signal.getsignal(signum) == before
+    signal.signal(signum, outside)
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
