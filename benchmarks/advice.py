@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Union
 import yaml
 from scipy import stats
 
-from benchmarks.accuracy import beside, by_name, mean_error, read_study
+from benchmarks.study import beside, read_study
+from benchmarks.study_report import by_name, mean_error
 from timm_multimix.files import write_text
 from timm_multimix.runs.advice import EVIDENCE, OPTIONS, Training, advise, evidence
 from timm_multimix.runs.summary import read_summary

@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import timm_multimix
-from benchmarks.accuracy import difference, mean_error, read_results
 from benchmarks.measure import describe
+from benchmarks.study_report import difference, mean_error, read_results
 from timm_multimix import Parts, SettingError
 from timm_multimix.evaluate.outputs import Outputs
 from timm_multimix.evaluate.tables.calibration import calibration, confidence_and_right, ece

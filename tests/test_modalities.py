@@ -10,8 +10,8 @@ import torch
 import torch.nn as nn
 
 from benchmarks import modalities
-from benchmarks.accuracy import read_results
 from benchmarks.modalities import METHODS, Speech, Study, masked_mean
+from benchmarks.study_report import read_results
 from tests.conftest import ROOT
 from timm_multimix import Parts, SettingError
 

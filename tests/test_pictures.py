@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import accuracy, loss, step, sweep
+from benchmarks import accuracy, loss, step, study_report, sweep
 from tests.conftest import ROOT
 from tests.pictures import faults, watched
 from tests.test_report import rows
@@ -90,7 +90,7 @@ def test_one_seed_looks_less_certain(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for names, seeds, labels in ((['none', 'dense', 'multimix'], 3, 3), (['none', 'dense'], 9, 2), (['none'], 1, 1)):
         path, study = study_of(tmp_path, names, seeds)
         accuracy.plot(path, tmp_path / 'figure.png', study)
-        found, axis = accuracy.by_name(path, study), kept[-1].axes[0]
+        found, axis = study_report.by_name(path, study), kept[-1].axes[0]
         means = {round(line.get_ydata()[0]): line for line in axis.get_lines()
                  if line.get_marker() == 'o' and len(line.get_ydata())}
         for y, name in enumerate(list(found)[::-1]):
