@@ -232,8 +232,6 @@ def main() -> None:
         else:
             if args.study and len(args.results) > 1:
                 raise SettingError('--study is of one results file. Of several, each has its study beside it.')
-            if args.plot and len(args.results) > 1:
-                raise SettingError('--plot draws one results file.')
             (path, study), *more = [
                 (path, read_study(args.study or beside(path, 'results', 'studies', '.yaml'), args.subset))
                 for path in args.results]
@@ -242,7 +240,7 @@ def main() -> None:
             if args.out:
                 make_room(args.out).write_text(text + '\n')
             if args.plot:
-                plot(path, make_room(args.plot), study)
+                plot(path, make_room(args.plot), study, more)
     except SettingError as error:
         raise SystemExit(f'error: {error}') from error
 

@@ -69,6 +69,22 @@ def mean_of_data_sets(found: list[dict[str, dict[int, dict[str, Any]]]]) -> dict
         for seed, row in first[name].items() if all(seed in f.get(name, {}) for f in found)})}
 
 
+def finished(path: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = ()
+             ) -> dict[str, dict[int, dict[str, Any]]]:
+    """`by_name` of one study, or of several the `mean_of_data_sets`.
+
+    Raises:
+        SettingError: there is none.
+    """
+    found = by_name(path, study)
+    if more:
+        found = mean_of_data_sets([found, *(by_name(*other) for other in more)])
+        if not found:
+            raise SettingError(f'No run with the same seed is finished in {path} and in '
+                               f'{", ".join(str(other) for other, _ in more)}.')
+    return found
+
+
 def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
            more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> str:
     """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival.
@@ -82,12 +98,7 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
     Raises:
         SettingError: nothing to report; `against` has no finished run.
     """
-    found = by_name(path, study)
-    if more:
-        found = mean_of_data_sets([found, *(by_name(*other) for other in more)])
-        if not found:
-            raise SettingError(f'No run with the same seed is finished in {path} and in '
-                               f'{", ".join(str(other) for other, _ in more)}.')
+    found = finished(path, study, more)
     first = against or next(iter(study['runs']))
     if against and against not in found:
         raise SettingError(f'--against {against!r} has no finished run in {path}.{nearest(against, found)}')
@@ -127,14 +138,14 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
     return '\n'.join(lines)
 
 
-def plot(path: Path, image: Path, study: dict[str, Any]) -> None:
-    """A picture of the table: every seed a dot, the mean with its standard error, and the first run as a line. A run of
+def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> None:
+    """A picture of `report`'s table: every seed a dot, the mean with its standard error, and the first run as a line. A run of
     one seed has no error, and so a hollow dot."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    found = by_name(path, study)
+    found = finished(path, study, more)
     names = list(found)[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.3 * len(names)), sharey=True, layout='constrained')
     for ax, (key, title) in zip(axes, (('top1', 'top-1, %  (more is better)'), ('nll', 'NLL, nats  (less is better)'),

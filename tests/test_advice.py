@@ -76,8 +76,9 @@ def test_words() -> None:
 
 
 def test_options_are_flags_of_the_trainer() -> None:
-    for flags in OPTIONS.values():
-        build_parser().parse_args(flags.split())
+    for options in OPTIONS.values():
+        for flags in options.values():
+            build_parser().parse_args(flags.split())
 
 
 def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

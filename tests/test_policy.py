@@ -213,10 +213,14 @@ def test_presets_are_what_their_names_say() -> None:
     assert set(PRESETS) == {'default', 'embeddings', 'paper', 'manifold', 'regmixup'}
 
 
-def test_n_without_effect_is_said() -> None:
-    with pytest.warns(UserWarning, match="n .* is 50, but it has no effect: with layer 'input'"):
-        config = MultiMixConfig('multimix', layer='input', n=50)
-    assert config.n == 'batch'
+def test_a_presets_n_is_for_embeddings_alone() -> None:
+    assert MultiMixConfig('multimix', layer='input').n == 'batch'
+    assert MultiMixConfig('multimix', layer='input', n=50).n == 50
+    assert MultiMixConfig('multimix').replace(layer='input').mixtures(8, 'input') == 8
+    both = MultiMixConfig('multimix', layer=['input', 'embedding'], n=50)
+    assert (both.mixtures(8, 'input'), both.mixtures(8, 'embedding')) == (8, 50)
+    with pytest.raises(SettingError, match="n .* is 50, but with layer 'input' and clean_weight"):
+        MultiMixConfig('multimix', layer='input', n=50, clean_weight=0)
     with pytest.raises(SettingError, match="or 'batch'"):
         MultiMixConfig('multimix', n='many')
 

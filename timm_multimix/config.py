@@ -176,9 +176,9 @@ class MultiMixConfig:
     layer: Union[Layer, Sequence[Layer]] = setting(
         None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, each "
         'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
-        "numbered as in timm's `out_indices`. Of a module, the output is mixed. Everywhere but at 'embedding' there "
-        'are as many mixtures as the batch has images, whatever `n`. They go through the rest of the network, beside '
-        'the unmixed images if `clean_weight` is not 0.')
+        "numbered as in timm's `out_indices`. Of a module, the output is mixed. The mixtures go through the rest of the "
+        'network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has images. '
+        "Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
     engine: str = setting(
         'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "
         'the loss is the same', ENGINES)
@@ -309,11 +309,13 @@ class MultiMixConfig:
         object.__setattr__(self, 'layer', layers[0] if len(layers) == 1 else layers)
 
     def _check_n(self) -> None:
-        if 'embedding' not in self.layers and self.n != 'batch':
-            if self.given('n'):
-                warnings.warn(f'n ({flag("n")}) is {self.n}, but it has no effect: with layer {self.layer!r} there are '
-                              f'as many mixtures as the batch has images.', stacklevel=4)
+        if 'embedding' in self.layers:
+            return
+        if not self.given('n'):  # a preset's n is for embeddings, whose mixtures cost next to nothing
             object.__setattr__(self, 'n', 'batch')
+        elif self.n != 'batch' and self.clean_weight == 0:
+            raise _bad('n', self.n, f"with layer {self.layer!r} and clean_weight ({flag('clean_weight')}) 0 it must be "
+                                    f"'batch', one mixture for each image. Or give a clean_weight above 0.")
 
     def _note_unmixed(self) -> None:
         """Warn of settings that say something of mixtures alone, where embeddings are never mixed."""
@@ -396,9 +398,10 @@ class MultiMixConfig:
             return 1.0, 1.0
         return alpha_for_effective(low, m), alpha_for_effective(high, m)
 
-    def mixtures(self, batch: int) -> int:
-        """n: how many mixtures a step makes, at each position, of a batch of this size."""
-        return batch if isinstance(self.n, str) else self.n
+    def mixtures(self, batch: int, layer: Layer = 'embedding') -> int:
+        """n: how many mixtures a step makes at this layer, at each position, of a batch of this size."""
+        elsewhere = layer != 'embedding' and 'embedding' in self.layers
+        return batch if elsewhere or isinstance(self.n, str) else self.n
 
     def tuple_size(self, batch: int) -> int:
         """m: how many examples each tuple mixes, in a batch of this size."""

@@ -330,11 +330,11 @@ class MultiMix:
         B, config, name = len(input), self.config, self.layers[plan.layer]
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
-        mixtures = self._mixtures(lam, B, 1, y, generator, input.device)
+        mixtures = self._mixtures(lam, config.mixtures(B, plan.layer), 1, y, generator, input.device)
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, y, None)
-        lam = (mixtures.draw(1, B)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
+        lam = (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
         beside = config.clean_weight > 0
 
         def mix(x: Tensor) -> Tensor:

@@ -29,11 +29,12 @@ def test_the_input_is_mixed_literally() -> None:
 
 
 @pytest.mark.parametrize('layer', [1, '1', 'layer2', 'layer3'])
-def test_a_stage_is_mixed_literally_and_clean_images_go_beside(layer: object) -> None:
+@pytest.mark.parametrize('n', [4, 9])
+def test_a_stage_is_mixed_literally_and_clean_images_go_beside(layer: object, n: int) -> None:
     model, images, target = resnet(), torch.randn(4, 3, 64, 64).double(), torch.arange(4)
     name = layer_name(model, layer)  # type: ignore[arg-type]
     twin = copy.deepcopy(model)
-    lam = sample_lam(4, 1, 4, 0.5, dtype=torch.float64)
+    lam = sample_lam(n, 1, 4, 0.5, dtype=torch.float64)
     wrapped = timm_multimix.wrap(model, 'multimix', preset='embeddings', layer=layer, clean_weight=0.5)
     out = wrapped(images, target, lam=lam)
     out.loss.backward()
@@ -51,6 +52,15 @@ def test_a_stage_is_mixed_literally_and_clean_images_go_beside(layer: object) ->
     for p, q in zip(model.parameters(), twin.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-10)
     assert torch.equal(wrapped(images), model(images)) and not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize('given, mixtures', [({}, 4), ({'n': 9}, 9)])
+def test_as_many_mixtures_as_images_or_as_n_says(given: dict[str, int], mixtures: int) -> None:
+    rows: list[int] = []
+    wrapped = timm_multimix.wrap(resnet(), 'multimix', preset='embeddings', layer='layer3', **given).train()
+    wrapped.layer4.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    out = wrapped(torch.randn(4, 3, 64, 64).double(), torch.arange(4))
+    assert rows == [4 + mixtures] and out.logits.shape == (4, 5)
 
 
 @pytest.mark.parametrize('name', [

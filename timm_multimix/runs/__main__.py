@@ -25,8 +25,8 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
         return 2
     print(f'{args.run}: {sentences(run, option, gain)}\n')
     print(table(like[:SHOWN]))
-    if OPTIONS[option]:
-        print(f'\nNext:\n  the same command with {OPTIONS[option]}')
+    if flags := OPTIONS[run.pretrained][option]:
+        print(f'\nNext:\n  the same command with {flags}')
     return 0
 
 

@@ -16,11 +16,14 @@ from .summary import read_summary
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
 SHOWN = 3  # trainings, beside the advice
 HALF = 7.0  # so far away, a training counts half
-# Name of what was measured → the flags that do it.
+INPUTS = '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0'
+# Does the training begin with pretrained weights? → name of what was measured → the flags that do it.
 OPTIONS = {
-    'no mixing': '',
-    'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
-    'Dense MultiMix': '--multimix dense',
+    False: {'no mixing': '', 'mixup and CutMix': INPUTS, 'Dense MultiMix': '--multimix dense'},
+    True: {'no mixing': '', 'mixup and CutMix': INPUTS, 'RegMixup': '--multimix multimix --multimix-preset regmixup',
+           'manifold mixup': '--multimix multimix --multimix-preset manifold',
+           'MultiMix': '--multimix multimix --multimix-preset embeddings',
+           'Dense MultiMix': '--multimix dense --multimix-preset embeddings'},
 }
 
 
@@ -66,7 +69,8 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
         known: `evidence`, or a part of it.
 
     Returns:
-        A key of OPTIONS, its mean gain in points, and the trainings that it rests on, the nearest first.
+        A name of OPTIONS[run.pretrained], its mean gain in points, and the trainings that it rests on, the nearest
+        first.
 
     Raises:
         SettingError: nothing is known that begins as `run` does.
@@ -77,7 +81,7 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
         raise SettingError(f'The run starts {start}. No such training has been measured, so there is no advice.')
     weights = {other: 2 ** (-run.distance(other) / HALF) for other in like}
     means = {'no mixing': 0.0}
-    for option in OPTIONS:
+    for option in OPTIONS[run.pretrained]:
         measured = {other: weight for other, weight in weights.items() if option in other.gains}
         weight = sum(measured.values())
         if 2 * weight >= sum(weights.values()) and weight:  # else little is known of it here
@@ -136,7 +140,7 @@ def sentences(run: Training, option: str, gain: float) -> str:
 
 def table(trainings: Sequence[Training]) -> str:
     """What the advice rests on, for a terminal."""
-    names = [name for name, flags in OPTIONS.items() if flags]
+    names = [name for name in OPTIONS[trainings[0].pretrained] if any(name in t.gains for t in trainings)]
     rows = [('measured training', 'train', 'validation', *names)]
     rows += [(t.title, f'{t.train_top1:.1f}', f'{t.eval_top1:.1f}',
               *(f'{t.gains[name]:+.1f}' if name in t.gains else '' for name in names)) for t in trainings]

@@ -227,7 +227,7 @@ class RunFolder:
         flags = [word for flag, value in images.items() if value and value not in (DIGITS, 'validation')
                  for word in (flag, str(value))]  # evaluate.py has these two by default
         found = [[*program('evaluate'), run, *flags]]
-        if not (self.task.policy.mixes_anything or args.pretrained or args.initial_checkpoint):
+        if not self.task.policy.mixes_anything:
             found.append([*program('advise'), run])
         return found if self.pusher else [*found, [*program('push'), run, 'user/name']]
 

@@ -69,8 +69,7 @@ def write_report(
               '## Made with', '', f'- `{shlex.join([*program("train"), *sys.argv[1:]])}`']
     lines += [f'- {line}' for line in environment(device)]
     train = shlex.join(program('train'))
-    fresh = not (counts or settings.get('pretrained') or settings.get('initial_checkpoint'))
-    advise = [shlex.join([*program('advise'), str(folder)]) + '   # would mixing help?'] if fresh else []
+    advise = [] if counts else [shlex.join([*program('advise'), str(folder)]) + '   # would mixing help?']
     lines += ['', '## Next', '', '```sh',
               f'{train} --resume {shlex.quote(str(folder))} --epochs N   # go on with it',
               f'{train} -c {shlex.quote(str(folder / "args.yaml"))} --experiment NEW   # run it again', *advise,
