@@ -139,8 +139,8 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
 
 
 def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> None:
-    """A picture of `report`'s table: every seed a dot, the mean with its standard error, and the first run as a line. A run of
-    one seed has no error, and so a hollow dot."""
+    """A picture of `report`'s table: every seed a dot, the mean with its standard error, and the first run as a line. A
+    run of one seed has no error, and so a hollow dot."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import forked
+from .conftest import ROOT
 
 
 def run(*args: str) -> str:
@@ -40,6 +41,17 @@ def test_distributed(tmp_path: Path) -> None:
     for row in rows:
         one, two = row['images per second'].values()
         assert row['ratio'] == pytest.approx(two / one) and f'| {two / one:.2f}× |' in out
+
+
+@pytest.mark.slow  # starts six trainings
+def test_trainer(image_folder: Path, tmp_path: Path) -> None:
+    """With our own script in the place of timm's, which no package holds."""
+    out = run('benchmarks.trainer', '--timm', str(ROOT / 'train.py'), '--data-dir', str(image_folder), '--repeat', '1',
+              '--num-classes', '3', '--batch-size', '6', '--epochs', '1', '--json', str(tmp_path / 'trainer.json'))
+    found = json.loads((tmp_path / 'trainer.json').read_text())
+    assert len(found['trainers']) == 3 and all(side['start'] > 0 for side in found['trainers'].values())
+    assert all(seconds > 0 for seconds in found['loaders'].values())
+    assert f'| ours | {found["trainers"]["ours"]["start"]:.2f} s |' in out
 
 
 @pytest.mark.parametrize('model, more', [

@@ -176,9 +176,9 @@ class MultiMixConfig:
     layer: Union[Layer, Sequence[Layer]] = setting(
         None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, each "
         'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
-        "numbered as in timm's `out_indices`. Of a module, the output is mixed. The mixtures go through the rest of the "
-        'network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has images. '
-        "Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
+        "numbered as in timm's `out_indices`. Of a module, the output is mixed. The mixtures go through the rest of "
+        'the network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has '
+        "images. Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
     engine: str = setting(
         'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "
         'the loss is the same', ENGINES)
