@@ -26,8 +26,7 @@ from timm_multimix.runs.summary import read_summary
 
 STUDIES = Path(__file__).parent / 'studies'
 MODELS = Path(__file__).parents[1] / 'checkpoints'
-PLAIN, INPUTS, DENSE = OPTIONS
-CLASSES = 10  # of CIFAR-10 and of the digits, on which all of these trained
+PLAIN, INPUTS, DENSE = OPTIONS[False]
 
 
 class Where(NamedTuple):
@@ -38,6 +37,7 @@ class Where(NamedTuple):
     plain: list[tuple[str, str]]
     options: dict[str, tuple[str, str]]
     train: Union[tuple[str, str], Path]
+    classes: int = 10
 
 
 RAMPED = 'default: embeddings on 1 step of 4, inputs on 3, ramped'  # over 100 epochs, which is half of 200
@@ -63,6 +63,14 @@ CASES = [
         DENSE: ('digits_vit', RAMPED),
         INPUTS: ('digits_vit', 'input mixup and CutMix')}, ('plain_digits_vit', '200 epochs')),
 ]
+CASES += [  # fine-tuning
+    Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'none')], {
+        'manifold mixup': (study, 'manifold mixup at the embedding'),
+        DENSE: (study, 'Dense MultiMix')}, (study, 'none'), classes)
+    for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))
+    for what, data, classes in (
+        ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10))
+    for study in [f'finetune_{infix}{data}']]
 
 
 def rows_of(study: str, run: str) -> dict[int, dict[str, Any]]:
@@ -102,7 +110,7 @@ def training(where: Where) -> Training:
     best = max(gains, key=lambda option: gains[option])
     return Training(
         title=where.title, pretrained=bool(settings.get('pretrained')), epochs=rows[0]['epochs'],
-        images=data['train'] / CLASSES,
+        images=data['train'] / where.classes,
         train_top1=round(train_top1(where.train), 2),
         eval_top1=round(statistics.mean(row['top1'] for row in rows), 2),
         gains={option: round(gain, 2) for option, gain in gains.items() if option != PLAIN},

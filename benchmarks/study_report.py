@@ -119,7 +119,7 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
         f'other training images (--subset {subset})' if subset else 'training images')
     judged = 'held out of the training data' if held_out else 'of the test data'
     lines = [
-        f'Means of {1 + len(more)} data sets, of images {judged}, last epoch.' if more else
+        f'Means of {1 + len(more)} studies, of images {judged}, last epoch.' if more else
         f'{study["data"]["train"]} {which}, {row["epochs"]} epochs, {row["images"]} images {judged}, last epoch.', '',
         '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, seeds in found.items():

@@ -125,7 +125,7 @@ def test_means_over_data_sets(study: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     # dense is 62 and 64; its differences are the means of 1 and 3, and of 3 and 1
-    assert lines[0].startswith('Means of 2 data sets, of images held out')
+    assert lines[0].startswith('Means of 2 studies, of images held out')
     assert '| 63.00 ± 1.00 |' in lines[-1] and '| +2.00 [+2.00, +2.00] |' in lines[-1]
     read['seeds'] = [1]
     paths = [study.with_suffix('.jsonl'), other.with_suffix('.jsonl')]

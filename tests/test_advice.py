@@ -67,6 +67,13 @@ def test_pretrained_weights_are_another_case() -> None:
         advise(replace(RUN, pretrained=True), [scratch])
 
 
+def test_a_pretrained_run_is_advised_by_pretrained_runs() -> None:
+    option, _, like = advise(replace(RUN, pretrained=True, images=20), evidence())
+    assert option in OPTIONS[True] and like[0].pretrained and set(like[0].gains) <= set(OPTIONS[True])
+    assert '--multimix-preset embeddings' in OPTIONS[True]['Dense MultiMix']
+    assert set(table(like).splitlines()[0].split()) > {'manifold'} and 'manifold' not in table([evidence()[0]])
+
+
 def test_words() -> None:
     assert sentences(RUN, 'no mixing', 0).startswith(
         'do not mix.\n\nIt trained for 20 epochs from scratch, on 100 images a class.\n')

@@ -132,11 +132,12 @@ def test_python_names_what_there_is(page: Path) -> None:
             assert hasattr(timm_multimix, name), name
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/results.md'])
-def test_figures_are_those_of_the_studies(page: str) -> None:
+@pytest.mark.parametrize('page, of', [('README.md', 'studies'), ('docs/results.md', 'studies'),
+                                      ('docs/finetuning.md', 'finetuning_study')])
+def test_figures_are_those_of_the_studies(page: str, of: str) -> None:
     figures = re.findall(r'[+-]?\d+\.\d{2}\b(?: \[[^\]]+\])?(?!×)', ''.join(
         line for line in (ROOT / page).read_text().splitlines(keepends=True) if line.lstrip().startswith('|')))
-    studies = (ROOT / 'docs' / 'studies.md').read_text()
+    studies = (ROOT / 'docs' / f'{of}.md').read_text()
     assert len(figures) > 5 and [x for x in figures if x not in studies] == []
 
 

@@ -16,13 +16,11 @@ from .summary import read_summary
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
 SHOWN = 3  # trainings, beside the advice
 HALF = 7.0  # so far away, a training counts half
-INPUTS = '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0'
 # Does the training begin with pretrained weights? → name of what was measured → the flags that do it.
 OPTIONS = {
-    False: {'no mixing': '', 'mixup and CutMix': INPUTS, 'Dense MultiMix': '--multimix dense'},
-    True: {'no mixing': '', 'mixup and CutMix': INPUTS, 'RegMixup': '--multimix multimix --multimix-preset regmixup',
-           'manifold mixup': '--multimix multimix --multimix-preset manifold',
-           'MultiMix': '--multimix multimix --multimix-preset embeddings',
+    False: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
+            'Dense MultiMix': '--multimix dense'},
+    True: {'no mixing': '', 'manifold mixup': '--multimix multimix --multimix-preset manifold',
            'Dense MultiMix': '--multimix dense --multimix-preset embeddings'},
 }
 
