@@ -162,6 +162,7 @@ def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Pa
         ax.set_xlabel(title)
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(-0.5, len(names) - 0.5)
     counts = {len(seeds) for seeds in found.values()}
     kinds = [('one seed, its error is not known', ALONE)] if 1 in counts else []
     if counts != {1}:
