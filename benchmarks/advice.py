@@ -63,10 +63,10 @@ CASES = [
         DENSE: ('digits_vit', RAMPED),
         INPUTS: ('digits_vit', 'input mixup and CutMix')}, ('plain_digits_vit', '200 epochs')),
 ]
-CASES += [  # fine-tuning
-    Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'none')], {
+CASES += [  # fine-tuning, beside the recipe, which smooths labels
+    Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'label smoothing')], {
         'manifold mixup': (study, 'manifold mixup at the embedding'),
-        DENSE: (study, 'Dense MultiMix')}, (study, 'none'), classes)
+        DENSE: (study, 'Dense MultiMix')}, (study, 'label smoothing'), classes)
     for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))
     for what, data, classes in (
         ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10))
