@@ -98,7 +98,8 @@ def main() -> None:
     print('\n| an epoch of | time |\n|---|---|')
     for name, value in alone.items():
         print(f'| {name} | {value:.2f} s |')
-    save(args.json, {**describe('cpu'), 'settings': {k: str(v) for k, v in vars(args).items() if k != 'json'},
+    save(args.json, {**describe('cpu'), 'settings': {k: str(v) for k, v in vars(args).items()
+                                                   if k not in ('json', 'timm', 'data_dir')},
                      'trainers': both, 'loaders': alone})
 
 
