@@ -32,7 +32,7 @@ PLAIN, INPUTS, DENSE = OPTIONS[False]
 class Where(NamedTuple):
     """A training: what it is called; where its runs without mixing lie as (study, run), one for each study that an
     option is of; its options; and where its accuracy on its training images lies: of a run without mixing that
-    measured it, or in the folder of such a run."""
+    measured it, or in the folder of such a run; and how many classes its images have."""
     title: str
     plain: list[tuple[str, str]]
     options: dict[str, tuple[str, str]]

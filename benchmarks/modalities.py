@@ -161,11 +161,9 @@ def texts(words: int = 64) -> Study:
                  steps=60, batch=16, seeds=5, methods=inside)
 
 
-def languages(folder: Optional[Path] = None) -> Study:
+def languages(folder: Path) -> Study:
     from benchmarks.languages import prompts
 
-    if folder is None:
-        raise SettingError('languages needs --data-dir, with a folder of sounds for each (benchmarks/languages.py).')
     train, test = prompts(folder)
     classes, size = int(train[1].max()) + 1, tuple(train[0].shape[1:])
 
@@ -329,6 +327,9 @@ def main() -> None:
     name = args.study if args.command == 'report' else args.command
     if name is None:
         parser.error(f'report needs a study: {", ".join(STUDIES)}')
+    if args.command != 'report' and (args.data_dir is None) == (name == 'languages'):
+        parser.error(f'{name} needs --data-dir, with a folder of sounds for each (benchmarks/languages.py)'
+                     if name == 'languages' else f'--data-dir is {args.data_dir}, but {name} has its data from a package')
     results = args.results or RESULTS / f'{name}.jsonl'
     if args.command == 'report':
         print(report(results))
