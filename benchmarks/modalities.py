@@ -328,8 +328,8 @@ def main() -> None:
     if name is None:
         parser.error(f'report needs a study: {", ".join(STUDIES)}')
     if args.command != 'report' and (args.data_dir is None) == (name == 'languages'):
-        parser.error(f'{name} needs --data-dir, with a folder of sounds for each (benchmarks/languages.py)'
-                     if name == 'languages' else f'--data-dir is {args.data_dir}, but {name} has its data from a package')
+        parser.error('languages needs --data-dir, with a folder of sounds for each (benchmarks/languages.py)'
+                     if name == 'languages' else f'--data-dir is {args.data_dir}, but {name} come from a package')
     results = args.results or RESULTS / f'{name}.jsonl'
     if args.command == 'report':
         print(report(results))
