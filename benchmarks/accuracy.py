@@ -42,11 +42,10 @@ from typing import Any, Optional
 import timm
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import describe, make_room
+from benchmarks.measure import claimed, describe, make_room
 from benchmarks.study import beside, key_of, make_folder, read_study, settings_of, write_digits, write_images
 from benchmarks.study_report import plot, read_results, report
 from benchmarks.variants import VARIANTS
@@ -127,15 +126,9 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
             if budget and (time.time() - started) / 60 + longest > budget:
                 print(f'Stopped: {name}, seed {seed} would not fit into {budget:g} minutes. The same command goes on.')
                 return
-            # The system lets go of a lock whose process has died, however it did.
-            lock = FileLock(results.with_suffix('.claims') / key)
-            try:
-                held = lock.acquire(blocking=False)
-            except Timeout:
-                print(f'{name}, seed {seed}: another process is at it', flush=True)
-                continue
-            with held:
-                if any(row['key'] == key for row in read_results(results)):  # finished since we looked
+            with claimed(results, key, lambda key=key: any(row['key'] == key for row in read_results(results))) as free:
+                if not free:
+                    print(f'{name}, seed {seed}: another process has it', flush=True)
                     continue
                 row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
                        **one(settings_of(study, name, seed), study, data_dir, weights)}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one process, peak memory, and where results go."""
+"""What the benchmarks share: turns in one process, peak memory, whose run it is, and where results go."""
 from __future__ import annotations
 
 import argparse
@@ -8,7 +8,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # or the profiler prints its start and stop between the figures
 
 import torch
+from filelock import FileLock, Timeout
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
@@ -105,6 +107,20 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@contextmanager
+def claimed(results: Path, key: str, done: Callable[[], bool]) -> Iterator[bool]:
+    """Several processes share one study: True in the one that is to make the run `key`, False where another is at it,
+    or where it is `done` by now. The system lets go of the lock of a process that died."""
+    lock = FileLock(results.with_suffix('.claims') / key)
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    with held:
+        yield not done()
 
 
 def save(path: str | None, result: dict[str, Any]) -> None:

