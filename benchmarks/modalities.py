@@ -3,7 +3,8 @@
     python -m benchmarks.modalities vowels --budget 30
     python -m benchmarks.modalities texts --budget 60
     python -m benchmarks.modalities languages --data-dir sounds
-    python -m benchmarks.modalities report vowels
+    python -m benchmarks.modalities report vowels              # its table
+    python -m benchmarks.modalities report vowels texts        # the means of several beside each other
 
 `vowels` is JapaneseVowels: nine men say two vowels, and the network tells which of them it is. Series of 7 to 29 steps
 of 12 coefficients go through a small convolutional network, whose mean over the steps that are there is classified. It
@@ -295,46 +296,69 @@ def run(name: str, budget: Optional[float], results: Path, limit: Optional[int] 
             time.sleep(1)  # others are at the last runs of this part
 
 
+def final_rows(results: Path) -> dict[int, dict[str, dict[int, dict[str, Any]]]]:
+    """What the test data said: by labels a class, method and seed."""
+    found: dict[int, dict[str, dict[int, dict[str, Any]]]] = {}
+    for row in sorted(read_results(results), key=lambda row: row['labels']):
+        if row['judge'] == 'test':
+            found.setdefault(row['labels'], {}).setdefault(row['method'], {})[row['seed']] = row
+    return found
+
+
+def mean_cell(seeds: dict[int, dict[str, Any]], key: str) -> str:
+    mean, error = mean_error([row[key] for row in seeds.values()])
+    digits = 2 if key == 'top1' else 3
+    return f'{mean:.{digits}f} ± {error:.{digits}f}'
+
+
 def report(results: Path) -> str:
     """A Markdown table: means ± standard errors on the test data, and paired differences to no mixing."""
-    rows = read_results(results)
     lines = ['| labels a class | method | rate | seeds | top-1 % | NLL | ECE | NLL, scaled | top-1 against none | '
              'NLL against none |', '|---' * 10 + '|']
-    for labels in sorted({row['labels'] for row in rows}):
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in rows:
-            if row['judge'] == 'test' and row['labels'] == labels:
-                found.setdefault(row['method'], {})[row['seed']] = row
-        for method, seeds in found.items():
-            cells = [str(labels), method, f'{next(iter(seeds.values()))["rate"]:g}', str(len(seeds))]
-            for key, digits in (('top1', 2), ('nll', 3), ('ece', 3), ('scaled nll', 3)):
-                mean, error = mean_error([row[key] for row in seeds.values()])
-                cells.append(f'{mean:.{digits}f} ± {error:.{digits}f}')
-            cells += ['' if method == 'none' else difference(seeds, found['none'], key) for key in ('top1', 'nll')]
+    for labels, methods in final_rows(results).items():
+        for method, seeds in methods.items():
+            cells = [str(labels), method, f'{next(iter(seeds.values()))["rate"]:g}', str(len(seeds)),
+                     *(mean_cell(seeds, key) for key in ('top1', 'nll', 'ece', 'scaled nll'))]
+            cells += ['' if method == 'none' else difference(seeds, methods['none'], key) for key in ('top1', 'nll')]
             lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def overview(results: dict[str, Path], key: str) -> str:
+    """A Markdown table of several studies: a row for each method, a column for each number of labels a class."""
+    columns = {f'{name}, {labels} labels': methods for name, path in results.items()
+               for labels, methods in final_rows(path).items()}
+    head = {'top1': 'top-1 %', 'scaled nll': 'NLL, scaled'}[key]
+    lines = ['| ' + ' | '.join([head, *columns]) + ' |', '|---' * (1 + len(columns)) + '|']
+    for method in dict.fromkeys(method for methods in columns.values() for method in methods):
+        cells = [mean_cell(methods[method], key) if method in methods else '' for methods in columns.values()]
+        lines.append('| ' + ' | '.join([method, *cells]) + ' |')
     return '\n'.join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('command', choices=[*STUDIES, 'report'])
-    parser.add_argument('study', nargs='?', choices=list(STUDIES), help='of a report')
+    parser.add_argument('study', nargs='*', metavar='STUDY', help=f'of a report: {", ".join(STUDIES)}')
     parser.add_argument('--data-dir', type=Path, help='of languages: a folder of sounds for each')
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='stop before a run that would not fit')
     parser.add_argument('--runs', type=int, metavar='N', help='make no more than so many')
     parser.add_argument('--results', type=Path, metavar='FILE.jsonl', help='default: benchmarks/results/STUDY.jsonl')
     args = parser.parse_args()
-    name = args.study if args.command == 'report' else args.command
-    if name is None:
-        parser.error(f'report needs a study: {", ".join(STUDIES)}')
-    if args.command != 'report' and (args.data_dir is None) == (name == 'languages'):
+    if args.command == 'report':
+        if not args.study or not set(args.study) <= set(STUDIES):
+            parser.error(f'report needs studies: {", ".join(STUDIES)}')
+        if len(args.study) > 1:
+            of = {name: RESULTS / f'{name}.jsonl' for name in args.study}
+            print(overview(of, 'top1'), overview(of, 'scaled nll'), sep='\n\n')
+        else:
+            print(report(args.results or RESULTS / f'{args.study[0]}.jsonl'))
+        return
+    name = args.command
+    if (args.data_dir is None) == (name == 'languages'):
         parser.error('languages needs --data-dir, with a folder of sounds for each (benchmarks/languages.py)'
                      if name == 'languages' else f'--data-dir is {args.data_dir}, but {name} come from a package')
-    results = args.results or RESULTS / f'{name}.jsonl'
-    if args.command == 'report':
-        print(report(results))
-    else:
-        run(name, args.budget, results, args.runs, args.data_dir)
+    run(name, args.budget, args.results or RESULTS / f'{name}.jsonl', args.runs, args.data_dir)
 
 
 if __name__ == '__main__':

@@ -79,8 +79,12 @@ def test_padding_does_not_reach_the_speech_network() -> None:
 
 def test_the_page_shows_what_was_measured() -> None:
     page = (ROOT / 'docs' / 'modalities.md').read_text()
-    for name in set(re.findall(r'benchmarks\.modalities report (\w+)', page)):
-        assert modalities.report(modalities.RESULTS / f'{name}.jsonl') in page
+    for names in set(re.findall(r'benchmarks\.modalities report ([\w ]+)', page)):
+        of = {name: modalities.RESULTS / f'{name}.jsonl' for name in names.split()}
+        tables = [modalities.report(path) for path in of.values()] if len(of) == 1 else [
+            modalities.overview(of, 'top1'), modalities.overview(of, 'scaled nll')]
+        for table in tables:
+            assert table in page
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
