@@ -299,7 +299,9 @@ def run(name: str, budget: Optional[float], results: Path, limit: Optional[int] 
 def final_rows(results: Path) -> dict[int, dict[str, dict[int, dict[str, Any]]]]:
     """What the test data said: by labels a class, method and seed."""
     found: dict[int, dict[str, dict[int, dict[str, Any]]]] = {}
-    for row in sorted(read_results(results), key=lambda row: row['labels']):
+    order = [*METHODS]
+    for row in sorted(read_results(results), key=lambda row: (
+            row['labels'], order.index(row['method']) if row['method'] in order else len(order))):
         if row['judge'] == 'test':
             found.setdefault(row['labels'], {}).setdefault(row['method'], {})[row['seed']] = row
     return found
