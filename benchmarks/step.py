@@ -39,7 +39,7 @@ def measure(name: str, amp: str, form: str, args: argparse.Namespace) -> dict[st
     def step(mode: str) -> Run:
         model = copy.deepcopy(base).to(device).train()
         if mode != 'plain':
-            model = timm_multimix.wrap(model, mode, preset='embeddings', engine=args.engine,
+            model = timm_multimix.wrap(model, mode, preset='embeddings', n=args.n, engine=args.engine,
                                        input_size=tuple(images.shape[1:]))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         scaler = torch.amp.GradScaler(device, enabled=amp == 'float16')
@@ -63,7 +63,7 @@ def measure(name: str, amp: str, form: str, args: argparse.Namespace) -> dict[st
     seconds = medians(dict(runs), args.repeat, device)
     memory = {mode: peak_mib(run, device) for mode, run in runs.items()}
     return {'model': name, 'input': list(images.shape), 'amp': amp, 'form': form, 'channels_last': args.channels_last,
-            'engine': args.engine, 'num_classes': args.num_classes, 'seconds': seconds,
+            'engine': args.engine, 'num_classes': args.num_classes, 'n': args.n, 'seconds': seconds,
             'MiB': memory, 'time ratio': {m: seconds[m] / seconds['plain'] for m in MODES},
             'memory ratio': {m: memory[m] / memory['plain'] for m in MODES}}
 
@@ -103,6 +103,7 @@ def main() -> int:
     parser.add_argument('--img-size', type=int, help='default: the model\'s own')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='as train.py takes them')
     parser.add_argument('--num-classes', type=int, default=1000)
+    parser.add_argument('--n', type=int, default=1000, help='mixtures of a step, and at each position')
     parser.add_argument('--repeat', type=int, default=20 if cuda else 5)
     parser.add_argument('--amp', nargs='+', choices=['float32', 'bfloat16', 'float16'],
                         help='autocast to each of these; float32 is none (default: bfloat16 on CUDA, none on the CPU)')

@@ -186,7 +186,8 @@ def inspect_head(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
             features = model.forward_features(image)  # type: ignore[operator]
         except Exception as e:
             other = ', or give example=… of Parts, an input that it takes' if isinstance(model, TimmAdapter) else ''
-            raise in_words(f'{name} cannot take an image of {tuple(image.shape[1:])}: {e}. Choose another '
+            why = str(e).rstrip('.')
+            raise in_words(f'{name} cannot take an image of {tuple(image.shape[1:])}: {why}. Choose another '
                            f'--img-size (input_size=(C, H, W) of wrap){other}.', e) from e
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             what = f'a tensor of {tuple(features.shape)}' if isinstance(features, Tensor) else type(features).__name__
