@@ -312,7 +312,7 @@ class MultiMixConfig:
         if 'embedding' in self.layers:
             return
         if not self.given('n'):  # a preset's n is for embeddings, whose mixtures cost next to nothing
-            if 'n' in self._given and self.n != 'batch':
+            if 'n' in self._given and isinstance(self.n, int):
                 warnings.warn(f"n ({flag('n')}) is {self.n}, as in preset {self.preset}, but that counts at the "
                               f"embedding: layer {self.layer!r} has one mixture for each image. For about as many "
                               f"mixtures give {self.n + 1}.", stacklevel=4)
