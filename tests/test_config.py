@@ -105,14 +105,3 @@ def test_checked_against_the_batch() -> None:
         MultiMixConfig('dense').check_batch(9)
     with pytest.raises(SettingError, match='even batch'):
         MultiMixConfig('dense', preset='paper').check_batch(9)
-
-
-def test_the_presets_n_is_said_not_to_count_before_the_embedding(recwarn: pytest.WarningsRecorder) -> None:
-    for n in (None, 'batch', 500):
-        MultiMixConfig('multimix', preset='embeddings', layer='blocks', n=n)
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"--multimix-n\) is 1000, as in preset embeddings.*'blocks'.*give 1001"):
-        config = MultiMixConfig('multimix', preset='embeddings', layer='blocks', n=1000)
-    assert config.n == 'batch'
-    MultiMixConfig.from_dict(config.to_dict())
-    assert not recwarn.list

@@ -312,10 +312,6 @@ class MultiMixConfig:
         if 'embedding' in self.layers:
             return
         if not self.given('n'):  # a preset's n is for embeddings, whose mixtures cost next to nothing
-            if 'n' in self._given and isinstance(self.n, int):
-                warnings.warn(f"n ({flag('n')}) is {self.n}, as in preset {self.preset}, but that counts at the "
-                              f"embedding: layer {self.layer!r} has one mixture for each image. For about as many "
-                              f"mixtures give {self.n + 1}.", stacklevel=4)
             object.__setattr__(self, 'n', 'batch')
         elif self.n != 'batch' and self.clean_weight == 0:
             raise _bad('n', self.n, f"with layer {self.layer!r} and clean_weight ({flag('clean_weight')}) 0 it must be "
