@@ -36,22 +36,30 @@ def add_sticks(sums: Sums, batch: Batch, sticks: Sticks) -> None:
         share, s = factors(share, _of_sticks(torch.cat([batch.attention, attention], 1), example))
     weight = s * _mix_numbers(share, batch.rowsum, example, tails)
     sums.weight += (s if batch.mass is None else s * _mix_numbers(share, batch.mass, example, tails)).sum(1)
-    w = share.new_zeros(p, N, E).scatter_add_(-1, example, share)
+    scaled = share  # over h
+    if sums.pair is not None or batch.options.keep_norm:
+        w = share.new_zeros(p, N, E).scatter_add_(-1, example, share)
     if batch.options.keep_norm:
-        h = torch.baddbmm(w[..., :B], w[..., B:], tails).norm(dim=-1, keepdim=True).clamp_min_(TINY)
-        share = share / h
+        scaled = share / torch.baddbmm(w[..., :B], w[..., B:], tails).norm(dim=-1, keepdim=True).clamp_min_(TINY)
 
     size = TILE.get(share.device.type, TILE['cuda'])
     n = min(N, max(ROWS, size // C))  # a tile is n mixtures of one position, or all mixtures of q positions
     q = max(1, min(p, size // (C * n))) if n == N else 1
-    to = _Transposed.of(example, share, n, E)
-    pair = to.mix(w.view(p * N, E), s.flatten(), slice(0, p * N), slice(0, p * to.parts))
-    sums.pair += _fold(_fold(pair.view(p, to.parts, E, E).sum(1), tails).transpose(1, 2), tails)
+    to = _Transposed.of(example, scaled, n, E)
+    which = (example + E * torch.arange(p, device=share.device).view(-1, 1, 1)).flatten()
+    everything = slice(0, p * N), slice(0, p * to.parts)
+    if sums.pair is not None:
+        pair = to.mix(w.view(p * N, E), s.flatten(), *everything)
+        sums.pair += _fold(_fold(pair.view(p, to.parts, E, E).sum(1), tails).transpose(1, 2), tails)
+    else:
+        y = _extend(batch.y.expand(p, B, C), tails).view(p * E, C)
+        mixed = _mix(y, which, share.flatten(), torch.arange(0, p * N * K, K, device=share.device))
+        targets = to.mix(mixed, s.flatten(), *everything)
+        sums.subtract(_fold(targets.view(p, to.parts, E, C).sum(1), tails), batch.logits)
 
     rows = _extend(batch.logits, tails).view(p * E, C)
     blocks = [block.contiguous() for block in rows.split(max(64, size // (n * q)), 1)]
-    which = (example + E * torch.arange(p, device=share.device).view(-1, 1, 1)).flatten()
-    doublings = share.flatten() * math.log2(math.e)  # 2^x takes a third of the time of e^x
+    doublings = scaled.flatten() * math.log2(math.e)  # 2^x takes a third of the time of e^x
     every = torch.arange(0, q * n * K, K, device=share.device)
     grad = None if sums.logits is None else rows.new_zeros(p, E, C)
     weight, lse = weight.flatten(), torch.empty_like(weight).flatten()
@@ -93,15 +101,18 @@ class _Transposed:
         p, N, K = share.shape
         parts = -(-N // n)
         part = parts * torch.arange(p, device=share.device).view(-1, 1) + torch.arange(N, device=share.device) // n
-        key, order = (part.unsqueeze(-1) * E + example).int().flatten().sort()  # torch sorts int32 on all cores
-        starts = torch.searchsorted(key, torch.arange(p * parts * E, dtype=key.dtype, device=key.device))
-        return cls(order // K, share.flatten()[order], starts.view(-1, E), parts, K)
+        places = p * parts * E
+        dtype = torch.int16 if places <= torch.iinfo(torch.int16).max else torch.int32  # sorted faster than int64
+        key, order = (part.unsqueeze(-1) * E + example).to(dtype).flatten().sort()
+        starts = torch.searchsorted(key, torch.arange(places, dtype=dtype, device=key.device))
+        return cls(order // K, share.flatten().index_select(0, order), starts.view(-1, E), parts, K)
 
     def mix(self, rows: Tensor, times: Tensor, mixtures: slice, parts: slice) -> Tensor:
         """wᵀ diag(times) rows, part by part: of these mixtures, which are those of these parts."""
         sticks = slice(mixtures.start * self.sticks, mixtures.stop * self.sticks)
         mixture = self.mixture[sticks] - mixtures.start
-        return _mix(rows, mixture, self.share[sticks] * times[mixture], self.starts[parts].flatten() - sticks.start)
+        share = self.share[sticks] * times.index_select(0, mixture)  # of torch's ways to look numbers up, the fastest
+        return _mix(rows, mixture, share, self.starts[parts].flatten() - sticks.start)
 
 
 def _exponentials(
@@ -144,7 +155,8 @@ def _of_sticks(numbers: Tensor, example: Tensor) -> Tensor:
 
 def _extend(of_examples: Tensor, tails: Tensor) -> Tensor:
     """With what the tails mix of it behind: (p, B) or (p, B, C) → (p, E) or (p, E, C)."""
-    mixed = torch.einsum('pmb,pb...->pm...', tails, of_examples)
+    flat = of_examples.unsqueeze(-1) if of_examples.ndim == 2 else of_examples
+    mixed = (tails @ flat).view(*tails.shape[:2], *of_examples.shape[2:])
     return torch.cat([of_examples, mixed], 1)
 
 

@@ -83,14 +83,14 @@ class Batch:
 class Sums:
     """Sums over the mixtures of some positions, p of them; see the module's equations.
 
-    The target's part of loss and gradient comes from `pair`. An engine may put it into `loss` and `logits` itself
-    instead, and leave `pair` at zero.
+    The target's part of loss and gradient comes from `pair`. Where that is None, the engine puts it into `loss` and
+    `logits` itself.
 
     Attributes:
         loss: Σ_k s_k τ_k lse_k, or Σ_k s_k Σ_c softplus(X_kc), (p,).
         weight: S, (p,).
         logits: their gradient times S, (p, B, C). None where it is not wanted.
-        pair: V, (p, B, B).
+        pair: V, (p, B, B); None where there are fewer classes than examples, and mixing targets is cheaper.
         attention: its gradient times S, of losses relative to `reference`, (p, B). None, as the next two, where it is
             not wanted.
         lam: Σ_k λ_k of the terms that count, (p, B).
@@ -100,10 +100,16 @@ class Sums:
     loss: Tensor
     weight: Tensor
     logits: Optional[Tensor]
-    pair: Tensor
+    pair: Optional[Tensor]
     attention: Optional[Tensor]
     lam: Optional[Tensor]
     reference: Optional[Tensor]
+
+    def subtract(self, targets: Tensor, logits: Tensor) -> None:
+        """The target's part, Σ_k wᵀ_k s_k (wY)_k; both (p, B, C). It is linear in L, so the loss has it too."""
+        self.loss -= (targets * logits).sum((1, 2))
+        if self.logits is not None:
+            self.logits -= targets
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,11 @@ class Engine:
     Attributes:
         add: of one chunk of Λ, (p, k, B). Overwrites nothing but the sums.
         sticks: up to how many sticks for each example of the batch it prefers a vector as `Sticks`.
+        mixes_targets: it can do without V, the pairs of examples.
     """
     add: Callable[[Sums, Batch, Union[Tensor, Sticks]], None]
     sticks: float = 0
+    mixes_targets: bool = False
 
     def prefers_sticks(self, lam: LamSampler) -> bool:
         """Of a loss that is cross-entropy with a constant attention and no teacher of mixtures."""
@@ -160,6 +168,7 @@ def run(
 
     as_sticks = (isinstance(lam, LamSampler) and engine.prefers_sticks(lam)
                  and not (options.attention_grad or options.binary or teacher is not None))
+    pairs = C > B or options.attention_grad or not engine.mixes_targets
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     k_size = max(1, min(N, chunk // B))
     p_size = max(1, min(P, chunk // (B * max(k_size, C))))
@@ -168,7 +177,8 @@ def run(
                      at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype, options)
         size = part.logits.shape[0]
         sums = Sums(
-            loss[p], weight[p], L.new_zeros(size, B, C) if options.logits_grad else None, L.new_zeros(size, B, B),
+            loss[p], weight[p], L.new_zeros(size, B, C) if options.logits_grad else None,
+            L.new_zeros(size, B, B) if pairs else None,
             *(None if t is None else t[p] for t in (grad_a, count, reference)))
         for k in _slices(N, k_size):
             if isinstance(lam, LamSampler):
@@ -176,10 +186,10 @@ def run(
                 engine.add(sums, part, draw(size, k.stop - k.start))
             else:
                 engine.add(sums, part, lam[k, p].transpose(0, 1))
-        mixed = sums.pair @ part.y
-        sums.loss -= (mixed * part.logits).sum((1, 2))
+        if sums.pair is not None:
+            sums.subtract(sums.pair @ part.y, part.logits)
         if sums.logits is not None:
-            torch.sub(sums.logits, mixed, out=L[p])  # this position's logits are needed no more
+            L[p] = sums.logits  # this position's logits are needed no more
 
     ranks = 1
     if options.over_ranks:  # the terms of all, over the weights of all

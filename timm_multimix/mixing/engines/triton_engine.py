@@ -243,6 +243,7 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
                 weight = weight + s * says
         sums.loss += (v * lse).sum(1)
         sums.weight += weight.sum(1)
+        assert sums.pair is not None
         blocks = triton.cdiv(B, PAIR), triton.cdiv(B, PAIR)
         with _Split(sums.pair, N, blocks) as to:
             _pair[blocks[0], blocks[1], p * to.splits](
