@@ -56,6 +56,9 @@ CASES = [
     Where('ResNet, 500 photographs a class, 200 epochs', [('long_resnet', 'none')], {
         DENSE: ('long_resnet', RAMPED),
         INPUTS: ('long_resnet', 'input mixup and CutMix')}, MODELS / 'small_resnet_cifar10_none'),
+    Where('ViT, 500 photographs a class, 200 epochs', [('long_vit', 'none')], {
+        DENSE: ('long_vit', RAMPED),
+        INPUTS: ('long_vit', 'input mixup and CutMix')}, MODELS / 'small_vit_cifar10_none'),
     Where('ResNet, 10 digits a class, 200 epochs', [('digits_resnet', 'none')], {
         DENSE: ('digits_resnet', RAMPED),
         INPUTS: ('digits_resnet', 'input mixup and CutMix')}, ('plain_digits_resnet', '200 epochs')),

@@ -43,8 +43,8 @@ def test_the_nearest_decide() -> None:
     assert (option, gain) == ('no mixing', 0) and set(like[:3]) == set(far)
 
 
-def test_seven_points_away_counts_half() -> None:
-    assert advise(RUN, [known(99, 3, 0), known(92, -3, 0)])[1] == pytest.approx((3 - 3 / 2) / 1.5)
+def test_four_points_away_counts_half() -> None:
+    assert advise(RUN, [known(99, 3, 0), known(95, -3, 0)])[1] == pytest.approx((3 - 3 / 2) / 1.5)
 
 
 def test_an_option_that_was_not_measured_everywhere_counts_where_it_was() -> None:

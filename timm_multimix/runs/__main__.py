@@ -26,7 +26,8 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     print(f'{args.run}: {sentences(run, option, gain)}\n')
     print(table(like[:SHOWN]))
     if flags := OPTIONS[run.pretrained][option]:
-        print(f'\nNext:\n  the same command with {flags}')
+        rate = ', and half the learning rate' if run.pretrained else ''  # what held-out images chose for these
+        print(f'\nNext:\n  the same command with {flags}{rate}')
     return 0
 
 

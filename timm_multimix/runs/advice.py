@@ -15,7 +15,7 @@ from .summary import read_summary
 
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
 SHOWN = 3  # trainings, beside the advice
-HALF = 7.0  # so far away, a training counts half
+HALF = 4.0  # so far away, a training counts half
 # Does the training begin with pretrained weights? → name of what was measured → the flags that do it.
 OPTIONS = {
     False: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
