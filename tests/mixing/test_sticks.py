@@ -55,7 +55,16 @@ def test_tiles_and_distant_logits(
     """A tile of several positions, of some mixtures of one, in several blocks of classes; the last of them smaller."""
     monkeypatch.setitem(engine.TILE, 'cpu', tile)
     monkeypatch.setattr(engine, 'ROWS', rows)
-    B, P, N = 64, 3, 40
+    compare(C, spread, dtype, (64, 3, 40), monkeypatch)
+
+
+def test_more_places_than_16_bits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(5, 1, torch.float64, (64, 600, 4), monkeypatch)
+
+
+def compare(C: int, spread: float, dtype: torch.dtype, shape: tuple[int, int, int],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+    B, P, N = shape
     L, y, a = spread * torch.randn(B, P, C, dtype=dtype), torch.arange(B) % C, torch.rand(B, P, dtype=dtype)
     found = drawn(monkeypatch)
     got = values_and_grads(
