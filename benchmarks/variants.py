@@ -128,7 +128,7 @@ class Frozen(MultiMixTask):
 
     def train(self, mode: bool = True) -> Frozen:
         super().train(mode)
-        self.get_eval_model().eval()
+        self.get_eval_model().eval().training = mode  # in eval mode the model itself would not mix
         return self
 
 

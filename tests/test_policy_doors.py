@@ -200,6 +200,27 @@ def test_a_loop_that_keeps_its_criterion_is_told_once_that_nothing_is_mixed() ->
             quiet(IMAGES)
 
 
+def test_a_loop_in_eval_mode_is_told_once_that_nothing_is_mixed() -> None:
+    wrapped = model(ramp=0).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for _ in range(60):
+            wrapped(IMAGES, TARGET).loss.backward()
+    told_ = [str(w.message) for w in caught]
+    assert len(told_) == 1 and 'in eval mode nothing is mixed' in told_[0] and 'model.train()' in told_[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        quiet = model(ramp=0).eval()
+        for _ in range(60):  # validation, also where gradients were left on
+            quiet(IMAGES, TARGET)
+        quiet = model(ramp=0, prob=1)
+        for module in quiet.train().children():  # all layers frozen, and the training step mixes
+            module.eval()
+        for _ in range(30):
+            quiet(IMAGES, TARGET).loss.backward()
+        assert quiet.policy.counts['embeddings'] == 30
+
+
 def test_what_is_assumed_about_the_progress_is_said_once() -> None:
     wrapped = model()
     with pytest.warns(UserWarning, match=r'set_progress\(epoch, epochs\)') as caught:

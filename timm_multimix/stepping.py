@@ -45,7 +45,8 @@ from .teaching import Teacher, check_teacher, check_there, taught
 Sampler = Callable[[LamSampler, Tensor, Optional[Tensor]], Union[Tensor, LamSampler]]
 Lessons = tuple[Optional[TeacherTargets], Optional[TeacherTargets]]
 
-# So many training steps in a row without targets are a habit, not a look at the logits.
+# So many training steps in a row without targets are a habit, not a look at the logits. As many backward passes in eval
+# mode are one, too.
 HABIT = 20
 
 
@@ -103,7 +104,7 @@ class MultiMix:
         self.needs_first_check = self.needs_position_check = True
         self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
         self.policy = policy(config, int(self.timm_adapter.num_classes))
-        self._without_target = 0
+        self._without_target = self._in_eval = 0
         self.teacher: Optional[Teacher] = None
         self.learned: Optional[LearnedAttention] = None
         self.plain_loss = PlainLoss(config)
@@ -263,6 +264,7 @@ class MultiMix:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
         logits = self.logits(input)
         loss = self.plain_loss(logits, target, self.model.training, teacher)
+        self._note_eval_mode(loss)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
 
     def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
@@ -433,6 +435,22 @@ class MultiMix:
             self.needs_position_check = False
             if note := one_position_note(self.config, positions):
                 warnings.warn(note, stacklevel=7)
+
+    def _note_eval_mode(self, loss: Tensor) -> None:
+        """A loop that calls `model.eval()` to freeze layers trains without mixing: say so, once, when it does train."""
+        if self.model.training or self._in_eval >= HABIT or not loss.requires_grad or torch.compiler.is_compiling():
+            return
+        if torch._C._are_functorch_transforms_active():  # where no hook can be
+            return
+
+        def count(gradient: Tensor) -> None:
+            self._in_eval += 1
+            if self._in_eval == HABIT:
+                warnings.warn(f'{HABIT} losses of the model in eval mode were differentiated, and in eval mode nothing '
+                              f'is mixed. To train: call model.train(), and then eval() of what is to stay frozen.',
+                              stacklevel=2)
+
+        loss.register_hook(count)
 
     def note_without_target(self) -> None:
         """A loop that keeps its own criterion trains without mixing: say so, once."""
