@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from timm_multimix.evaluate.images import boxes_as_mask
+
 from . import forked
 from .conftest import ROOT
 
@@ -80,3 +82,21 @@ def test_gpu_runs_each_part_once_and_goes_on_after_one_that_failed(tmp_path: Pat
 
     before = (out / 'loss.json').read_text()
     assert 'loss: there already' in run(*command[1:], '--only', 'loss') and (out / 'loss.json').read_text() == before
+
+
+def test_boxes(tmp_path: Path) -> None:
+    """Tiny ImageNet in small, as published: the box of a validation image is its mask, counted from 1."""
+    source, out = tmp_path / 'tiny', tmp_path / 'out'
+    for c in range(6):
+        images = source / f'train/n{c}/images'
+        images.mkdir(parents=True)
+        for i in range(25):
+            (images / f'n{c}_{i}.JPEG').touch()
+    (source / 'val/images').mkdir(parents=True)
+    (source / 'val/images/val_0.JPEG').touch()
+    (source / 'val/val_annotations.txt').write_text('val_0.JPEG\tn5\t0\t10\t63\t58\nval_1.JPEG\tn1\t0\t0\t9\t9\n')
+    run('benchmarks.boxes', 'tinyimagenet', str(source), str(out))
+    assert [len(list(p.iterdir())) for p in sorted((out / 'images/train').iterdir())] == [20, 20]  # of n0 and n5
+    assert [p.name for p in (out / 'images/validation').rglob('*.JPEG')] == ['val_0.JPEG']
+    mask = boxes_as_mask(out / 'boxes/n5/val_0.xml')
+    assert mask.size == (64, 64) and mask.getbbox() == (0, 10, 64, 59)
