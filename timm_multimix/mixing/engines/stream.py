@@ -90,7 +90,7 @@ class Sums:
         loss: Σ_k s_k τ_k lse_k, or Σ_k s_k Σ_c softplus(X_kc), (p,).
         weight: S, (p,).
         logits: their gradient times S, (p, B, C). None where it is not wanted.
-        pair: V, (p, B, B); None where there are fewer classes than examples, and mixing targets is cheaper.
+        pair: V, (p, B, B); None where there are no more classes than examples, and mixing targets is cheaper.
         attention: its gradient times S, of losses relative to `reference`, (p, B). None, as the next two, where it is
             not wanted.
         lam: Σ_k λ_k of the terms that count, (p, B).
