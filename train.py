@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, SettingError, unwrap, wrap
 from timm_multimix.data import PlacedLoader, class_weights
-from timm_multimix.distributed import finish, mean_of_ranks, rank, start, world
+from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start, world
 from timm_multimix.errors import shown
 from timm_multimix.hub import starting_point
 from timm_multimix.policy import TAUGHT, InputMixing
@@ -58,7 +58,7 @@ from timm_multimix.training.output import RunFolder
 from timm_multimix.training.rehearsal import rehearse
 from timm_multimix.training.state import LEARNED, OF_WHICH_IMAGES, SIGNAL, TrainState, seen
 from timm_multimix.training.teacher import build_teacher
-from timm_multimix.training.words import announce, describe, epoch_line
+from timm_multimix.training.words import announce, describe, epoch_line, uneven_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     state = TrainState(task, optimizer, scheduler, scaler, saver, autocast, device, epochs, updates, shape,
                        seen(images))
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
-             build.amp_note(args, device), bn_note(args, unwrap(model)),
+             build.amp_note(args, device), bn_note(args, unwrap(model)), uneven_note(args, state.data['training']),
              *state.resume(args, images.train_loader.exact)]
     mixing = describe(config, mixed, args.num_classes)
     announce(args, state, images, mixing, notes)
@@ -314,7 +314,7 @@ def show(bar: tqdm, state: TrainState) -> None:
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    if not int(os.environ.get('RANK', '0')):  # sentences for people, without source lines, of one rank
+    if speaks():  # sentences for people, without source lines, of one rank
         warnings.showwarning = lambda message, *_: say(f'Warning: {message}')
     else:
         warnings.simplefilter('ignore')
@@ -323,7 +323,7 @@ def main(argv: Optional[list[str]] = None) -> int:
             run(parse_args(argv, DIGITS_RECIPE), at_end)
         finish()
     except SettingError as e:
-        if int(os.environ.get('RANK', '0')):
+        if not speaks():
             time.sleep(30)  # what is wrong on the first rank too is said there, and torchrun ends this one
         print(f'train.py: error: {shown(e)}', file=sys.stderr)
         return 2

@@ -148,6 +148,9 @@ def become(words: list[str], env: Optional[Mapping[str, str]], deep: bool) -> No
     gc.enable()
     for left in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # temporary folders of the parent
         left.detach()
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):  # the parent's answer, such as torchrun's, is not the child's
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if env is not None:
         os.environ.clear()
         os.environ.update(env)

@@ -110,8 +110,9 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
         (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, **changed}))
         assert main(['advise', str(mixed)]) == 2
         assert words in capsys.readouterr().err
-    (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, 'pretrained': True}))
-    assert read_run(mixed).pretrained
+    for begins in ({'pretrained': True}, {'pretrained_path': 'a.safetensors'}, {'initial_checkpoint': 'hf-hub:a/b'}):
+        (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, **begins}))
+        assert read_run(mixed).pretrained
     (run / 'summary.csv').unlink()
     for folder, words in ((run, 'no epoch with'), (tmp_path, 'no args.yaml')):
         with pytest.raises(SettingError, match=words):

@@ -109,7 +109,7 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, image_folder: Path) -> None
 def test_a_rank_that_fails_says_so_once(tmp_path: Path) -> None:
     out = torchrun(str(ROOT / 'train.py'), '--model', 'test_resnet', '--multimix', 'multimix', '--multimix-m', '65',
                    '--output', str(tmp_path), code=1)
-    assert out.count('a batch of 64 has no 65') == 1
+    assert out.count('a batch of 64 has no 65') == 1 and out.count('Settings: ') == 1
 
 
 # -------------------------------------------------------------------------------------------------- in this process

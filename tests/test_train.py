@@ -12,6 +12,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import train
 from tests import forked
@@ -151,6 +152,24 @@ def test_class_weights_from_a_file_and_from_the_data(
         assert words in capsys.readouterr().err
     assert train.main([*more, '--class-weight', 'auto', '--bce-loss', '--experiment', 'bad']) == 2
     assert '--class-weight' in capsys.readouterr().err
+
+
+def test_classes_of_very_different_size_are_told_in_fine_tuning(
+        tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted((image_folder / 'train' / 'class_0').glob('*'))[1:]:
+        path.unlink()
+    weights = tmp_path / 'weights.safetensors'
+    save_file(timm.create_model('test_resnet').state_dict(), weights)
+    more = [*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path), '--warmup-epochs', '0']
+    pretrained = ['--pretrained-path', str(weights)]
+    for i, (flags, words) in enumerate((
+            (pretrained, 'try --class-weight auto (docs'),
+            ([*pretrained, '--multimix', 'multimix'], 'try --class-weight auto --smoothing 0.1 (docs'),
+            ([*pretrained, '--class-weight', 'auto'], ''), ([], ''))):
+        assert train.main([*more, *flags, '--experiment', str(i)]) == 0
+        out = capsys.readouterr().out
+        assert ('Classes have 1 to 6 training images' in out) == bool(words)
+        assert words in out
 
 
 def test_class_token_vit_goes_home_with_its_documented_arguments(tmp_path: Path, image_folder: Path) -> None:

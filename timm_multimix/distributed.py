@@ -28,6 +28,11 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def speaks() -> bool:
+    """Whether this is the one process that talks to the person: the first rank, also before and after the group."""
+    return rank() == 0 if world() > 1 else world_info_from_env()[1] == 0
+
+
 def share_of(n: int) -> int:
     """How many of n things are this rank's: n in all, and no two ranks differ by more than one."""
     return n // world() + (rank() < n % world())

@@ -11,6 +11,7 @@ import yaml
 
 from ..errors import SettingError
 from ..files import load_json, load_yaml
+from .settings import starts_pretrained
 from .summary import read_summary
 
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
@@ -114,9 +115,8 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     classes = settings.get('num_classes') or (load_json(model).get('num_classes') if model.is_file() else None)
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)
-    return Training(title='', pretrained=bool(settings.get('pretrained') or settings.get('initial_checkpoint')),
-                    epochs=int(last['epoch']) + 1, images=images, train_top1=float(last['train_top1']),
-                    eval_top1=float(last['eval_top1']))
+    return Training(title='', pretrained=starts_pretrained(settings), epochs=int(last['epoch']) + 1, images=images,
+                    train_top1=float(last['train_top1']), eval_top1=float(last['eval_top1']))
 
 
 def sentences(run: Training, option: str, gain: float) -> str:

@@ -5,11 +5,11 @@ import sys
 
 from tqdm import tqdm
 
-from ..distributed import rank
+from ..distributed import speaks
 
 
 def say(text: str) -> None:
     """A line above the progress bar, plain when piped, from the first rank alone."""
-    if rank() == 0:
+    if speaks():
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()

@@ -148,3 +148,8 @@ def smoothing(args: argparse.Namespace) -> float:
     if args.smoothing is not None:
         return float(args.smoothing)
     return 0.1 if args.multimix == 'none' else 0.0
+
+
+def starts_pretrained(settings: Mapping[str, Any]) -> bool:
+    """Whether a run begins with weights of another training, by its flags or its args.yaml."""
+    return any(settings.get(name) for name in ('pretrained', 'pretrained_path', 'initial_checkpoint'))

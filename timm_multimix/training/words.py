@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional
@@ -12,10 +12,13 @@ from ..distributed import world
 from ..mixing import expected_signal
 from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
 from ..runs.screen import say
+from ..runs.settings import smoothing, starts_pretrained
 from ..stepping import one_position_note
 from ..wrapper import unwrap
 from .images import Images
 from .state import TrainState
+
+UNEVEN = 5  # times as many images in the largest class as in the smallest
 
 
 def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing: str,
@@ -50,6 +53,23 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
         f'{state.epochs} epochs of {batches} batches{stop}; output in {state.folder}'
         + (f'; resuming at epoch {state.start + 1}' if state.start or progress.batch else '')
         + (f', after batch {progress.batch}' if progress.batch else '') + '.')
+
+
+def uneven_note(args: argparse.Namespace, counts: Optional[Sequence[int]]) -> Optional[str]:
+    """What to try in fine-tuning where some classes have many images and others few; None where they do not.
+
+    Args:
+        args: the flags.
+        counts: training images of each class; None where the data set does not say.
+    """
+    present = [count for count in counts or () if count]
+    if not present or max(present) < UNEVEN * min(present) or args.class_weight or args.bce_loss:
+        return None
+    if not starts_pretrained(vars(args)):  # not measured
+        return None
+    together = '' if smoothing(args) else ' --smoothing 0.1'
+    return (f'Classes have {min(present)} to {max(present)} training images. If a rare class matters as much as a '
+            f'frequent one, try --class-weight auto{together} (docs/finetuning.md, Uneven classes).')
 
 
 def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:
