@@ -62,10 +62,13 @@ def difference(found: dict[int, Any], base: dict[int, Any], key: str) -> str:
 
 
 def mean_of_data_sets(found: list[dict[str, dict[int, dict[str, Any]]]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Of what `by_name` gives for several data sets: the runs and seeds that all have, and each measure's mean."""
+    """Of what `by_name` gives for several data sets: the runs and seeds that all have, each measure's mean, and the
+    speed over all: the harmonic mean."""
     first = found[0]
+    speed = 'images per second'
     return {name: rows for name in first if (rows := {
-        seed: {**row, **{key: statistics.mean(f[name][seed][key] for f in found) for key in MEASURES if key in row}}
+        seed: {**row, **{key: statistics.mean(f[name][seed][key] for f in found) for key in MEASURES if key in row},
+               speed: statistics.harmonic_mean(f[name][seed][speed] for f in found)}
         for seed, row in first[name].items() if all(seed in f.get(name, {}) for f in found)})}
 
 
@@ -117,6 +120,8 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
     held_out, subset = study['judge'] == 'held_out', study['data'].get('subset')
     which = 'training images, others for each seed' if subset == 'seed' else (
         f'other training images (--subset {subset})' if subset else 'training images')
+    if imbalance := study['data'].get('imbalance'):
+        which += f', thinned to a tail of {imbalance} : 1'
     judged = 'held out of the training data' if held_out else 'of the test data'
     lines = [
         f'Means of {1 + len(more)} studies, of images {judged}, last epoch.' if more else

@@ -81,7 +81,8 @@ def test_trains_on_the_digits_that_come_along(study: Path, tmp_path: Path) -> No
     assert row['images'] == 50 and row['data']['images'] == 'digits'
     groups = [row[f'top1 {name}'] for name in ('many', 'medium', 'few')]  # three classes, four, and three
     assert row['top1'] == pytest.approx((3 * groups[0] + 4 * groups[1] + 3 * groups[2]) / 10)
-    assert '| many | medium | few |' in command('report', study.with_suffix('.jsonl')).stdout
+    table = command('report', study.with_suffix('.jsonl')).stdout
+    assert '| many | medium | few |' in table and '100 training images, thinned to a tail of 5 : 1, ' in table
     assert f'so --data-dir {tmp_path} must go' in command('run', study, '--data-dir', tmp_path).stderr
     settings['data']['train'] = 5000
     study.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -120,13 +121,14 @@ def test_means_over_data_sets(study: Path) -> None:
     read = write_results(study, {'none': (70.0, 72.0), 'dense': (71.0, 75.0)})
     other = study.with_name('other.yaml')
     other.write_text(study.read_text())
-    write_results(other, {'none': (50.0, 52.0), 'dense': (53.0, 53.0)})
+    write_results(other, {'none': (50.0, 52.0), 'dense': (53.0, 53.0)}, dense={'images per second': 50})
     done = command('report', study.with_suffix('.jsonl'), other.with_suffix('.jsonl'))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     # dense is 62 and 64; its differences are the means of 1 and 3, and of 3 and 1
     assert lines[0].startswith('Means of 2 studies, of images held out')
     assert '| 63.00 ± 1.00 |' in lines[-1] and '| +2.00 [+2.00, +2.00] |' in lines[-1]
+    assert lines[-1].endswith('| 1.50× |')  # as long in one, twice as long in the other
     read['seeds'] = [1]
     paths = [study.with_suffix('.jsonl'), other.with_suffix('.jsonl')]
     paths[1].write_text(paths[1].read_text().splitlines()[0] + '\n')  # none, seed 1: the other runs have no partner
