@@ -209,6 +209,7 @@ def main() -> None:
                       help='of several, which have the same runs on other data sets, the means')
     show.add_argument('--study', type=Path, metavar='STUDY.yaml', help='default: beside it; of results/, in studies/')
     show.add_argument('--subset', type=int, default=0, help='of the runs with that --subset')
+    show.add_argument('--seeds', type=int, nargs='+', help='of these alone')
     show.add_argument('--against', metavar='RUN', help='compare with it, instead of the first')
     show.add_argument('--out', help='write it to this file as well')
     show.add_argument('--plot', metavar='FILE.png', help='draw it')
@@ -228,12 +229,12 @@ def main() -> None:
             (path, study), *more = [
                 (path, read_study(args.study or beside(path, 'results', 'studies', '.yaml'), args.subset))
                 for path in args.results]
-            text = report(path, study, args.against, more)
+            text = report(path, study, args.against, more, args.seeds)
             print(text)
             if args.out:
                 make_room(args.out).write_text(text + '\n')
             if args.plot:
-                plot(path, make_room(args.plot), study, more)
+                plot(path, make_room(args.plot), study, more, args.seeds)
     except SettingError as error:
         raise SystemExit(f'error: {error}') from error
 

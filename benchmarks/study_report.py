@@ -31,15 +31,21 @@ SEED: dict[str, Any] = {'ls': '', 'marker': '.', 'color': '0.6', 'ms': 5}
 ALONE: dict[str, Any] = {'ls': '', 'marker': 'o', 'color': 'C0', 'ms': 5, 'mfc': 'white'}
 
 
-def by_name(path: Path, study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+def by_name(path: Path, study: dict[str, Any], only: Optional[Sequence[int]] = None,
+            ) -> dict[str, dict[int, dict[str, Any]]]:
     """Finished runs of the study: name → seed → row, in its order, without names that have none.
+
+    Args:
+        path: the results.
+        study: what `read_study` gave.
+        only: these seeds; None for all.
 
     Raises:
         SettingError: there is none.
     """
     rows = read_results(path)
     by_key = {row['key']: row for row in rows}
-    seeds = sorted({row['seed'] for row in rows})
+    seeds = sorted({row['seed'] for row in rows if only is None or row['seed'] in only})
     found = {name: {seed: by_key[key] for seed in seeds if (key := key_of(study, name, seed)) in by_key}
              for name in study['runs']}
     if not any(found.values()):
@@ -72,16 +78,16 @@ def mean_of_data_sets(found: list[dict[str, dict[int, dict[str, Any]]]]) -> dict
         for seed, row in first[name].items() if all(seed in f.get(name, {}) for f in found)})}
 
 
-def finished(path: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = ()
-             ) -> dict[str, dict[int, dict[str, Any]]]:
+def finished(path: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = (),
+             only: Optional[Sequence[int]] = None) -> dict[str, dict[int, dict[str, Any]]]:
     """`by_name` of one study, or of several the `mean_of_data_sets`.
 
     Raises:
         SettingError: there is none.
     """
-    found = by_name(path, study)
+    found = by_name(path, study, only)
     if more:
-        found = mean_of_data_sets([found, *(by_name(*other) for other in more)])
+        found = mean_of_data_sets([found, *(by_name(*other, only) for other in more)])
         if not found:
             raise SettingError(f'No run with the same seed is finished in {path} and in '
                                f'{", ".join(str(other) for other, _ in more)}.')
@@ -89,7 +95,7 @@ def finished(path: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[
 
 
 def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
-           more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> str:
+           more: Sequence[tuple[Path, dict[str, Any]]] = (), only: Optional[Sequence[int]] = None) -> str:
     """A Markdown table: means ± standard errors, and paired differences to the first run and to the best rival.
 
     Args:
@@ -97,11 +103,12 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
         study: what `read_study` gave.
         against: the run to compare with, instead of those.
         more: results of the same runs on other data sets, and their studies: the table is of the means over all.
+        only: these seeds; None for all.
 
     Raises:
         SettingError: nothing to report; `against` has no finished run.
     """
-    found = finished(path, study, more)
+    found = finished(path, study, more, only)
     first = against or next(iter(study['runs']))
     if against and against not in found:
         raise SettingError(f'--against {against!r} has no finished run in {path}.{nearest(against, found)}')
@@ -143,14 +150,15 @@ def report(path: Path, study: dict[str, Any], against: Optional[str] = None,
     return '\n'.join(lines)
 
 
-def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = ()) -> None:
+def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Path, dict[str, Any]]] = (),
+         only: Optional[Sequence[int]] = None) -> None:
     """A picture of `report`'s table: every seed a dot, the mean with its standard error, and the first run as a line. A
     run of one seed has no error, and so a hollow dot."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    found = finished(path, study, more)
+    found = finished(path, study, more, only)
     names = list(found)[::-1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.3 * len(names)), sharey=True, layout='constrained')
     for ax, (key, title) in zip(axes, (('top1', 'top-1, %  (more is better)'), ('nll', 'NLL, nats  (less is better)'),

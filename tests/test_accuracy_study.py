@@ -113,6 +113,8 @@ def test_statistics_of_the_report(study: Path) -> None:
     assert '| +0.200 [+0.200, +0.200] |' in line
     lines = accuracy.report(study.with_suffix('.jsonl'), read, against='dense').splitlines()
     assert '| top-1 against dense, 95 % interval |' in lines[2] and '| -2.00 [-14.71, +10.71] |' in lines[4]
+    lines = command('report', study.with_suffix('.jsonl'), '--seeds', 2).stdout.splitlines()
+    assert lines[4].startswith('| none | 1 | 72.00 |') and '| +3.00 |' in lines[5]
     with pytest.raises(SettingError, match='Did you mean dense'):
         accuracy.report(study.with_suffix('.jsonl'), read, against='dens')
 
