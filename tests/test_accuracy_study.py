@@ -337,20 +337,23 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 
 PAGES = ''.join(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))
-REPORTS = sorted(set(re.findall(r'accuracy report((?: benchmarks/results/\w+\.jsonl)+)(?: --subset (\d+))?', PAGES)))
+REPORTS = sorted(set(re.findall(
+    r"accuracy report((?: benchmarks/results/\w+\.jsonl)+)(?: --subset (\d+))?(?: --against '([^']+)')?(?: --seeds ([\d ]+))?",
+    PAGES)))
 
 
-@pytest.mark.parametrize('paths, subset', REPORTS)
-def test_the_pages_show_what_was_measured(paths: str, subset: str) -> None:
+@pytest.mark.parametrize('paths, subset, against, seeds', REPORTS)
+def test_the_pages_show_what_was_measured(paths: str, subset: str, against: str, seeds: str) -> None:
     first, *more = [(ROOT / path, accuracy.read_study(accuracy.beside(ROOT / path, 'results', 'studies', '.yaml'),
                                                       int(subset or 0))) for path in paths.split()]
-    assert accuracy.report(*first, more=more) in PAGES
+    only = [int(seed) for seed in seeds.split()] or None
+    assert accuracy.report(*first, against=against or None, more=more, only=only) in PAGES
 
 
 def test_the_pages_leave_out_no_study() -> None:
     studies = {path.stem for path in (ROOT / 'benchmarks' / 'studies').glob('*.yaml')}  # others have files of their own
     found = {path.stem for path in (ROOT / 'benchmarks' / 'results').glob('*.jsonl')}
-    assert {Path(path).stem for paths, _ in REPORTS for path in paths.split()} == found & studies
+    assert {Path(path).stem for paths, *_ in REPORTS for path in paths.split()} == found & studies
 
 
 @pytest.mark.parametrize('name', ['dominant', 'same-class', 'neighbours'])
