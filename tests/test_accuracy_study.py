@@ -338,8 +338,8 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
 
 PAGES = ''.join(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))
 REPORTS = sorted(set(re.findall(
-    r"accuracy report((?: benchmarks/results/\w+\.jsonl)+)(?: --subset (\d+))?(?: --against '([^']+)')?(?: --seeds ([\d ]+))?",
-    PAGES)))
+    r"accuracy report((?: benchmarks/results/\w+\.jsonl)+)(?: --subset (\d+))?(?: --against '([^']+)')?"
+    r"(?: --seeds ([\d ]+))?", PAGES)))
 
 
 @pytest.mark.parametrize('paths, subset, against, seeds', REPORTS)
