@@ -29,8 +29,8 @@ def rank() -> int:
 
 
 def speaks() -> bool:
-    """Whether this is the one process that talks to the person: the first rank, also before and after the group."""
-    return rank() == 0 if world() > 1 else world_info_from_env()[1] == 0
+    """Whether this is the one process that talks to the person: the first rank, under torchrun also before the group."""
+    return rank() == 0 if world() > 1 else os.environ.get('RANK', '0') == '0'
 
 
 def share_of(n: int) -> int:
