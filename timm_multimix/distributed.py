@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 def speaks() -> bool:
-    """Whether this process is the one that talks to the person: the first rank, under torchrun also before the group."""
+    """Whether this process talks to the person: the first rank does, under torchrun also before the group begins."""
     return rank() == 0 if world() > 1 else os.environ.get('RANK', '0') == '0'
 
 
