@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 import train
+from tests.conftest import write_images
 from timm_multimix import SettingError
 from timm_multimix.data import create_train_val, describe_images
 from timm_multimix.data.factory import class_names
@@ -29,13 +31,48 @@ def test_hidden_folders_are_no_classes(
             shutil.copytree(image_folder / split / 'class_0', image_folder / split / hidden)
     assert train.main([*SMALL, '--data-dir', str(image_folder), '--output', str(tmp_path), '--experiment', 'x']) == 0
     out = capsys.readouterr().out
-    assert "12 images in hidden folders of 'train' are left out: .ipynb_checkpoints, class_1/.thumbnails." in out
+    assert "12 hidden images of 'train' are left out, in .ipynb_checkpoints, class_1/.thumbnails." in out
     assert 'Found 3 classes: class_0 6, class_1 6, class_2 6. Of 18 looked at: RGB, 32×32 pixels.' in out
     config = yaml.safe_load((tmp_path / 'x' / 'model' / 'config.json').read_text())
     assert config['label_names'] == ['class_0', 'class_1', 'class_2'] and config['num_classes'] == 3
     evaluated = open_split('', str(image_folder), 'validation')
     assert class_names(evaluated) == ['class_0', 'class_1', 'class_2'] and len(evaluated) == 18
     assert [target for _, target in evaluated.reader.samples] == [0] * 6 + [1] * 6 + [2] * 6
+
+
+def test_types_of_files(image_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    images = sorted((image_folder / 'train' / 'class_0').glob('*.png'))
+    for image, suffix in zip(images, ('.webp', '.bmp', '.gif', '.tif', '.jfif', '.JPG')):
+        Image.open(image).convert('RGB').save(image.with_suffix(suffix), format='JPEG' if suffix == '.jfif' else None)
+        image.unlink()
+    (image_folder / 'train' / 'class_0' / 'notes.txt').write_text('no image')
+    (image_folder / 'train' / 'class_1' / '._a.png').write_bytes(b'of a Mac')
+    for path in ('class_2/a.heic', 'class_2/b.HEIC', 'phone/c.dng'):
+        (image_folder / 'train' / path).parent.mkdir(exist_ok=True)
+        (image_folder / 'train' / path).write_bytes(b'of a phone')
+    (image_folder / 'train' / '.cache').mkdir()
+    train_set, _ = create_train_val('', str(image_folder))
+    assert describe_images(train_set, ['a', 'b', 'c']).startswith('Found 3 classes: a 6, b 6, c 6.')  # type: ignore[union-attr]
+    assert len(open_split('', str(image_folder), 'train')) == 18
+    assert [str(w.message) for w in recwarn] == [
+        "1 hidden images of 'train' are left out, in class_1.",
+        "3 files of 'train' are left out, since their type is not read (.dng: 1, .heic: 2): save them as JPEG or PNG. "
+        "1 folder of 'train' holds no image and is no class: phone."]
+
+
+def test_a_class_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_images(tmp_path / 'images')
+    for image in sorted((root / 'train' / 'class_1').glob('*.png'))[1:]:
+        image.unlink()
+    assert train.main([*SMALL, '--data-dir', str(root / 'train'), '--output', str(tmp_path), '--class-weight', 'auto',
+                       '--experiment', 'x']) == 0
+    out = capsys.readouterr().out
+    assert 'Warning: 1 of 3 classes have one image each, which trains: nothing validates class_1.' in out
+    assert 'Class weights: from 0.733 of class_0 to 3.67 of class_1.' in out  # of 5, 1 and 5
+    assert re.search(r'val loss .*, top-1 [\d.]+ %, mean over classes [\d.]+ %;', out)
+    row = read_summary(tmp_path / 'x' / 'summary.csv')[-1]
+    assert (row['train_smallest_class'], row['train_largest_class']) == ('1', '5')
+    assert row['eval_balanced'] == row['eval_top1']  # of one image of two classes
 
 
 def test_one_name_below_several_classes_is_refused(image_folder: Path, tmp_path: Path) -> None:

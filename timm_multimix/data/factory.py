@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..distributed import from_all, rank, world
 from ..errors import SettingError, in_words, nearest
 from .digits import DIGITS, DigitsReader
-from .folders import check_links, left_out_by, tidy
+from .folders import check_links, extensions, left_out, left_out_by, tidy
 from .split import HELD_OUT, TRAINING, VALIDATION, Parts, divide, split_folder
 
 PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
@@ -126,9 +126,16 @@ def check_class_map(path: Any) -> None:
         raise SettingError(f'--class-map is {path!r}{pickled}, but it must be a .txt file with a class a line.')
 
 
+def open_data_set(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
+    """timm's `create_dataset`, of a folder with all types of image files that are read here."""
+    if not name and not str(split if os.path.exists(os.path.join(str(root), split)) else root).endswith('.tar'):
+        kwargs['input_key'] = ';'.join(extensions())  # how timm is asked for them
+    return create_dataset(name, root=root, split=split, **kwargs)
+
+
 def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
     try:
-        return create_dataset(name, root=root, split=split, **kwargs)
+        return open_data_set(name, root, split, **kwargs)
     except SettingError:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
@@ -181,7 +188,7 @@ def _look_through(dataset: Any, root: str, split: str, class_map: str) -> None:
     if not where.is_dir():  # a tar
         return
     check_links(where)
-    for told in (tidy(dataset, where, split, class_map),
+    for told in (tidy(dataset, where, split, class_map), None if class_map else left_out(where, split),
                  left_out_by(class_map, dataset, where) if class_map else None):
         if told:
             warnings.warn(told, stacklevel=4)

@@ -11,8 +11,37 @@ from timm.data.readers.img_extensions import get_img_extensions
 
 from ..errors import SettingError
 
+# Image files that Pillow reads and timm's readers leave out unless asked.
+MORE_EXTENSIONS = ('.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+NOT_READ = ('.heic', '.heif', '.avif', '.jxl', '.jp2', '.psd', '.svg', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf')
 SAMPLE = 64  # images whose mode and size are looked at
 NAMED = 10  # classes, at most, that are told one by one
+
+
+def extensions() -> tuple[str, ...]:
+    """Of the image files that are read: timm's, and others that Pillow knows."""
+    return tuple(dict.fromkeys((*get_img_extensions(), *MORE_EXTENSIONS)))
+
+
+def left_out(root: Path, split: str) -> Optional[str]:
+    """A sentence on image files of other types, and on class folders without an image; None where there are none."""
+    known, others, empty = extensions(), Counter[str](), []
+    for folder, inside, files in os.walk(root, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith('.')]
+        types = Counter(os.path.splitext(name)[1].lower() for name in files if not name.startswith('.'))
+        others.update({suffix: types[suffix] for suffix in NOT_READ if types[suffix]})
+        if not inside and not any(types[suffix] for suffix in known):
+            empty.append(os.path.relpath(folder, root))
+    told = []
+    if others:
+        told.append(f'{sum(others.values())} files of {split!r} are left out, since their type is not read '
+                    f'({", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))}): save them as '
+                    f'JPEG or PNG.')
+    if empty:
+        told.append(f'{len(empty)} folder{"s" * (len(empty) > 1)} of {split!r} hold{"s" * (len(empty) == 1)} no image '
+                    f'and {"are no classes" if len(empty) > 1 else "is no class"}: {", ".join(sorted(empty)[:3])}'
+                    + (', …' if len(empty) > 3 else '') + '.')
+    return ' '.join(told) or None
 
 
 def check_links(root: Path) -> None:
@@ -21,7 +50,7 @@ def check_links(root: Path) -> None:
     Raises:
         SettingError: a folder that is linked into itself, or an image that is a pipe, a socket or a device.
     """
-    extensions = get_img_extensions(as_set=True)
+    known = extensions()
     open_folders: list[tuple[str, tuple[str, ...]]] = [(str(root), ())]
     while open_folders:
         path, above = open_folders.pop()
@@ -33,14 +62,14 @@ def check_links(root: Path) -> None:
             for entry in entries:
                 if os.path.isdir(entry.path):
                     open_folders.append((entry.path, (*above, own)))
-                elif os.path.splitext(entry.name)[1].lower() in extensions and not os.path.isfile(entry.path):
+                elif os.path.splitext(entry.name)[1].lower() in known and not os.path.isfile(entry.path):
                     if os.path.exists(entry.path):  # a dangling link is an unreadable image like others
                         raise SettingError(f'{entry.path} is no file (but a pipe, a socket or a device): reading it '
                                            f'may never end. Remove it.')
 
 
 def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[str]:
-    """Take hidden folders out of a data set of timm's that is a folder; a sentence if there were any, else None.
+    """Take hidden folders and files out of a data set of timm's that is a folder; a sentence on them, else None.
 
     Args:
         dataset: timm's `ImageDataset`.
@@ -53,15 +82,16 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
     """
     reader = dataset.reader
     places = [os.path.relpath(os.path.dirname(path), root) for path, _ in reader.samples]
-    hidden = [any(part.startswith('.') and part != '.' for part in place.split(os.sep)) for place in places]
+    hidden = [any(part.startswith('.') and part != '.' for part in (*place.split(os.sep), os.path.basename(path)))
+              for place, (path, _) in zip(places, reader.samples)]
     told = None
     if any(hidden):
         names = sorted({place for place, is_hidden in zip(places, hidden) if is_hidden})
-        told = (f'{sum(hidden)} images in hidden folders of {split!r} are left out: {", ".join(names[:3])}'
+        told = (f'{sum(hidden)} hidden images of {split!r} are left out, in {", ".join(names[:3])}'
                 + (', …' if len(names) > 3 else '') + '.')
         kept = [(sample, place) for sample, place, is_hidden in zip(reader.samples, places, hidden) if not is_hidden]
         if not kept:
-            raise SettingError(f'{str(root)!r} holds images in hidden folders only.')
+            raise SettingError(f'{str(root)!r} holds hidden images only.')
         places = [place for _, place in kept]
         if class_map:
             reader.samples = [sample for sample, _ in kept]
@@ -89,12 +119,12 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
 
 def left_out_by(class_map: str, dataset: Any, root: Path) -> Optional[str]:
     """A sentence on images of folders that the class map does not name, which timm leaves out; None without any."""
-    extensions = get_img_extensions(as_set=True)
+    known = extensions()
     counts: Counter[str] = Counter()
     for folder, _, files in os.walk(root, followlinks=True):
         name = os.path.basename(folder)
         if name not in dataset.reader.class_to_idx and not name.startswith('.'):
-            counts[name] += sum(os.path.splitext(f)[1].lower() in extensions for f in files)
+            counts[name] += sum(os.path.splitext(f)[1].lower() in known for f in files)
     counts = +counts
     if not counts:
         return None

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
-from timm.data import ImageDataset, create_dataset, create_transform
+from timm.data import ImageDataset, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
-from ..data.factory import check_class_map
+from ..data.factory import check_class_map, open_data_set
 from ..data.folders import check_links, tidy
 from ..data.split import split_folder, take_part
 from ..errors import SettingError, in_words, nearest
@@ -43,7 +43,7 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     if not name:
         split = split_folder(str(root), split) or split
     try:
-        dataset = create_dataset(name, root=root, split=split, class_map=class_map)  # type: ignore[arg-type]
+        dataset = open_data_set(name, root, split, class_map=class_map)
     except Exception as e:  # whatever the library behind the name raises
         raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}', e) from e
     if not name:
