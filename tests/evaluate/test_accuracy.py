@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.evaluate.conftest import batches
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import Outputs, accuracy, collect
-from timm_multimix.evaluate.tables.accuracy import compare, interval
+from timm_multimix.evaluate.summary import summary
+from timm_multimix.evaluate.tables.accuracy import compare, interval, over_classes
 
 
 def random_outputs(n: int = 500, classes: int = 12, seed: int = 0) -> Outputs:
@@ -63,6 +64,30 @@ def test_differences_are_of_the_same_images() -> None:
     # far tighter than the intervals of the two accuracies, which share the luck of the images
     assert gain > 0 and 0 < low < gain < high and high - low < 4
     assert row not in tables['a'].rows
+    low, high = tables['better'].rows['mean over classes minus that of a, points'][1:]
+    assert 0 < low < tables['better']['mean over classes, %'] - tables['a']['mean over classes, %'] < high
+
+
+def test_interval_of_the_mean_over_classes() -> None:
+    rng = np.random.default_rng(0)
+    target = np.repeat([0, 1, 2], (200, 40, 20))
+    values = rng.random(260) + target
+    mean, low, high = over_classes(values, target, 4000)
+    assert mean == pytest.approx(np.mean([values[target == c].mean() for c in range(3)]))
+    error = np.sqrt(sum(values[target == c].var() / (target == c).sum() for c in range(3))) / 3
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert over_classes(np.ones(3), np.array([0, 1, 1])) == (1, 1, 1)
+
+
+def test_the_mean_over_classes_is_on_top_where_it_differs() -> None:
+    logits = torch.eye(3)[[0, 0, 0, 1, 1, 0]]
+    for target, shown in (([0, 0, 0, 0, 1, 2], True), ([0, 0, 1, 1, 2, 2], False)):
+        outputs = Outputs(logits, torch.tensor(target), torch.zeros(6, 1))
+        tables = {'accuracy': {name: accuracy(nn.Identity(), outputs) for name in 'ab'}}
+        compare(tables['accuracy'])
+        names = [row.name for row in summary(tables)]
+        assert ('mean over classes, % ↑' in names) == shown
+        assert ('mean over classes minus that of a, points' in tables['accuracy']['b'].rows) == shown
 
 
 def test_collect_gives_what_the_model_gives(resnet: nn.Module, loader: list[tuple[Tensor, Tensor]]) -> None:

@@ -18,8 +18,9 @@ ABOUT = """\
 Top-1 and top-5: share of images whose class is the first, or among the first five, of the model's classes. NLL: mean
 negative log-likelihood of the true class, in nats. Per class: recall, the share of a class's images that are called
 by it. Intervals are 95 % percentile bootstrap intervals over the images (the weights are given: what another
-training run would give is not in them). The last row compares models image by image: its interval resamples both
-models' images together."""
+training run would give is not in them). The last rows compare models image by image: their intervals resample both
+models' images together. For the mean over classes the images of each class are resampled. A class of one image has no
+other to draw: what it adds is not in the interval."""
 
 
 def accuracy(
@@ -58,7 +59,7 @@ def accuracy(
     if C > 5:
         rows['top-5, %'] = interval(100 * hit.any(1).double().numpy(), resamples, seed)
     rows['NLL'] = interval(nll, resamples, seed)
-    rows['mean over classes, %'] = recall.mean()
+    rows['mean over classes, %'] = over_classes(top1, target.numpy(), resamples, seed)
     worst = int(recall.argmin())
     rows['worst class, %'] = recall[worst]
     known = [name for name, there in zip(names, present) if there]
@@ -67,7 +68,7 @@ def accuracy(
         {'per_class': dict(zip(known, recall.tolist())), 'confusion': confusion.tolist(), 'classes': names[:C],
          'resamples': resamples, 'seed': seed},
         [f'The worst class is {known[worst]}.'],
-        {'top1': top1, 'resamples': resamples, 'seed': seed})
+        {'top1': top1, 'target': target.numpy(), 'resamples': resamples, 'seed': seed})
 
 
 def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Value:
@@ -80,14 +81,33 @@ def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Value:
     return Value(mean, *(float(x) for x in np.percentile(means, (2.5, 97.5))))
 
 
+def over_classes(values: np.ndarray, target: np.ndarray, resamples: int = 2000, seed: int = 0) -> Value:
+    """The mean over the classes of a value per image, and its interval: images of each class are resampled."""
+    of_each = [values[target == c] for c in np.unique(target)]
+    mean = float(np.mean([own.mean() for own in of_each]))
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for own in of_each:
+        means += own[rng.integers(len(own), size=(resamples, len(own)))].mean(1)
+    return Value(mean, *(float(x) for x in np.percentile(means / len(of_each), (2.5, 97.5))))
+
+
 def compare(tables: Mapping[str, Table]) -> None:
-    """Add to every table but the first how much its top-1 differs from the first's, on the same images."""
+    """Add to every table but the first how much its top-1, and its mean over classes, differ from the first's, on the
+    same images."""
     (first, base), *others = tables.items()
     for _, table in others:
         a, b = base.arrays['top1'], table.arrays['top1']
         if len(a) == len(b):
-            table.rows[f'top-1 minus that of {first}, points'] = interval(
-                b - a, table.arrays['resamples'], table.arrays['seed'])
+            drawn = table.arrays['resamples'], table.arrays['seed']
+            table.rows[f'top-1 minus that of {first}, points'] = interval(b - a, *drawn)
+            if not _even(target := table.arrays['target']):
+                table.rows[f'mean over classes minus that of {first}, points'] = over_classes(b - a, target, *drawn)
+
+
+def _even(target: np.ndarray) -> bool:
+    """Whether all classes have as many images: then top-1 is the mean over classes."""
+    return len(set(np.unique(target, return_counts=True)[1])) == 1
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
