@@ -18,26 +18,37 @@ from typing import Any, NamedTuple, Union
 import yaml
 from scipy import stats
 
-from benchmarks.study import beside, read_study
+from benchmarks.study import beside, class_sizes, read_study
 from benchmarks.study_report import by_name, mean_error
 from timm_multimix.files import write_text
-from timm_multimix.runs.advice import EVIDENCE, OPTIONS, Training, advise, evidence
+from timm_multimix.runs.advice import (
+    EVIDENCE,
+    OPTIONS,
+    PRETRAINED,
+    SCRATCH,
+    TAIL,
+    WEIGHTED_TAIL,
+    Training,
+    advise,
+    evidence,
+)
 from timm_multimix.runs.summary import read_summary
 
 STUDIES = Path(__file__).parent / 'studies'
 MODELS = Path(__file__).parents[1] / 'checkpoints'
-PLAIN, INPUTS, DENSE = OPTIONS[False]
+PLAIN, INPUTS, DENSE = OPTIONS[SCRATCH]
 
 
 class Where(NamedTuple):
     """A training: what it is called; where its runs without mixing lie as (study, run), one for each study that an
     option is of; its options; and where its accuracy on its training images lies: of a run without mixing that
-    measured it, or in the folder of such a run; and how many classes its images have."""
+    measured it, or in the folder of such a run; how many classes its images have; and of which kind it is."""
     title: str
     plain: list[tuple[str, str]]
     options: dict[str, tuple[str, str]]
     train: Union[tuple[str, str], Path]
     classes: int = 10
+    kind: str = SCRATCH
 
 
 RAMPED = 'default: embeddings on 1 step of 4, inputs on 3, ramped'  # over 100 epochs, which is half of 200
@@ -66,14 +77,25 @@ CASES = [
         DENSE: ('digits_vit', RAMPED),
         INPUTS: ('digits_vit', 'input mixup and CutMix')}, ('plain_digits_vit', '200 epochs')),
 ]
+PHOTOGRAPHS = ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10)
 CASES += [  # fine-tuning, beside the recipe, which smooths labels
     Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'label smoothing')], {
         'manifold mixup': (study, 'manifold mixup at the embedding'),
-        DENSE: (study, 'Dense MultiMix')}, (study, 'label smoothing'), classes)
+        DENSE: (study, 'Dense MultiMix')}, (study, 'label smoothing'), classes, PRETRAINED)
     for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))
-    for what, data, classes in (
-        ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10))
+    for what, data, classes in PHOTOGRAPHS
     for study in [f'finetune_{infix}{data}']]
+BOTH, BESIDE = 'label smoothing and class weights', 'Dense MultiMix, label smoothing and class weights'
+for net, infix in (('Lite0', 'test_'),):
+    for what, data, classes in PHOTOGRAPHS:
+        study = f'longtail_{infix}{data}'
+        CASES += [
+            Where(f'EfficientNet-{net}, 40 to 2 {what} a class', [(study, 'label smoothing')], {
+                'class weights': (study, BOTH), 'class weights and Dense MultiMix': (study, BESIDE)},
+                (study, 'label smoothing'), classes, TAIL),
+            Where(f'EfficientNet-{net}, 40 to 2 {what} a class, weighted', [(study, BOTH)], {
+                'manifold mixup': (study, 'manifold mixup, label smoothing and class weights'),
+                DENSE: (study, BESIDE)}, (study, BOTH), classes, WEIGHTED_TAIL)]
 
 
 def rows_of(study: str, run: str) -> dict[int, dict[str, Any]]:
@@ -107,13 +129,12 @@ def within_noise(values: Sequence[float], best: Sequence[float]) -> bool:
 def training(where: Where) -> Training:
     """A training as `advise` reads it."""
     rows = list(rows_of(*where.plain[0]).values())
-    settings, data = rows[0]['settings'], rows[0]['data']
+    images = sum(class_sizes(rows[0]['data'], where.classes)) / where.classes
     found = differences(where)
     gains = {option: statistics.mean(values) for option, values in found.items()}
     best = max(gains, key=lambda option: gains[option])
     return Training(
-        title=where.title, pretrained=bool(settings.get('pretrained')), epochs=rows[0]['epochs'],
-        images=data['train'] / where.classes,
+        title=where.title, kind=where.kind, epochs=rows[0]['epochs'], images=images,
         train_top1=round(train_top1(where.train), 2),
         eval_top1=round(statistics.mean(row['top1'] for row in rows), 2),
         gains={option: round(gain, 2) for option, gain in gains.items() if option != PLAIN},

@@ -93,12 +93,18 @@ def make_folder(root: Path, sizes: dict[str, int], on: str, folder: Path) -> Non
             chosen = images[first:first + each]
             if len(chosen) < each:
                 raise SettingError(f'{source} has {len(images)} images, but {first + each} are needed.')
-            if part == 'train' and sizes.get('imbalance'):  # from the first class to the last, geometrically
-                share = sizes['imbalance'] ** (-classes.index(source) / max(1, len(classes) - 1))
-                chosen = chosen[:max(1, round(each * share))]
+            if part == 'train':
+                chosen = chosen[:class_sizes(sizes, len(classes))[classes.index(source)]]
             (folder / part / source.name).mkdir(parents=True)
             for image in chosen:
                 (folder / part / source.name / image.name).symlink_to(image.resolve())
+
+
+def class_sizes(sizes: dict[str, int], classes: int) -> list[int]:
+    """Training images of each class: alike, or with `imbalance` fewer from the first to the last, geometrically."""
+    tail = sizes.get('imbalance') or 1
+    return [max(1, round(sizes['train'] // classes * tail ** (-index / max(1, classes - 1))))
+            for index in range(classes)]
 
 
 def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:

@@ -13,10 +13,23 @@ from tests import forked
 from tests.conftest import ROOT
 from timm_multimix import SettingError
 from timm_multimix.__main__ import main
-from timm_multimix.runs.advice import OPTIONS, Training, advise, evidence, read_run, sentences, table
+from timm_multimix.runs.advice import (
+    OPTIONS,
+    PRETRAINED,
+    SCRATCH,
+    TAIL,
+    WEIGHTED_TAIL,
+    Training,
+    advise,
+    evidence,
+    read_run,
+    sentences,
+    table,
+)
 from timm_multimix.runs.flags import build_parser
+from timm_multimix.runs.summary import read_summary, write_summary
 
-RUN = Training('', False, 20, 100, 99.0, 70.0)
+RUN = Training('', SCRATCH, 20, 100, 99.0, 70.0)
 
 
 def known(train_top1: float, dense: float, inputs: float, **changed: object) -> Training:
@@ -61,23 +74,30 @@ def test_images_a_class_count_too() -> None:
 
 
 def test_pretrained_weights_are_another_case() -> None:
-    scratch, tuned = known(99, 2, 1), known(50, -1, -1, pretrained=True)
-    assert advise(replace(RUN, pretrained=True), [scratch, tuned])[0::2] == ('no mixing', [tuned])
+    scratch, tuned = known(99, 2, 1), known(50, -1, -1, kind=PRETRAINED)
+    assert advise(replace(RUN, kind=PRETRAINED), [scratch, tuned])[0::2] == ('no mixing', [tuned])
     with pytest.raises(SettingError, match='starts from pretrained weights. No such training'):
-        advise(replace(RUN, pretrained=True), [scratch])
+        advise(replace(RUN, kind=PRETRAINED), [scratch])
 
 
 def test_a_pretrained_run_is_advised_by_pretrained_runs() -> None:
-    option, _, like = advise(replace(RUN, pretrained=True, images=20), evidence())
-    assert option in OPTIONS[True] and like[0].pretrained and set(like[0].gains) <= set(OPTIONS[True])
-    assert '--multimix-preset embeddings' in OPTIONS[True]['Dense MultiMix']
+    option, _, like = advise(replace(RUN, kind=PRETRAINED, images=20), evidence())
+    options = set(OPTIONS[PRETRAINED])
+    assert option in options and like[0].kind == PRETRAINED and set(like[0].gains) <= options
+    assert '--multimix-preset embeddings' in OPTIONS[PRETRAINED]['Dense MultiMix']
     assert set(table(like).splitlines()[0].split()) > {'manifold'} and 'manifold' not in table([evidence()[0]])
 
 
 def test_words() -> None:
-    assert sentences(RUN, 'no mixing', 0).startswith(
-        'do not mix.\n\nIt trained for 20 epochs from scratch, on 100 images a class.\n')
-    assert 'try Dense MultiMix' in (text := sentences(RUN, 'Dense MultiMix', 2.34)) and 'gained 2.3 points' in text
+    near, far = known(98, 2, 1, noise={'no mixing': False, 'Dense MultiMix': True}), known(60, 1, 1)
+    text = sentences(RUN, 'no mixing', 0, [near])
+    assert text.startswith('do not mix.\n\nIt trained for 20 epochs from scratch, with 100 images a class.\n')
+    assert text.endswith('\nGains are points of top-1 over the same training without mixing.')
+    text = sentences(RUN, 'Dense MultiMix', 2.34, [far])
+    assert 'try Dense MultiMix' in text and 'gained 2.3 points' in text
+    assert 'No measured training is close to it. In the trainings below the options do not differ' in text
+    tail = sentences(replace(RUN, kind=TAIL), 'no mixing', 0, [near])
+    assert 'uneven classes, with 100 images a class on average' in tail and 'points of the mean over classes' in tail
     shown = table([known(98, 2, 1), replace(known(97, 0, 0), gains={})]).splitlines()
     assert len({len(line) for line in shown}) == 1 and shown[1].split()[-2:] == ['+1.0', '+2.0']
 
@@ -96,7 +116,7 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
     run = tmp_path / 'plain'
     assert f'advise {run}' in done.stdout and f'advise {run}' in (run / 'report.md').read_text()
     read = read_run(run)
-    assert (read.pretrained, read.epochs, read.images) == (False, 1, 6)  # 18 images of 3 classes
+    assert (read.kind, read.epochs, read.images) == (SCRATCH, 1, 6)  # 18 images of 3 classes
     assert main(['advise', str(run)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f'{run}: ') and '6 images a class' in out and evidence()[0].title.split(',')[0] in out
@@ -112,7 +132,17 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
         assert words in capsys.readouterr().err
     for begins in ({'pretrained': True}, {'pretrained_path': 'a.safetensors'}, {'initial_checkpoint': 'hf-hub:a/b'}):
         (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, **begins}))
-        assert read_run(mixed).pretrained
+        assert read_run(mixed).kind == PRETRAINED
+    assert read_summary(run / 'summary.csv')[-1]['train_smallest_class'] == '6'
+    for smallest, weights, kind in ((2, '', PRETRAINED), (1, '', TAIL), (1, 'auto', WEIGHTED_TAIL)):
+        rows = [{**row, 'train_smallest_class': smallest} for row in read_summary(run / 'summary.csv')]
+        write_summary(mixed / 'summary.csv', rows)
+        (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, 'pretrained': True, 'class_weight': weights}))
+        assert read_run(mixed).kind == kind and main(['advise', str(mixed)]) == 0
+        out = capsys.readouterr().out
+        assert kind in out and ('images a class on average' in out) == (kind != PRETRAINED)
+    write_summary(mixed / 'summary.csv', [{k: v for k, v in row.items() if 'class' not in k} for row in rows])
+    assert read_run(mixed).kind == PRETRAINED  # an older version
     (run / 'summary.csv').unlink()
     for folder, words in ((run, 'no epoch with'), (tmp_path, 'no args.yaml')):
         with pytest.raises(SettingError, match=words):

@@ -6,7 +6,7 @@ import sys
 from typing import Optional
 
 from ..errors import SettingError, shown
-from .advice import OPTIONS, SHOWN, advise, evidence, read_run, sentences, table
+from .advice import OPTIONS, SCRATCH, SHOWN, advise, evidence, read_run, sentences, table
 
 
 def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.runs') -> int:
@@ -23,10 +23,11 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     except SettingError as e:
         print(f'advise: error: {shown(e)}', file=sys.stderr)
         return 2
-    print(f'{args.run}: {sentences(run, option, gain)}\n')
+    print(f'{args.run}: {sentences(run, option, gain, like)}\n')
     print(table(like[:SHOWN]))
-    if flags := OPTIONS[run.pretrained][option]:
-        rate = ', and half the learning rate' if run.pretrained else ''  # what held-out images chose for these
+    if flags := OPTIONS[run.kind][option]:
+        half = run.kind != SCRATCH and '--multimix' in flags  # what held-out images chose for these
+        rate = ', and half the learning rate' if half else ''
         print(f'\nNext:\n  the same command with {flags}{rate}')
     return 0
 

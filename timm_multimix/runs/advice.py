@@ -17,12 +17,20 @@ from .summary import read_summary
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
 SHOWN = 3  # trainings, beside the advice
 HALF = 4.0  # so far away, a training counts half
-# Does the training begin with pretrained weights? → name of what was measured → the flags that do it.
+UNEVEN = 5  # times as many training images in the largest class as in the smallest
+# What a training begins with, and on what → name of what was measured → the flags that do it.
+SCRATCH, PRETRAINED, TAIL, WEIGHTED_TAIL = KINDS = (
+    'from scratch', 'from pretrained weights', 'from pretrained weights, on uneven classes',
+    'from pretrained weights, on uneven classes that are weighted')
+MANIFOLD, DENSE = '--multimix multimix --multimix-preset manifold', '--multimix dense --multimix-preset embeddings'
 OPTIONS = {
-    False: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
-            'Dense MultiMix': '--multimix dense'},
-    True: {'no mixing': '', 'manifold mixup': '--multimix multimix --multimix-preset manifold',
-           'Dense MultiMix': '--multimix dense --multimix-preset embeddings'},
+    SCRATCH: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
+              'Dense MultiMix': '--multimix dense'},
+    PRETRAINED: {'no mixing': '', 'manifold mixup': MANIFOLD, 'Dense MultiMix': DENSE},
+    TAIL: {'no mixing': '', 'class weights': '--class-weight auto',
+           'class weights and Dense MultiMix': f'--class-weight auto --smoothing 0.1 {DENSE}'},
+    WEIGHTED_TAIL: {'no mixing': '', 'manifold mixup': f'--smoothing 0.1 {MANIFOLD}',
+                    'Dense MultiMix': f'--smoothing 0.1 {DENSE}'},
 }
 
 
@@ -32,16 +40,17 @@ class Training:
 
     Attributes:
         title: of the training; '' for a run of the user's.
-        pretrained: it began with the weights of another data set.
+        kind: one of KINDS.
         epochs: of the training.
         images: for training, per class; None where unknown.
         train_top1, eval_top1: in percent, in the last epoch. The training images are as augmented as the network
             saw them.
-        gains: option → points of top-1 that it has more than this training; empty for a run of the user's.
+        gains: option → points of top-1 that it has more than this training, all classes counting alike; empty for a
+            run of the user's.
         noise: option → whether a 95 % interval of its difference to the best option holds zero.
     """
     title: str
-    pretrained: bool
+    kind: str
     epochs: int
     images: Optional[float]
     train_top1: float
@@ -68,19 +77,18 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
         known: `evidence`, or a part of it.
 
     Returns:
-        A name of OPTIONS[run.pretrained], its mean gain in points, and the trainings that it rests on, the nearest
+        A name of OPTIONS[run.kind], its mean gain in points, and the trainings that it rests on, the nearest
         first.
 
     Raises:
-        SettingError: nothing is known that begins as `run` does.
+        SettingError: nothing is known of its kind.
     """
-    like = sorted((other for other in known if other.pretrained == run.pretrained), key=run.distance)
+    like = sorted((other for other in known if other.kind == run.kind), key=run.distance)
     if not like:
-        start = 'from pretrained weights' if run.pretrained else 'from scratch'
-        raise SettingError(f'The run starts {start}. No such training has been measured, so there is no advice.')
+        raise SettingError(f'The run starts {run.kind}. No such training has been measured, so there is no advice.')
     weights = {other: 2 ** (-run.distance(other) / HALF) for other in like}
     means = {'no mixing': 0.0}
-    for option in OPTIONS[run.pretrained]:
+    for option in OPTIONS[run.kind]:
         measured = {other: weight for other, weight in weights.items() if option in other.gains}
         weight = sum(measured.values())
         if 2 * weight >= sum(weights.values()) and weight:  # else little is known of it here
@@ -115,30 +123,55 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     classes = settings.get('num_classes') or (load_json(model).get('num_classes') if model.is_file() else None)
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)
-    return Training(title='', pretrained=starts_pretrained(settings), epochs=int(last['epoch']) + 1, images=images,
+    return Training(title='', kind=_kind(settings, last), epochs=int(last['epoch']) + 1, images=images,
                     train_top1=float(last['train_top1']), eval_top1=float(last['eval_top1']))
 
 
-def sentences(run: Training, option: str, gain: float) -> str:
-    """The advice and its reason.
+def _kind(settings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Of a run, by its flags and a row of its summary.csv."""
+    if not starts_pretrained(settings):
+        return SCRATCH  # with uneven classes nothing was measured
+    few, many = (float(row.get(f'train_{which}_class') or 1) for which in ('smallest', 'largest'))
+    if not uneven((few, many)):
+        return PRETRAINED
+    return WEIGHTED_TAIL if settings.get('class_weight') else TAIL
+
+
+def uneven(sizes: Sequence[float]) -> bool:
+    """Whether the largest class has so many more images than the smallest that class weights were worth trying."""
+    return bool(sizes) and max(sizes) >= UNEVEN * min(sizes)
+
+
+def sentences(run: Training, option: str, gain: float, like: Sequence[Training]) -> str:
+    """The advice, its reason, and how far it goes.
 
     Args:
         run: what the advice is for.
-        option, gain: from `advise`.
+        option, gain, like: from `advise`.
     """
-    start = 'from pretrained weights' if run.pretrained else 'from scratch'
-    images = f', on {run.images:.0f} images a class' if run.images else ''
-    mixes = option != 'no mixing'
-    return (f'{f"try {option}" if mixes else "do not mix"}.\n\n'
-            f'It trained for {run.epochs} epochs {start}{images}.\n'
+    nearest = like[:SHOWN]
+    limits = []
+    if run.distance(nearest[0]) > 2 * HALF:
+        limits.append('No measured training is close to it.')
+    if all(all(training.noise.values()) for training in nearest):
+        limits.append('In the trainings below the options do not differ beyond chance.')
+    measure = 'the mean over classes' if run.kind in (TAIL, WEIGHTED_TAIL) else 'top-1'
+    base = 'without mixing' if run.kind == SCRATCH else 'with smoothed labels and no mixing'
+    limits.append(f'Gains are points of {measure} over the same training {base}.')
+    average = ' on average' if run.kind in (TAIL, WEIGHTED_TAIL) else ''
+    images = f', with {run.images:.0f} images a class{average}' if run.images else ''
+    changes = option != 'no mixing'
+    return (f'{f"try {option}" if changes else "do not mix"}.\n\n'
+            f'It trained for {run.epochs} epochs {run.kind}{images}.\n'
             f'Its top-1 is {run.train_top1:.1f} % on training images and {run.eval_top1:.1f} % on validation images.\n'
-            + (f'Measured trainings like it gained {gain:.1f} points on average.' if mixes else
-               'Measured trainings like it did best without mixing.'))
+            + (f'Measured trainings like it gained {gain:.1f} points on average.' if changes else
+               'Measured trainings like it did best without mixing.')
+            + '\n' + ' '.join(limits))
 
 
 def table(trainings: Sequence[Training]) -> str:
     """What the advice rests on, for a terminal."""
-    names = [name for name in OPTIONS[trainings[0].pretrained] if any(name in t.gains for t in trainings)]
+    names = [name for name in OPTIONS[trainings[0].kind] if any(name in t.gains for t in trainings)]
     rows = [('measured training', 'train', 'validation', *names)]
     rows += [(t.title, f'{t.train_top1:.1f}', f'{t.eval_top1:.1f}',
               *(f'{t.gains[name]:+.1f}' if name in t.gains else '' for name in names)) for t in trainings]
