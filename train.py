@@ -40,10 +40,11 @@ from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, SettingError, unwrap, wrap
 from timm_multimix.data import PlacedLoader, class_weights
-from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start, world
+from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start, total, world
 from timm_multimix.errors import shown
 from timm_multimix.hub import starting_point
 from timm_multimix.policy import TAUGHT, InputMixing
+from timm_multimix.runs.advice import uneven
 from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args
 from timm_multimix.seeding import seed_place
@@ -122,8 +123,8 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
              build.amp_note(args, device), bn_note(args, unwrap(model)), uneven_note(args, state.data['training']),
              *state.resume(args, images.train_loader.exact)]
-    mixing = describe(config, mixed, args.num_classes)
-    announce(args, state, images, mixing, notes)
+    mixing = describe(config, mixed, args.num_classes, args.smoothing)
+    announce(args, state, images, mixing, notes, weights)
     folder.begin(state.start, last)
 
     started = time.time()
@@ -145,7 +146,8 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
             folder.log(row)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
-            say(epoch_line(epoch, last, state.start, trained, validated, time.time() - started))
+            say(epoch_line(epoch, last, state.start, trained, validated, time.time() - started,
+                           balanced=bool(args.class_weight) or uneven(state.data['validation'] or ())))
             folder.refresh(epoch, last)
             state.begin_epoch(epoch + 1)
     folder.finish(mixing, device, last)
@@ -233,6 +235,8 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
         metrics[TAUGHT] = (task.policy.counts - progress.counted)[TAUGHT]
     metrics.update(skipped=progress.skipped, images=batches * state.shape['batch_size'] * world(),
                    images_per_second=world() * images / (time.time() - started))
+    if sizes := [count for count in state.data['training'] or () if count]:
+        metrics.update(smallest_class=min(sizes), largest_class=max(sizes))
     return metrics
 
 
@@ -251,26 +255,27 @@ def validate_all(state: TrainState, loader: PlacedLoader, args: argparse.Namespa
                  ) -> Optional[OrderedDict[str, float]]:
     """Metrics of the model that will be saved; with averaged weights those of the raw ones beside them."""
     task = state.task
-    found = validate(task.get_eval_model(), loader, state, args.channels_last, stop)
+    found = validate(task.get_eval_model(), loader, state, args, stop)
     if found is None or not task.has_ema() or args.model_ema_force_cpu:
         return found
-    averaged = validate(task.get_eval_model(ema=True), loader, state, args.channels_last, stop)
+    averaged = validate(task.get_eval_model(ema=True), loader, state, args, stop)
     if averaged is not None:
         averaged.update(raw_loss=found['loss'], raw_top1=found['top1'])
     return averaged
 
 
 @torch.no_grad()
-def validate(model: Any, loader: PlacedLoader, state: TrainState, channels_last: bool, stop: Interrupt,
+def validate(model: Any, loader: PlacedLoader, state: TrainState, args: argparse.Namespace, stop: Interrupt,
              ) -> Optional[OrderedDict[str, float]]:
-    """Metrics over the images of all ranks; None when the run was asked to stop."""
+    """Metrics over the images of all ranks, `balanced` the mean over classes; None when the run was asked to stop."""
     model.eval()
     loss, top1, top5 = AverageMeter(), AverageMeter(), AverageMeter()
+    of_class = torch.zeros(2, args.num_classes, device=state.device)  # images of each, and those that are right
     # The ranks' shares are filled up to be equal; what fills them does not count.
     left = len(range(rank(), len(loader.dataset), world())) if loader.exact and world() > 1 else sys.maxsize
     for input, target in loader.batches(0, stopping=stop.requested):
         input, target = input.to(state.device, next(model.parameters()).dtype), target.to(state.device)
-        if channels_last:
+        if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with state.autocast():
             logits = model(input)
@@ -281,10 +286,13 @@ def validate(model: Any, loader: PlacedLoader, state: TrainState, channels_last:
             loss.update(float(torch.nn.functional.cross_entropy(logits, target)), len(target))
             top1.update(float(acc1), len(target))
             top5.update(float(acc5), len(target))
+            of_class.index_add_(1, target, torch.stack([torch.ones_like(target), logits.argmax(1) == target]).float())
         if loader.exact and stop():  # streams may be longer on one rank than on another, and would not agree
             return None
     means = mean_of_ranks([loss.sum, top1.sum, top5.sum], loss.count, state.device)
-    return OrderedDict(zip(('loss', 'top1', 'top5'), means))
+    images, right = total(of_class)
+    balanced = float(100 * (right / images)[images > 0].mean())
+    return OrderedDict(zip(('loss', 'top1', 'top5', 'balanced'), (*means, balanced)))
 
 
 def mixed_batch(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> int:

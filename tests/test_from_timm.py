@@ -245,7 +245,7 @@ def test_a_folder_with_one_class(image_folder: Path) -> None:
     for split in ('train', 'validation'):
         for c in (1, 2):
             (image_folder / split / f'class_{c}').rename(image_folder.parent / f'{split}_{c}')
-    with pytest.warns(UserWarning, match='one class only'):
+    with pytest.raises(SettingError, match="one class only, 'class_0'.*FOLDER/train/CLASS"):
         open_data_sets(parse_args([str(image_folder), '-b', '4']))
 
 

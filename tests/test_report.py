@@ -55,6 +55,7 @@ def test_what_differs_from_the_preset() -> None:
     assert line.endswith('; changed: n=batch, alpha=0.5 to 2, layer=input or 2.') and '64 mixtures a step' in line
     assert 'embeddings are never mixed; changed: prob=0.' in describe(MultiMixConfig('dense', prob=0), 64, 10)
     assert describe(None, 64, 10) == 'MultiMix: none.'
+    assert describe(None, 64, 10, 0.1) == 'MultiMix: none. Labels are smoothed, --smoothing 0.1.'
     with pytest.raises(SettingError, match='m .*is 100'):
         describe(MultiMixConfig('dense', m=100), 64, 10)
 

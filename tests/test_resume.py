@@ -432,3 +432,27 @@ def test_the_end_names_no_file_that_is_not_there(
     assert not any(name in end for name in ('curves.png', 'summary.csv', 'last.pth.tar', 'model_best'))
     report = (tmp_path / 'x' / 'report.md').read_text()
     assert not any(name in report for name in ('curves.png', 'model_best.pth.tar'))
+
+
+def test_other_settings(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that is done nothing is written; of one that goes on they are named."""
+    flags = ['--model', 'test_resnet', '--img-size', '32', '-b', '6', '-j', '0', '--warmup-epochs', '0']
+    assert train.main([*flags, str(image_folder), '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x']) == 0
+    run = tmp_path / 'x'
+    before = {path: path.read_bytes() for path in sorted(run.rglob('*')) if path.is_file()}
+    resume = ['--resume', str(run)]
+    capsys.readouterr()
+    for flags, words in ((['--class-weight', 'auto'], '--class-weight auto (was None)'),
+                         (['--img-size', '64'], '--img-size 64 (was 32)'),
+                         (['--multimix', 'dense'], '--multimix dense (was none)')):
+        assert train.main([*resume, *flags]) == 2
+        err = capsys.readouterr().err
+        assert words in err and 'has trained all of its 1 epochs' in err and '--epochs N trains on' in err
+    assert before == {path: path.read_bytes() for path in sorted(run.rglob('*')) if path.is_file()}
+    assert train.main([*resume, '--workers', '0']) == 0  # says nothing about the model
+    assert 'nothing left to train; --epochs N trains on' in capsys.readouterr().out
+    assert train.main([*resume, '--epochs', '2', '--class-weight', 'auto', '--lr', '0.01']) == 0
+    out = capsys.readouterr().out
+    assert 'Warning: settings have changed since the checkpoint was written: ' in out
+    assert '--class-weight auto (was None)' in out and '--lr 0.01 (was ' in out and '--epochs' not in (
+        out.split('was written: ')[1].split('\n')[0])

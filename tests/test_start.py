@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from timm_multimix.hub import save_plain
 from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.weights import read_weights
 from timm_multimix.training import build
+from timm_multimix.training.norms import bn_note
 
 FEW = ['-b', '6', '-j', '0', '--img-size', '32', '--warmup-epochs', '0', '--device', 'cpu']
 
@@ -235,3 +237,24 @@ def test_a_trained_classifier_does_not_begin_anew(tmp_path: Path, capsys: pytest
                 assert torch.equal(model.fc.weight, net(classes=5).fc.weight)
             else:
                 assert model.fc.weight.abs().max() < 0.01 and (model.fc.bias == 0.5).all()
+
+
+def test_pretrained_path_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = timm.create_model('test_vit', depth=4)
+    weights = {k: v for k, v in small.state_dict().items() if not k.startswith('blocks.3.')}
+    save_file(weights, tmp_path / 'three.safetensors')
+    flags = ['--model', 'test_vit', '--pretrained', '--pretrained-path', str(tmp_path / 'three.safetensors')]
+    with pytest.raises(SettingError, match=r"lacks 12 of the \d+ tensors of --model test_vit beside the classifier "
+                                           r'\(blocks.3.*it is of another model'):
+        built(*flags, '--model-kwargs', 'depth=4')
+    built(*flags, '--model-kwargs', 'depth=3')
+    assert 'all but the classifier of 5 classes, which is new.' in capsys.readouterr().out
+    built(*flags, '--model-kwargs', 'depth=3', '--gp', 'avg')  # has a norm of its own
+    out = capsys.readouterr().out
+    assert re.search(r'which is new. It lacks 2 of the \d+ tensors .*\(fc_norm.*they start at random', out)
+
+
+def test_statistics_of_no_pretraining() -> None:
+    for flags, words in ((['--bn-eval'], 'starts from random'), (['--bn-eval', '--pretrained'], None), ([], None)):
+        note = bn_note(parse_args(['--model', 'test_resnet', *flags]), net())
+        assert (words in note) if words and note else note is words

@@ -279,8 +279,8 @@ def build_parser() -> argparse.ArgumentParser:
     g('--smoothing', type=values['label_smoothing'], default=None, metavar='X',
       help='label smoothing (default: 0.1, with --multimix 0)')
     g('--class-weight', default=None, metavar='FILE',
-      help='weights of the classes in the loss, of mixtures too: a file of numbers, or of names and numbers; '
-           "'auto': by inverse frequency")
+      help="weights of the classes in the loss, of mixtures too. auto: by inverse frequency; or a file of numbers, or "
+           "of lines 'name: number'")
     g('--loss', choices=LOSSES, default=None,
       help='ce: cross-entropy; bce: the same as --bce-loss; those that timm alone has are not taken')
     g('--loss-pos-weight', default=None, metavar='X', help='one number: the same as --bce-pos-weight')
@@ -334,8 +334,8 @@ def build_parser() -> argparse.ArgumentParser:
       help='a checkpoint within the epoch every N updates')
     g('--nonfinite-limit', type=whole(least=1), default=10, metavar='N',
       help='updates whose loss is not finite are skipped; this many in a row end the run')
-    g('--eval-metric', choices=('top1', 'top5', 'loss'), default='top1',
-      help='picks model_best, of the epochs that are validated')
+    g('--eval-metric', choices=('top1', 'top5', 'loss', 'balanced'), default='top1',
+      help='picks model_best, of the epochs that are validated; balanced is the mean over classes of top1')
     g('--log', nargs='+', choices=LOGGERS, default=None, help='where metrics are written beside summary.csv')
     g('--log-wandb', action=on_off, default=False, help='the same as --log wandb')
     g('--wandb-project', default=None, metavar='NAME', help='project at wandb or trackio')

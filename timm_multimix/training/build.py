@@ -74,7 +74,7 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
     if args.initial_checkpoint and not repo and not args.resume:
         said, trained = start_from(args.initial_checkpoint, model, args.model)
     elif pretrained and args.pretrained_path and not repo:
-        said = f'Weights: {args.pretrained_path}, all but the classifier of {args.num_classes} classes, which is new.'
+        said = _fitting(args, model)
     elif pretrained:
         said, trained = loaded_by_timm(args.initial_checkpoint if repo else args.model, model)
     if said:
@@ -100,6 +100,29 @@ def _weights_of(path: str) -> dict[str, Any]:
     if path.endswith(('.npz', '.npy')):  # of JAX; the model knows its format
         return {'file': path}
     return {'state_dict': read_weights(path, f'--pretrained-path is {path!r}, but that')[0], 'custom_load': False}
+
+
+def _fitting(args: argparse.Namespace, model: torch.nn.Module) -> str:
+    """What `--pretrained-path` has given to a model, in a sentence.
+
+    timm leaves what a file lacks as it was drawn. Some is lacking where the model was built for another pooling, say,
+    and much of it where the file is of another model.
+
+    Raises:
+        SettingError: the file has names of this model, and lacks more than a tenth of them.
+    """
+    path, leaves = args.pretrained_path, {id(leaf) for leaf in classifier_leaves(model)}
+    said = f'Weights: {path}, all but the classifier of {args.num_classes} classes, which is new'
+    own = {f'{name}.{key}'.lstrip('.') for name, module in model.named_modules() if id(module) not in leaves
+           for key, _ in module.named_parameters(recurse=False)}
+    there = set() if path.endswith(('.npz', '.npy')) else set(read_weights(path, '')[0])
+    lacking = sorted(own - there)
+    if not lacking or 2 * len(lacking) > len(own):  # more than half: by other names, which timm translates
+        return f'{said}.'
+    what = f'{len(lacking)} of the {len(own)} tensors of --model {args.model} beside the classifier ({lacking[0]}, …)'
+    if 10 * len(lacking) > len(own):
+        raise SettingError(f'--pretrained-path is {path!r}, but it lacks {what}: it is of another model.')
+    return f'{said}. It lacks {what}: they start at random.'
 
 
 def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:

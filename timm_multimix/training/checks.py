@@ -20,7 +20,7 @@ from ..data.factory import MODES, image_mode
 from ..errors import SettingError, nearest
 from ..runs.find import resume_checkpoint
 from ..runs.screen import say
-from ..runs.settings import smoothing
+from ..runs.settings import smoothing, starts_pretrained
 from .loggers import check_loggers
 from .teacher import check_teacher_flags
 
@@ -155,10 +155,12 @@ def _check_it_trains(args: argparse.Namespace) -> None:
     if args.workers > (most := 16 * (os.cpu_count() or 1)):
         warnings.warn(f'--workers is {args.workers}, and each is a process, but this machine has {os.cpu_count()} '
                       f'cores: more than {most} only cost memory.', stacklevel=3)
-    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
-        warnings.warn(f'--warmup-epochs is {args.warmup_epochs} and --epochs is {args.epochs}, so all of the training '
-                      f'is warm-up, and the learning rate never gets to where it was set. Try --warmup-epochs '
-                      f'{args.epochs // 10}.', stacklevel=3)
+    if 2 * args.warmup_epochs >= args.epochs and args.warmup_epochs and not args.warmup_prefix and (
+            args.sched != 'none'):
+        what = (f'{args.warmup_epochs} of the epochs are warm-up' if args.warmup_epochs < args.epochs else
+                'all of the training is warm-up, and the learning rate never gets to where it was set')
+        warnings.warn(f'--warmup-epochs is {args.warmup_epochs} and --epochs is {args.epochs}, so {what}. Try '
+                      f'--warmup-epochs {args.epochs // 10}.', stacklevel=3)
 
 
 def _check_optimizer(args: argparse.Namespace) -> None:
@@ -226,7 +228,10 @@ def settle(args: argparse.Namespace) -> dict[str, Any]:
         say(f'Data: {DIGITS}, 1 797 handwritten digits that come with scikit-learn. For your own images: --data-dir.')
     if args.recipe:
         say(f'Settings: {args.recipe}, then your flags.')
-    if unsmoothed:
+    if unsmoothed and args.class_weight and starts_pretrained(settings):
+        say('Labels are not smoothed, since --smoothing is not given. In fine-tuning with --class-weight, --smoothing '
+            '0.1 beside mixing did better (docs/finetuning.md, Uneven classes).')
+    elif unsmoothed:
         say('Labels are not smoothed, since --smoothing is not given: smoothing beside mixing worsens calibration '
             "(timm's default is 0.1).")
     return settings

@@ -80,9 +80,14 @@ def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[st
     elif names is not None and len(names) > args.num_classes:
         raise SettingError(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: targets '
                            f'up to {len(names) - 1} would be outside the model.')
+    elif names is not None and len(names) < args.num_classes:
+        warnings.warn(f'--num-classes is {args.num_classes}, but the data set has {len(names)} classes: the others are '
+                      f'never trained, and the saved model has no names of classes. Leave out --num-classes.',
+                      stacklevel=2)
     if args.num_classes == 1 or (names is not None and len(names) == 1):
-        warnings.warn('there is one class only: nothing can be learned from it. Is --data-dir the folder above the '
-                      'splits (train/CLASS/…)?', stacklevel=2)
+        only = f', {names[0]!r}' if names else ''
+        raise SettingError(f'There is one class only{only}: nothing can be learned from it. --data-dir holds a folder '
+                           f'of each class, FOLDER/CLASS/*.jpg, or of each split, FOLDER/train/CLASS/*.jpg.')
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * world():
         each = f' on each of {world()} ranks' if world() > 1 else ''
         raise SettingError(f'--batch-size is {args.batch_size}{each}, but there are only {len(train_set)} training '
@@ -99,6 +104,8 @@ def _say_splits(args: argparse.Namespace, train_set: Any, val_set: Any, resumed:
         how = f'as {FILE} of the run says' if resumed else f'{args.val_fraction:g} of each class, --val-fraction'
         say(f'{args.data_dir} has no sub-folders for training and validation, so {len(val_set)} of its '
             f'{len(train_set) + len(val_set)} images are held out to validate on ({how}); {FILE} lists them.')
+        if alone := _unwatched(train_set, val_set):
+            warnings.warn(alone, stacklevel=3)
         return
     if args.val_fraction != HELD_OUT:
         warnings.warn(f'--val-fraction is {args.val_fraction:g}, but it has no effect: there is a validation split.',
@@ -107,6 +114,17 @@ def _say_splits(args: argparse.Namespace, train_set: Any, val_set: Any, resumed:
     if found is not None and found.lower() in TEST and args.val_split.lower() not in TEST:
         args.val_split = found
         say(f'{args.data_dir} has no sub-folder for validation, so the images of {found} validate.')
+
+
+def _unwatched(train_set: Any, val_set: Any) -> Optional[str]:
+    """A sentence on classes of one image, which trains: nothing is held out of them; None without any."""
+    names = class_names(train_set) or []
+    train, val = ({target for _, target in data.reader.samples} for data in (train_set, val_set))
+    alone = sorted(train - val)
+    if not alone:
+        return None
+    listed = ', '.join(names[target] for target in alone[:5]) + (', …' if len(alone) > 5 else '')
+    return f'{len(alone)} of {len(names)} classes have one image each, which trains: nothing validates {listed}.'
 
 
 def _largest_batch(args: argparse.Namespace, images: int) -> str:

@@ -7,6 +7,8 @@ from typing import Optional
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..runs.settings import starts_pretrained
+
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """All of a model, whatever their number of dimensions."""
@@ -20,7 +22,12 @@ def keep_statistics(model: nn.Module) -> None:
 
 
 def bn_note(args: argparse.Namespace, model: nn.Module) -> Optional[str]:
-    """A sentence for a model that --bn-eval does nothing to."""
-    if not args.bn_eval or batch_norms(model):
+    """A sentence for a model that --bn-eval does nothing to, or no good."""
+    if not args.bn_eval:
         return None
-    return f'{args.model} has no batch norms, so --bn-eval does nothing.'
+    if not batch_norms(model):
+        return f'{args.model} has no batch norms, so --bn-eval does nothing.'
+    if starts_pretrained(vars(args)):
+        return None
+    return ('--bn-eval keeps the statistics that come with pretrained weights, but the training starts from random '
+            'ones. Add --pretrained, or drop --bn-eval.')

@@ -202,7 +202,8 @@ class RunFolder:
         measured = [(float(row[f'eval_{name}']), int(row['epoch'])) for row in self.rows
                     if row.get(f'eval_{name}') not in (None, '')]
         line = f'\nDone in {seconds:.0f} s. Last epoch: '
-        line += f'{name} {measured[-1][0]:.2f}' if measured and self._trained() else 'nothing left to train'
+        line += (f'{name} {measured[-1][0]:.2f}' if measured and self._trained() else
+                 'nothing left to train; --epochs N trains on')
         if measured:
             best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])
             line += f'; best: {best[0]:.2f} in epoch {best[1] + 1}'

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -14,6 +15,7 @@ from ..data.class_weight import class_counts
 from ..distributed import from_all, local_rank, rank, world
 from ..errors import SettingError, in_words
 from ..runs.find import candidates, load, newest_whole, resume_checkpoint
+from ..runs.flags import FREE_ON_RESUME
 from ..runs.screen import say
 from ..task import MultiMixTask
 from ..wrapper import unwrap
@@ -142,7 +144,7 @@ class TrainState:
             SettingError: no checkpoint is whole, or it does not fit the model, the optimizer or the data.
         """
         found = self._load(args) if args.resume else {}
-        notes = [self._go_to(found, exact), found['changed']] if found else []
+        notes = [self._go_to(found, exact), found['changed'], found['settings']] if found else []
         rate = found.get('rate')
         if args.resume_auto and not found:
             say('--resume auto: there is no run to resume; a new one starts.')
@@ -151,6 +153,10 @@ class TrainState:
         if not self.progress.batch:
             self.progress.counted = self.task.policy.counts.copy()
         self.start = self.progress.epoch
+        if found.get('settings') and self.start >= (args.stop_epoch or self.epochs):
+            raise SettingError(f'The run has trained all of its {self.epochs} epochs, and {found["settings"]} Nothing '
+                               f'would be trained with that. --epochs N trains on; a run of its own needs another '
+                               f'--experiment.')
         self._spread(args)
         if found.get('shape') == self.shape:
             load_own_state(self.task, found['ranks'][rank()])
@@ -186,11 +192,13 @@ class TrainState:
             self.saver.drop_recoveries(keep=[path])
         then = state.get('args')
         then = then if isinstance(then, dict) else vars(then) if isinstance(then, argparse.Namespace) else {}
+        settings = changed_since(then, vars(self.saver.args))
         groups = (state.get('optimizer') or {}).get('param_groups')
         if groups and 'epochs' in then:
             state['rate'] = groups[0].get('lr'), then['epochs']
         kept = ('epoch', 'batch', 'metric', 'ranks', 'shape', 'plateau', 'rate')
-        return {k: v for k, v in state.items() if k in kept} | {'start': start, 'changed': changed}
+        return {k: v for k, v in state.items() if k in kept} | {
+            'start': start, 'changed': changed, 'settings': settings}
 
     def _load_optimizer(self, name: str, path: str, state: dict[str, Any]) -> None:
         if 'optimizer' not in state:
@@ -271,6 +279,19 @@ def seen(images: Images) -> dict[str, Any]:
     """What a checkpoint keeps of the data: names of the classes, and how many images each split has of each."""
     return {'classes': images.names, 'training': class_counts(images.train_set),
             'validation': class_counts(images.val_set)}
+
+
+def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Optional[str]:
+    """A sentence where a run that is resumed has other settings than it had; None for the same."""
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    names = [name for name in now if name in then and name not in (*FREE_ON_RESUME, 'recipe', 'data_dir')
+             and plain(then[name]) != plain(now[name])]
+    if not names:
+        return None
+    listed = ', '.join(f'--{name.replace("_", "-")} {now[name]} (was {then[name]})' for name in names[:6])
+    return f'settings have changed since the checkpoint was written: {listed}' + (', …' if len(names) > 6 else '') + '.'
 
 
 def compare_data(then: Optional[dict[str, Any]], now: dict[str, Any]) -> Optional[str]:

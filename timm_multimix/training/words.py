@@ -11,6 +11,7 @@ from ..config import METHODS, PRESET_WORDS, MultiMixConfig, setting_text
 from ..distributed import world
 from ..mixing import expected_signal
 from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
+from ..runs.advice import uneven
 from ..runs.screen import say
 from ..runs.settings import smoothing, starts_pretrained
 from ..stepping import one_position_note
@@ -18,11 +19,9 @@ from ..wrapper import unwrap
 from .images import Images
 from .state import TrainState
 
-UNEVEN = 5  # times as many images in the largest class as in the smallest
-
 
 def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing: str,
-             notes: Iterable[Optional[str]]) -> None:
+             notes: Iterable[Optional[str]], weights: Optional[Sequence[float]] = None) -> None:
     """Say what is about to be trained on what.
 
     Args:
@@ -31,6 +30,7 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
         images: of the run.
         mixing: `describe`'s sentence.
         notes: warnings; None for none.
+        weights: of the classes; None for none.
     """
     task, batches, size = state.task, state.shape['batches'], images.config['input_size']
     head = task.wrapped.multimix.head_info if task.is_wrapped else None
@@ -40,6 +40,8 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
         + f', on {state.device.type if world() > 1 else state.device}'
         + (f', {world()} ranks of {args.batch_size} images each.' if world() > 1 else '.'))
     say(mixing)
+    if line := weights_line(weights, images.names):
+        say(line)
     plan = task.policy, state.epochs * batches, state.epochs, args.mixup_off_epoch or None
     if expected := expected_line(*plan):
         say(expected)
@@ -63,23 +65,36 @@ def uneven_note(args: argparse.Namespace, counts: Optional[Sequence[int]]) -> Op
         counts: training images of each class; None where the data set does not say.
     """
     present = [count for count in counts or () if count]
-    if not present or max(present) < UNEVEN * min(present) or args.class_weight or args.bce_loss:
+    if not uneven(present) or args.class_weight or args.bce_loss:
         return None
     if not starts_pretrained(vars(args)):  # not measured
         return None
     together = '' if smoothing(args) else ' --smoothing 0.1'
     return (f'Classes have {min(present)} to {max(present)} training images. If a rare class matters as much as a '
-            f'frequent one, try --class-weight auto{together} (docs/finetuning.md, Uneven classes).')
+            f'frequent one, try --class-weight auto{together}, and compare the means over classes (docs/finetuning.md, '
+            f'Uneven classes).')
 
 
-def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int) -> str:
+def weights_line(weights: Optional[Sequence[float]], names: Optional[Sequence[str]]) -> Optional[str]:
+    """The smallest and the largest weight of a class that is there; None without weights."""
+    known = sorted((weight, index) for index, weight in enumerate(weights or ()) if weight)
+    if not known:
+        return None
+    low, high = (f'{weight:.3g} of {names[index] if names and index < len(names) else f"class {index}"}'
+                 for weight, index in (known[0], known[-1]))
+    return f'Class weights: from {low} to {high}.'
+
+
+def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int, smoothing: float = 0.0) -> str:
     """What the settings do with batches of this size, and which of them the preset does not say: one line.
+
+    `smoothing` is that of a run without a config.
 
     Raises:
         SettingError: the settings do not fit the batch.
     """
     if config is None:
-        return 'MultiMix: none.'
+        return 'MultiMix: none.' + f' Labels are smoothed, --smoothing {smoothing:g}.' * bool(smoothing)
     at = ' and position' if config.dense else ''
     effective = expected_signal(config, batch, num_classes)['effective']
     mixtures = (f'{config.mixtures(batch)} mixtures a step{at}, each of about {effective:.1f} effective examples of '
@@ -157,7 +172,7 @@ def few_warning(policy: MixingPolicy, steps: int, epochs: float, input_epochs: O
 
 
 def epoch_line(epoch: int, epochs: int, start: int, found: Mapping[str, Any], evaluated: Mapping[str, Any],
-               seconds: float) -> str:
+               seconds: float, balanced: bool = False) -> str:
     """An epoch in a line of a terminal; everything else is in summary.csv.
 
     Args:
@@ -167,13 +182,15 @@ def epoch_line(epoch: int, epochs: int, start: int, found: Mapping[str, Any], ev
         found: what training measured, by the names of summary.csv's columns without their prefix; None for no value.
         evaluated: what validation measured; empty where it was not due.
         seconds: since `start`.
+        balanced: say the mean over the classes too, which is top-1 where classes are of one size.
     """
     left = seconds / (epoch + 1 - start) * (epochs - epoch - 1)
     loss = float('nan') if found['loss'] is None else found['loss']  # None: no step had a finite one
     parts = [f'train loss {loss:.3f}' + _train_top1(found)]
     if evaluated:
         raw = f' (raw {evaluated["raw_top1"]:.2f})' if 'raw_top1' in evaluated else ''  # beside the averaged weights'
-        parts.append(f'val loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw}')
+        over_classes = f', mean over classes {evaluated["balanced"]:.2f} %' if balanced else ''
+        parts.append(f'val loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw}{over_classes}')
     if found.get('skipped'):
         parts.append(f'{found["skipped"]} updates without a finite gradient left out')
     parts.append(f'{found["images_per_second"]:.0f} img/s, ' + (f'{clock(left)} left' if left else clock(seconds)))
