@@ -6,12 +6,14 @@ import pickle
 from functools import partial
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.data import Mixup
 
 from tests.models import build, quiet_wrap
-from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap
+from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.mixing import LearnedAttention, cross_entropy, extensions
 
 
@@ -126,3 +128,14 @@ def test_settings() -> None:
                             (dict(mode='multimix', attention='learned'), 'only --multimix dense')):
         with pytest.raises(SettingError, match=says):
             MultiMixConfig(**settings_)  # type: ignore[arg-type]
+
+
+def test_another_rate_and_what_is_refused() -> None:
+    model = wrap(timm.create_model('test_resnet', num_classes=3), 'dense', attention='learned')
+    model.reconfigure(attention_lr=0.5)
+    assert model.multimix.learned.adam.param_groups[0]['lr'] == 0.5
+    given = wrap(timm.create_model('test_resnet', num_classes=3), 'dense', mixup_fn=Mixup(0.2, num_classes=3))
+    before = given.multimix.config
+    with pytest.raises(SettingError, match='give only one'):
+        given.reconfigure(mixup=0.3, label_smoothing=0.2)
+    assert given.multimix.config is before

@@ -78,6 +78,8 @@ def test_a_ramp_in_epochs_needs_epochs() -> None:
     assert wrapped.policy.share == 0.75
     with pytest.raises(SettingError, match='does not say of how many epochs'):
         MultiMixTask(model()).set_epoch(3)
+    with pytest.raises(SettingError, match='does not say of how many epochs'):  # at what part the teacher starts
+        MultiMixTask(model(ramp_epochs=4, ramp=None, teacher='ema')).set_epoch(3)
 
 
 @pytest.mark.parametrize('done, of', [

@@ -84,6 +84,13 @@ def test_a_failed_wrap_leaves_the_model_as_it_was() -> None:
     assert torch.isfinite(quiet_wrap(model, 'multimix')(torch.randn(4, 3, 32, 32), torch.arange(4)).loss)
 
 
+def test_a_teacher_that_does_not_fit_leaves_the_model_as_it_was() -> None:
+    vit = timm.create_model('test_vit', num_classes=5)
+    with pytest.raises(SettingError, match='The teacher has 7 classes, but the model has 5'):
+        timm_multimix.wrap(vit, 'dense', teacher=timm.create_model('test_vit', num_classes=7))
+    assert vit.global_pool == 'token'
+
+
 def test_wrapping_before_or_after_loading_weights() -> None:
     model, images, _ = build('vit averaged')
     weights = {k: v + 0.01 for k, v in model.state_dict().items()}

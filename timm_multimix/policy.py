@@ -62,6 +62,7 @@ class Plan:
         layer: where in the network it mixes.
         teaches: whether a teacher has its share in the targets.
         seed: of the policy.
+        smoothed: by how much the targets were smoothed when inputs were mixed.
     """
     step: int
     embeddings: bool
@@ -69,6 +70,7 @@ class Plan:
     layer: Layer = 'embedding'
     seed: int = 42
     teaches: bool = False
+    smoothed: float = 0.0
 
     @property
     def mixed(self) -> str:
@@ -268,8 +270,10 @@ class MixingPolicy:
         if embeddings is not None:
             plan = replace(plan, embeddings=embeddings, inputs='')
         if plan.inputs:
+            hard = target.ndim == 1
             images, target, way = self._mix_inputs(images, target, plan)
-            plan = replace(plan, inputs=way)
+            plan = replace(plan, inputs=way, smoothed=float(
+                getattr(self.mixup_fn, 'label_smoothing', 0.0)) if hard and target.ndim == 2 else 0.0)
         self.step += 1
         done = {'steps': True, EMBEDDINGS: plan.embeddings, INPUTS: bool(plan.inputs), NOTHING: plan.mixed == NOTHING,
                 TAUGHT: plan.teaches, **{way: plan.inputs == way for way in WAYS}}

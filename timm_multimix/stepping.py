@@ -93,7 +93,7 @@ class MultiMix:
     def __init__(
             self, model: nn.Module, config: MultiMixConfig, input_size: Optional[tuple[int, ...]] = None,
             parts: Optional[Parts] = None, policy: Callable[..., MixingPolicy] = MixingPolicy,
-            sampler: Optional[Sampler] = None) -> None:
+            sampler: Optional[Sampler] = None, teacher: Optional[Teacher] = None) -> None:
         self.model, self.config, self.input_size, self.parts, self.sampler = model, config, input_size, parts, sampler
         classifier_leaves(self.timm_adapter)
         check_affine(self.timm_adapter, input_size)
@@ -106,6 +106,8 @@ class MultiMix:
         self.policy = policy(config, int(self.timm_adapter.num_classes))
         self._without_target = self._in_eval = 0
         self.teacher: Optional[Teacher] = None
+        if teacher is not None:
+            self.set_teacher(teacher)
         self.learned: Optional[LearnedAttention] = None
         self.plain_loss = PlainLoss(config)
         self._check_class_weight()
@@ -124,8 +126,10 @@ class MultiMix:
                 raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
         config = self.config.replace(**settings)
         self._check_class_weight(config)
-        self.config, self.plain_loss = config, PlainLoss(config)
         self.policy.configure(config)
+        self.config, self.plain_loss = config, PlainLoss(config)
+        if self.learned is not None:
+            self.learned.set_lr(config.attention_lr)
 
     def set_teacher(self, teacher: Teacher) -> None:
         """The network that the setting `teacher` means; see `MultiMixModel.set_teacher`."""
@@ -263,7 +267,7 @@ class MultiMix:
                  ) -> MultiMixOutput:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
         logits = self.logits(input)
-        loss = self.plain_loss(logits, target, self.model.training, teacher)
+        loss = self.plain_loss(logits, target, self.model.training, teacher, plan.smoothed)
         self._note_eval_mode(loss)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
 
@@ -288,7 +292,7 @@ class MultiMix:
         B, P, C = dense.shape
         config = self.config
         self._note_one_position(P)
-        y, smoothing = self.plain_loss.targets(target, C, logits)
+        y, smoothing = self.plain_loss.targets(target, C, logits, smoothed=plan.smoothed)
         dtype, a = y.dtype, None
         if self.attending:
             a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
@@ -299,11 +303,12 @@ class MultiMix:
         elif z is not None and self.learned is not None:
             a = self.learned(z, mask)
             if self.model.training:
-                loss_attention = self.learned.learn(z, dense, lambda pooled: self.plain_loss(pooled, target), mask)
+                loss_attention = self.learned.learn(z, dense, lambda pooled: self.plain_loss(
+                    pooled, target, smoothed=plan.smoothed), mask)
         elif z is not None:
             a = self._attention(z, target, mask)
         clean, teacher = self._taught(plan, input)
-        loss_clean = self.plain_loss(logits, target, teacher=clean)
+        loss_clean = self.plain_loss(logits, target, teacher=clean, smoothed=plan.smoothed)
         n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
@@ -350,7 +355,7 @@ class MultiMix:
         else:
             logits = self.logits(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
-        y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean)
+        y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean, smoothed=plan.smoothed)
         teacher, _ = self._taught(plan, input)
         of_mixtures: Optional[TeacherTargets] = None
         with torch.autocast(input.device.type, enabled=False):
@@ -368,7 +373,7 @@ class MultiMix:
             eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
             loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
                                              class_weight=weight)
-        loss_clean = self.plain_loss(clean, target, teacher=teacher) if beside else None
+        loss_clean = self.plain_loss(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
         return self._output(plan, loss_mixed, loss_clean, clean, report)
 

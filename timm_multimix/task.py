@@ -135,9 +135,12 @@ class MultiMixTask(ClassificationTask):
         if not (isinstance(epoch, Real) and 0 <= epoch < math.inf):
             raise SettingError(f'set_epoch: epoch is {epoch!r}, but it must be a finite number of at least 0.')
         config = self.config
-        if epochs is None and config is not None and config.ramp_epochs:
+        by_fraction = self.policy.schedule is not None or (config is not None and (
+            bool(config.ramp and not config.ramp_epochs)
+            or bool(config.teacher and config.teacher_start and config.teacher_start_epoch is None)))
+        if epochs is None and not by_fraction and config is not None and config.ramp_epochs:
             epochs = max(epoch, config.ramp_epochs)
-        elif epochs is None and (self.policy.schedule is not None or (config is not None and config.ramp)):
+        elif epochs is None and by_fraction:
             raise SettingError(f'set_epoch({epoch:g}) does not say of how many epochs, and the policy mixes by the '
                                f'fraction that is done: set_progress({epoch:g}, epochs).')
         self.policy.set_progress(epoch, max(epoch, 1.0) if epochs is None else epochs)
@@ -158,6 +161,8 @@ class MultiMixTask(ClassificationTask):
         if self.training:
             input, target, plan = self.policy.begin(input, target)
             mixed = plan.mixed
+            if isinstance(self.criterion, _Plain):
+                self.criterion.smoothed = plan.smoothed
         return {**super().forward(input, target), 'mixed': mixed}
 
     def signal_warning(self, batch: int) -> Optional[str]:
@@ -195,17 +200,18 @@ class MultiMixTask(ClassificationTask):
 
 
 class _Plain(nn.Module):
-    """Cross-entropy of a plain model. Soft targets come smoothed from Mixup; smoothing is applied once."""
+    """Cross-entropy of a plain model. Soft targets come `smoothed` from Mixup; smoothing is applied once."""
 
     def __init__(self, config: Optional[MultiMixConfig]) -> None:
         super().__init__()
         self.smoothing = config.label_smoothing if config else 0.0
+        self.smoothed = 0.0
         weight = config.class_weight if config else None
         self.register_buffer('weight', None if weight is None else torch.tensor(weight), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.smoothing if target.ndim == 1 else 0.0,
-                             class_weight=self.weight)  # type: ignore[arg-type]
+                             class_weight=self.weight, smoothed=self.smoothed)  # type: ignore[arg-type]
 
 
 def settings_of(criterion: Any, config: MultiMixConfig) -> dict[str, Any]:

@@ -240,11 +240,10 @@ def wrap(
     else:
         config = MultiMixConfig.from_dict({'mode': config, **settings})
     multimix = MultiMix(model, config, input_size, parts,
-                        partial(policy, seed=seed, mixup_fn=mixup_fn, schedule=schedule), sampler)
+                        partial(policy, seed=seed, mixup_fn=mixup_fn, schedule=schedule), sampler,
+                        teacher if callable(teacher) else None)
     wrapped = _empty(type(model))
     wrapped.__setstate__(multimix)
-    if callable(teacher):
-        multimix.set_teacher(teacher)
     return wrapped
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from benchmarks.measure import peak_mib
 from tests.mixing.test_loss import KINDS, compare, problem, values_and_grads
-from timm_multimix import SettingError, attention, mixed_cross_entropy, sample_lam
+from timm_multimix import MultiMixTask, SettingError, attention, mixed_cross_entropy, sample_lam, wrap
 from timm_multimix.mixing import LamSampler, cross_entropy, extensions, reference
 from timm_multimix.mixing.dirichlet import Sticks
 from timm_multimix.mixing.engines import stream, torch_engine
+from timm_multimix.policy import InputMixing
 
 KINDS_OF_WEIGHTS = ['random', 'spread', 'some zero', 'all but one zero']
 
@@ -336,3 +338,43 @@ def test_not_for_binary_cross_entropy() -> None:
     with pytest.raises(SettingError, match='class_weight has no place in binary cross-entropy'):
         mixed_cross_entropy(torch.randn(4, 3), torch.rand(4, 3), sample_lam(5, 1, 4), binary=True,
                             class_weight=torch.ones(3))
+
+
+@pytest.mark.parametrize('config', [None, 'multimix', 'dense'])
+def test_mixed_inputs_weigh_as_unmixed_ones(config: Optional[str]) -> None:
+    """Smoothing by timm's Mixup comes before the weights; what an example weighs is of its class alone."""
+    weights, smoothing = (0.2, 3.0, 4.0, 5.0), 0.1
+    images, target = torch.randn(8, 3, 32, 32), torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+    model = timm.create_model('test_resnet', num_classes=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    for lam in (1.0, 0.5):  # nothing is mixed; each image with the one at the other end
+        mixup = FixedMixup(lam, smoothing)
+        expected = F.cross_entropy(model(images), target, torch.tensor(weights), label_smoothing=smoothing)
+        if lam < 1:
+            x = lam * images + (1 - lam) * images.flip(0)
+            y = lam * F.one_hot(target, 4) + (1 - lam) * F.one_hot(target.flip(0), 4)
+            w = torch.tensor(weights)
+            smooth = (1 - smoothing) * y + smoothing / 4
+            expected = -(smooth * w * model(x).log_softmax(1)).sum() / (y * w).sum()
+        if config is None:
+            task = MultiMixTask(model, mixup_fn=mixup, class_weight=weights, label_smoothing=smoothing, verbose=False)
+            loss = task(images, target)['loss']
+        else:
+            wrapped = wrap(model, config, prob=0.0, ramp=0.0, mixup_fn=mixup, class_weight=weights,
+                           label_smoothing=smoothing)
+            loss = wrapped(images, target).loss
+        torch.testing.assert_close(loss, expected)
+
+
+class FixedMixup(InputMixing):
+    """timm's Mixup by a λ that is given."""
+
+    def __init__(self, lam: float, smoothing: float) -> None:
+        super().__init__(1.0, 0.0, label_smoothing=smoothing, num_classes=4)
+        self.lam = lam
+
+    def _params_per_batch(self) -> tuple[float, bool]:
+        self.way = 'mixup' if self.lam < 1 else ''
+        return self.lam, False

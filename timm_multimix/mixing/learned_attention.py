@@ -38,6 +38,10 @@ class LearnedAttention:
         self.u = nn.Parameter(u)
         self.adam = torch.optim.Adam([self.u], self.lr)
 
+    def set_lr(self, lr: float) -> None:
+        """Learn at another rate from now on."""
+        self.lr = self.adam.param_groups[0]['lr'] = lr
+
     def to(self, device: torch.device) -> None:
         """Move it to where the features are."""
         if self.u.device != device:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import MultiMixConfig
-from .targets import MASKED, cross_entropy, smooth, soft_target
+from .targets import MASKED, cross_entropy, smooth, soft_target, unsmooth
 from .teacher import TeacherTargets
 
 
@@ -23,27 +23,32 @@ class PlainLoss:
         self._class_weights: dict[Any, Tensor] = {}
 
     def __call__(self, logits: Tensor, target: Tensor, training: bool = True,
-                 teacher: Optional[TeacherTargets] = None) -> Tensor:
+                 teacher: Optional[TeacherTargets] = None, smoothed: float = 0.0) -> Tensor:
         """Of logits (B, C) and class indices (B,) or soft targets (B, C): a scalar, float32 (float64 of float64).
 
-        A teacher of these images has its share in the targets.
+        A teacher of these images has its share in the targets. `smoothed` is by how much soft targets were smoothed
+        already.
         """
         config = self.config
         if teacher is not None:
-            y, smoothing = self.targets(target, logits.shape[1], logits, training)
+            y, smoothing = self.targets(target, logits.shape[1], logits, training, smoothed)
             return self.taught(logits, y, smoothing, teacher)
         if config.bce_loss:
             return self.binary(logits, self.targets(target, logits.shape[1], logits, training)[0])
         return cross_entropy(
             logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
-            class_weight=self.class_weight(logits) if training else None)
+            class_weight=self.class_weight(logits) if training else None, smoothed=smoothed)
 
-    def targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True) -> tuple[Tensor, float]:
+    def targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True, smoothed: float = 0.0,
+                ) -> tuple[Tensor, float]:
         """Y, (B, C), in the dtype that losses of these logits are computed in, and by how much it is still to be
-        smoothed: a class weight is that of the class, smoothed or not."""
+        smoothed: a class weight is that of the class, smoothed or not. So where there are class weights, soft targets
+        that were `smoothed` already come back as they were before."""
         config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
         y = soft_target(target, C, dtype, binary=config.bce_loss, batch=len(logits))
         smoothing = config.label_smoothing if training and target.ndim == 1 else 0.0
+        if smoothed and target.ndim == 2 and config.class_weight is not None:
+            return unsmooth(y, smoothed).clamp(min=0), smoothed
         if not config.bce_loss:
             return y, smoothing
         y = smooth(y, smoothing)

@@ -60,12 +60,18 @@ def smooth(y: Tensor, label_smoothing: float) -> Tensor:
     return y * (1 - label_smoothing) + label_smoothing / y.shape[1] if label_smoothing else y
 
 
+def unsmooth(y: Tensor, label_smoothing: float) -> Tensor:
+    """Y, (B, C), before it was smoothed."""
+    return (y - label_smoothing / y.shape[1]) / (1 - label_smoothing) if label_smoothing else y
+
+
 def cross_entropy(
         logits: Tensor,
         target: Tensor,
         *,
         label_smoothing: float = 0.0,
         class_weight: Optional[Tensor] = None,
+        smoothed: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of images that are not mixed, the mean over the batch.
 
@@ -76,6 +82,7 @@ def cross_entropy(
         class_weight: (C,), floating, ≥ 0. The mean is then weighted: the sum of −Σ_c w_c y_c log p_c over the examples,
             over the sum of their weights. An example weighs w of its class, a soft one Σ_c w_c y_c. torch has the same
             for class indices, and for soft targets divides by B instead.
+        smoothed: by how much soft targets were smoothed already: an example weighs what it did before.
 
     Returns:
         A scalar, float32 (float64 for float64 logits). 0, without a gradient, if no example has weight.
@@ -100,8 +107,8 @@ def cross_entropy(
         total = w[y].sum()
         loss = F.cross_entropy(x, y, w, label_smoothing=label_smoothing, reduction='sum')
     else:
-        y = y * w
-        total, loss = y.sum(), F.cross_entropy(x, y, reduction='sum')
+        total = (unsmooth(y, smoothed) * w).sum()
+        loss = F.cross_entropy(x, y * w, reduction='sum')
     return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
 
 
