@@ -24,6 +24,7 @@ RUN = ('--model', 'test_resnet', '--img-size', '32', '-b', '4', '--epochs', '4',
        '--warmup-epochs', '1', '--sched-on-updates', '--multimix', 'dense', '--multimix-prob', '0.6', '--multimix-n',
        '20', '--mixup', '0.5', '--model-ema', '--model-ema-decay', '0.8', '--aa', 'rand-m5-mstd0.5', '--reprob', '0.3',
        '--drop', '0.2', '--checkpoint-hist', '2', '--resume', 'auto')
+FEW = ('--model', 'test_resnet', '--img-size', '32', '-b', '6', '-j', '0', '--warmup-epochs', '0')
 
 
 def with_kills(folder: Path, data: Path, *plan: str, flags: tuple[str, ...] = ()) -> str:
@@ -436,8 +437,7 @@ def test_the_end_names_no_file_that_is_not_there(
 
 def test_other_settings(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a run that is done nothing is written; of one that goes on they are named."""
-    flags = ['--model', 'test_resnet', '--img-size', '32', '-b', '6', '-j', '0', '--warmup-epochs', '0']
-    assert train.main([*flags, str(image_folder), '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x']) == 0
+    assert train.main([*FEW, str(image_folder), '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x']) == 0
     run = tmp_path / 'x'
     before = {path: path.read_bytes() for path in sorted(run.rglob('*')) if path.is_file()}
     resume = ['--resume', str(run)]
@@ -456,3 +456,54 @@ def test_other_settings(image_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert 'Warning: settings have changed since the checkpoint was written: ' in out
     assert '--class-weight auto (was None)' in out and '--lr 0.01 (was ' in out and '--epochs' not in (
         out.split('was written: ')[1].split('\n')[0])
+
+
+def test_flags_of_the_optimizer_hold_on_resume(image_folder: Path, tmp_path: Path) -> None:
+    flags = [*FEW, '--epochs', '2', '--opt', 'adamw', '--sched', 'none', '--lr', '1e-3', str(image_folder), '--output',
+             str(tmp_path)]
+    assert train.main([*flags, '--stop-epoch', '1', '--experiment', 'x']) == 0
+    new = ['--weight-decay', '5', '--opt-betas', '0.1', '0.2', '--lr', '0.02']
+    assert train.main(['--resume', str(tmp_path / 'x'), *new]) == 0
+    group = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=True)['optimizer']['param_groups'][-1]
+    assert (group['weight_decay'], tuple(group['betas']), group['lr']) == (5, (0.1, 0.2), 0.02)
+
+
+def test_a_beginning_is_over(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ['--model', 'test_vit', '--model-kwargs', 'img_size=(32,48)', 'patch_size=8', '-b', '6', '-j', '0',
+             '--warmup-epochs', '0', '--epochs', '1', str(image_folder), '--output', str(tmp_path), '--experiment', 'x']
+    assert train.main(flags) == 0
+    capsys.readouterr()
+    assert train.main(['--resume', str(tmp_path / 'x')]) == 0  # nothing has changed
+    assert 'have changed' not in capsys.readouterr().out
+    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2', '--head-init-scale', '0.1']) == 2
+    assert '--head-init-scale is 0.1 and was None, but it says what a run begins with' in capsys.readouterr().err
+
+
+def test_the_rate_after_a_last_group_that_is_smaller(tmp_path: Path, data: Path) -> None:
+    """Batches that accumulation does not divide: an epoch ends with an update of fewer."""
+    batches = len(list(data.glob('train/*/*'))) // 4
+    accum = next(n for n in range(2, batches) if batches % n)
+    flags = ('-j', '0', '--val-interval', '2', '--grad-accum-steps', str(accum))
+    with_kills(tmp_path / 'unbroken', data, flags=flags)
+    with_kills(tmp_path / 'killed', data, f'step:{-(-batches // accum) + 1}', flags=flags)
+    assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
+
+
+def test_auto_finds_paths_that_are_said_in_another_way(
+        image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*FEW, '--epochs', '1', str(image_folder)]
+    assert train.main([*flags, '--output', 'teachers', '--experiment', 't']) == 0
+    (tmp_path / 'map.txt').write_text('class_0\nclass_1\nclass_2\n')
+    others = (['--model', 'test_resnet', '--multimix', 'dense', '--multimix-teacher', 'teachers/t/', '--class-map',
+               'map.txt'], ['--model', 'local-dir:teachers/t/model', '--pretrained'])
+    for i, more in enumerate(others):
+        command = [*flags[2:], *more, '--output', f'runs{i}', '--resume', 'auto']
+        assert train.main(command) == 0 and 'a new one starts' in capsys.readouterr().out
+        assert train.main(command) == 0 and 'a new one starts' not in capsys.readouterr().out
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = next((tmp_path / 'runs0').iterdir())
+    assert train.main(['--resume', str(run), '--epochs', '2']) == 0

@@ -163,8 +163,8 @@ def test_classes_of_very_different_size_are_told_in_fine_tuning(
     more = [*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path), '--warmup-epochs', '0']
     pretrained = ['--pretrained-path', str(weights)]
     for i, (flags, words) in enumerate((
-            (pretrained, 'try --class-weight auto (docs'),
-            ([*pretrained, '--multimix', 'multimix'], 'try --class-weight auto --smoothing 0.1 (docs'),
+            (pretrained, 'try --class-weight auto, and compare the means over classes (docs'),
+            ([*pretrained, '--multimix', 'multimix'], 'try --class-weight auto --smoothing 0.1, and compare'),
             ([*pretrained, '--class-weight', 'auto'], ''), ([], ''))):
         assert train.main([*more, *flags, '--experiment', str(i)]) == 0
         out = capsys.readouterr().out
@@ -405,5 +405,6 @@ def test_a_run_resumes_from_another_folder(tmp_path: Path, image_folder: Path, m
     run = image_folder.parent / 'out' / 'x'
     assert train.main(['--resume', str(run), '--epochs', '3']) == 0
     settings = (run / 'args.yaml').read_text()
-    assert train.main(['--resume', str(run), '--epochs', '3', '--lr', '5']) == 0  # nothing is left to do
+    assert train.main(['--resume', str(run), '--epochs', '3']) == 0  # nothing is left to do
+    assert train.main(['--resume', str(run), '--epochs', '3', '--lr', '5']) == 2
     assert (run / 'args.yaml').read_text() == settings

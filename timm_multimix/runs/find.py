@@ -113,9 +113,13 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
         given.setdefault('data_dir', given.pop('data'))
     if 'initial_checkpoint' in given:  # all as args.yaml has them
         given['initial_checkpoint'] = starting_folder(given['initial_checkpoint'])
-    for name in ('data_dir', 'pretrained_path', 'class_weight'):
-        if given.get(name):
-            given[name] = given[name] if given[name] == 'auto' else os.path.abspath(os.path.expanduser(given[name]))
+    if given.get('pretrained') and is_repo(given.get('model')):  # args.yaml has where the weights come from
+        given['initial_checkpoint'] = starting_folder(given.pop('model'))
+        del given['pretrained']
+    for name in ('data_dir', 'pretrained_path', 'class_weight', 'multimix_teacher', 'class_map'):
+        path = os.path.expanduser(given.get(name) or '')
+        if path and not is_repo(path) and (name in ('data_dir', 'pretrained_path') or os.path.exists(path)):
+            given[name] = os.path.abspath(path)
     for _, run in newest:
         try:
             saved = load_yaml(run / 'args.yaml')

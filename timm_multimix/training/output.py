@@ -242,8 +242,9 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in _PATHS:
         if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
             saved[name] = os.path.abspath(saved[name])
-    if os.path.isdir(saved['multimix_teacher'] or ''):  # most others are names
-        saved['multimix_teacher'] = os.path.abspath(saved['multimix_teacher'])
+    for name in ('multimix_teacher', 'class_map'):  # which may be names of something else
+        if isinstance(saved[name], str) and os.path.exists(saved[name]):
+            saved[name] = os.path.abspath(saved[name])
     return saved
 
 

@@ -27,6 +27,9 @@ from .progress import Averages, Progress
 
 SIGNAL = ('loss_mixed', 'loss_clean', 'effective', 'target_entropy')  # diagnostics of mixed steps
 LEARNED = 'loss_attention'  # where attention is learned
+# What groups of an optimizer have from flags, and no optimizer changes.
+SET_ANEW = ('weight_decay', 'betas', 'eps', 'momentum', 'nesterov', 'lr_scale')
+OF_THE_BEGINNING = ('initial_checkpoint', 'pretrained', 'pretrained_path', 'head_init_scale', 'head_init_bias')
 OF_WHICH_IMAGES = ('top1_unmixed', 'top1_mixed')
 
 
@@ -205,6 +208,8 @@ class TrainState:
             raise SettingError(f'The checkpoint {path!r} holds no state of an optimizer. Start the optimizer afresh '
                                f'with --no-resume-opt.')
         settings = set(self.optimizer.param_groups[0])
+        names = [*SET_ANEW, *(['lr'] if self.scheduler is None else [])]  # which a schedule sets by itself
+        anew = [{key: group[key] for key in names if key in group} for group in self.optimizer.param_groups]
         try:
             resume_task_checkpoint(self.task, path, self.optimizer, log_info=False)
             missing = settings - set(self.optimizer.param_groups[0])
@@ -213,6 +218,8 @@ class TrainState:
         except (ValueError, KeyError, RuntimeError, TypeError) as e:  # each optimizer refuses in its own way
             raise SettingError(f'--opt is {name}, but the checkpoint {path!r} holds the state of another optimizer '
                                f'({e}). Resume with that one, or start this one afresh with --no-resume-opt.') from e
+        for group, settings_of_group in zip(self.optimizer.param_groups, anew):
+            group.update(settings_of_group)  # the flags of this command, not of that one
 
     def _go_to(self, found: dict[str, Any], exact: bool) -> Optional[str]:
         """Set `progress` to where a checkpoint was written; a sentence if it must go back to the start of the epoch."""
@@ -246,7 +253,7 @@ class TrainState:
         if 'plateau' in found and hasattr(scheduler, 'lr_scheduler'):
             scheduler.lr_scheduler.load_state_dict(found['plateau'][0])
             scheduler.restore_lr = found['plateau'][1]
-        scheduler.step_update(self.start * self.updates + progress.batch // accum)
+        scheduler.step_update(self.start * self.updates - (-progress.batch // accum))  # an epoch ends with an update
         if self.start:
             scheduler.step(self.start, found.get('metric'))
 
@@ -282,14 +289,24 @@ def seen(images: Images) -> dict[str, Any]:
 
 
 def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Optional[str]:
-    """A sentence where a run that is resumed has other settings than it had; None for the same."""
+    """A sentence where a run that is resumed has other settings than it had; None for the same.
+
+    Raises:
+        SettingError: a setting that says what a run begins with.
+    """
     def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
     names = [name for name in now if name in then and name not in (*FREE_ON_RESUME, 'recipe', 'data_dir')
              and plain(then[name]) != plain(now[name])]
     if not names:
         return None
+    if name := next((name for name in names if name in OF_THE_BEGINNING), ''):
+        flag = f'--{name.replace("_", "-")}'
+        raise SettingError(f'{flag} is {now[name]!r} and was {then[name]!r}, but it says what a run begins with, and a '
+                           f'run that is resumed has begun. Drop it, or start afresh.')
     listed = ', '.join(f'--{name.replace("_", "-")} {now[name]} (was {then[name]})' for name in names[:6])
     return f'settings have changed since the checkpoint was written: {listed}' + (', …' if len(names) > 6 else '') + '.'
 
