@@ -244,14 +244,26 @@ def test_pretrained_path_of_another_model(tmp_path: Path, capsys: pytest.Capture
     weights = {k: v for k, v in small.state_dict().items() if not k.startswith('blocks.3.')}
     save_file(weights, tmp_path / 'three.safetensors')
     flags = ['--model', 'test_vit', '--pretrained', '--pretrained-path', str(tmp_path / 'three.safetensors')]
-    with pytest.raises(SettingError, match=r"lacks 12 of the \d+ tensors of --model test_vit beside the classifier "
+    with pytest.raises(SettingError, match=r'lacks 12 of the \d+ tensors of --model test_vit beside the classifier '
                                            r'\(blocks.3.*it is of another model'):
         built(*flags, '--model-kwargs', 'depth=4')
     built(*flags, '--model-kwargs', 'depth=3')
     assert 'all but the classifier of 5 classes, which is new.' in capsys.readouterr().out
     built(*flags, '--model-kwargs', 'depth=3', '--gp', 'avg')  # has a norm of its own
     out = capsys.readouterr().out
-    assert re.search(r'which is new. It lacks 2 of the \d+ tensors .*\(fc_norm.*they start at random', out)
+    assert re.search(r'which is new. It lacks 2 of the other \d+ tensors \(fc_norm.*, which start at random', out)
+    with pytest.raises(SettingError, match='has 12 tensors that --model test_vit has not'):
+        built(*flags, '--model-kwargs', 'depth=2')
+    with pytest.raises(SettingError, match='lacks .*it is of another model'):
+        built('--pretrained-path', str(tmp_path / 'three.safetensors'))
+    theirs = timm.create_model('swin_tiny_patch4_window7_224', num_classes=5).state_dict()
+    old = {}  # Microsoft's names, which timm translates
+    for k, v in theirs.items():
+        old[re.sub(r'(?<=^layers.)\d(?=.downsample)', lambda m: str(int(m[0]) - 1), k.replace('head.fc', 'head'))] = v
+    torch.save({'model': old}, tmp_path / 'swin.pth')
+    model = built('--model', 'swin_tiny_patch4_window7_224', '--pretrained-path', str(tmp_path / 'swin.pth'))
+    assert 'all but the classifier of 5 classes, which is new.\n' in capsys.readouterr().out
+    assert torch.equal(model.layers[1].downsample.norm.weight, theirs['layers.1.downsample.norm.weight'])
 
 
 def test_statistics_of_no_pretraining() -> None:

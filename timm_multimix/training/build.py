@@ -5,6 +5,8 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Optional
 
@@ -29,6 +31,9 @@ from ..runs.weights import read_weights
 from ..task import MultiMixTask
 from .norms import batch_norms
 from .start import loaded_by_timm, start_from
+
+# Of weights of JAX, which a model loads by itself.
+NOTHING_MISSING = argparse.Namespace(missing_keys=[], unexpected_keys=[])
 
 
 def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], dict[str, Any]]] = None,
@@ -61,12 +66,14 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
         create = partial(create, pretrained_cfg_overlay=overlay)
     try:
         try:
-            model = create(**extra)
+            with _noted() as loads:
+                model = create(**extra)
         except TypeError as e:
             if 'img_size' not in str(e) or args.img_size is None:
                 raise
             extra.pop('img_size')  # convolutional networks take any size and no such argument
-            model = create(**extra)
+            with _noted() as loads:
+                model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
         raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
     model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
@@ -74,7 +81,7 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
     if args.initial_checkpoint and not repo and not args.resume:
         said, trained = start_from(args.initial_checkpoint, model, args.model)
     elif pretrained and args.pretrained_path and not repo:
-        said = _fitting(args, model)
+        said = _fitting(args, model, loads[-1] if loads else NOTHING_MISSING)
     elif pretrained:
         said, trained = loaded_by_timm(args.initial_checkpoint if repo else args.model, model)
     if said:
@@ -102,27 +109,46 @@ def _weights_of(path: str) -> dict[str, Any]:
     return {'state_dict': read_weights(path, f'--pretrained-path is {path!r}, but that')[0], 'custom_load': False}
 
 
-def _fitting(args: argparse.Namespace, model: torch.nn.Module) -> str:
-    """What `--pretrained-path` has given to a model, in a sentence.
+@contextmanager
+def _noted() -> Iterator[list[Any]]:
+    """The results of every `load_state_dict` meanwhile: timm translates the names of a file, and tells nobody but its
+    log what was missing then."""
+    found: list[Any] = []
+    real = torch.nn.Module.load_state_dict
+
+    def load(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(real(module, *args, **kwargs))
+        return found[-1]
+
+    torch.nn.Module.load_state_dict = load  # type: ignore[assignment, method-assign]
+    try:
+        yield found
+    finally:
+        torch.nn.Module.load_state_dict = real  # type: ignore[method-assign]
+
+
+def _fitting(args: argparse.Namespace, model: torch.nn.Module, result: Any) -> str:
+    """What `--pretrained-path` has given to a model, in a sentence; `result` is that of `load_state_dict`.
 
     timm leaves what a file lacks as it was drawn. Some is lacking where the model was built for another pooling, say,
     and much of it where the file is of another model.
 
     Raises:
-        SettingError: the file has names of this model, and lacks more than a tenth of them.
+        SettingError: of another model: a tenth of the tensors are in one of the two alone.
     """
     path, leaves = args.pretrained_path, {id(leaf) for leaf in classifier_leaves(model)}
     said = f'Weights: {path}, all but the classifier of {args.num_classes} classes, which is new'
     own = {f'{name}.{key}'.lstrip('.') for name, module in model.named_modules() if id(module) not in leaves
            for key, _ in module.named_parameters(recurse=False)}
-    there = set() if path.endswith(('.npz', '.npy')) else set(read_weights(path, '')[0])
-    lacking = sorted(own - there)
-    if not lacking or 2 * len(lacking) > len(own):  # more than half: by other names, which timm translates
-        return f'{said}.'
-    what = f'{len(lacking)} of the {len(own)} tensors of --model {args.model} beside the classifier ({lacking[0]}, …)'
-    if 10 * len(lacking) > len(own):
-        raise SettingError(f'--pretrained-path is {path!r}, but it lacks {what}: it is of another model.')
-    return f'{said}. It lacks {what}: they start at random.'
+    lacking = [key for key in result.missing_keys if key in own]
+    for keys, which in ((lacking, f'lacks {len(lacking)} of the {len(own)} tensors of --model {args.model} beside the '
+                                  f'classifier'),
+                        (result.unexpected_keys, f'has {len(result.unexpected_keys)} tensors that --model {args.model} '
+                                                 f'has not')):
+        if 10 * len(keys) > len(own):
+            raise SettingError(f'--pretrained-path is {path!r}, but it {which} ({keys[0]}, …): it is of another model.')
+    return f'{said}.' + (f' It lacks {len(lacking)} of the other {len(own)} tensors ({lacking[0]}, …), which start at '
+                         f'random.' if lacking else '')
 
 
 def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:
