@@ -24,6 +24,7 @@ from timm_multimix.evaluate.images import (
     WithMasks,
     boxes_as_mask,
     check_classes,
+    loader_of,
     open_split,
     outliers,
     prepared,
@@ -145,6 +146,9 @@ def test_wrong_images_say_so(run: Path, tmp_path: Path) -> None:
         check_classes(c, open_split('', str(more), 'validation'))
     with pytest.raises(SettingError, match='class_0, class_1, class_2.*not trained on the embedded digits'):
         check_classes(wide, open_split('sklearn/digits', None, 'validation'))
+    with pytest.raises(SettingError, match="Class 1 is 'class_1' in .* but 'class_2' in the data: give --class-map"):
+        check_classes(c, SimpleNamespace(classes=['class_0', 'class_2']))
+    assert check_classes(wide, SimpleNamespace(classes=['class_0', 'class_1']))[:3] == ['class_0', 'class_1', '2']
     with pytest.warns(UserWarning, match='not one name is the same'):
         check_classes(wide, SimpleNamespace(classes=['cat', 'dog']))
     (tmp_path / 'map.txt').write_text('class_0\nclass_2\nclass_1\n')
@@ -225,3 +229,25 @@ def test_boxes_count_from_one(tmp_path: Path) -> None:
     (tmp_path / 'bad.xml').write_text('<annotation><size></size>')
     with pytest.raises(SettingError, match='not an annotation'):
         boxes_as_mask(tmp_path / 'bad.xml')
+
+
+def test_a_dense_checkpoint_of_a_vit_averages_its_patches(tmp_path: Path) -> None:
+    model = timm.create_model('test_vit', num_classes=3).eval()
+    averaged = timm.create_model('test_vit', num_classes=3, global_pool='avg', fc_norm=False).eval()
+    averaged.load_state_dict(model.state_dict())
+    images = torch.rand(2, 3, 160, 160)
+    for multimix, expected in (('dense', averaged), ('multimix', model), (None, model)):
+        saved = {'state_dict': model.state_dict(), **({'args': {'multimix': multimix}} if multimix else {})}
+        torch.save(saved, tmp_path / 'last.pth.tar')
+        found = load_checkpoint(str(tmp_path / 'last.pth.tar'), model='test_vit').model
+        torch.testing.assert_close(found(images), expected(images))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named(run: Path, tmp_path: Path, workers: int) -> None:
+    data = write_images(tmp_path / 'images')
+    broken = next((data / 'validation' / 'class_1').glob('*.png'))
+    broken.write_bytes(broken.read_bytes()[:60])
+    images = prepared(open_split('', str(data), 'validation'), load_checkpoint(str(run)), None, 0)
+    with pytest.raises(SettingError, match=rf'^An image cannot be loaded: .*{broken.name} .*Mend or remove it.$'):
+        list(loader_of(images, 4, workers))

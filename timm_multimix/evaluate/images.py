@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
 from ..data.factory import check_class_map, open_data_set
 from ..data.folders import check_links, tidy
+from ..data.placed import SampleError, sample_name
 from ..data.split import split_folder, take_part
 from ..errors import SettingError, in_words, nearest
 from .load import Checkpoint
@@ -84,16 +85,17 @@ def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:
     """Names of the model's classes; the model and the images must mean the same by a class number.
 
     Raises:
-        SettingError: the images have more classes than the model, or the same ones in another order; or they are the
-            embedded digits and the model is of something else.
+        SettingError: the images have more classes than the model, or some of the same ones at other numbers; or they
+            are the embedded digits and the model is of something else.
     """
     C = int(checkpoint.model.num_classes)  # type: ignore[arg-type]
     theirs, ours = class_names(dataset), checkpoint.label_names
     if theirs is not None and len(theirs) > C:
         raise SettingError(f'{checkpoint.name} has {C} classes, but the images have {len(theirs)}: it was trained on '
                            f'other data.')
-    if theirs and ours and set(theirs) == set(ours) and theirs != ours:
-        i = next(i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b)
+    others = [i for i, (a, b) in enumerate(zip(theirs or (), ours or ())) if a != b and not a.startswith('unused_')]
+    if theirs and ours and others and set(theirs) & set(ours):
+        i = others[0]
         raise SettingError(f'Class {i} is {ours[i]!r} in {checkpoint.name} but {theirs[i]!r} in the data: give '
                            f'--class-map with the order of the model.')
     if theirs and ours and not set(theirs) & set(ours):
@@ -111,8 +113,29 @@ def transform_of(checkpoint: Checkpoint) -> Any:
     return create_transform(**checkpoint.data_config, is_training=False)
 
 
+class _Named(Subset[Any]):
+    """Names the image that cannot be loaded."""
+
+    __getitems__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return super().__getitem__(index)
+        except Exception as e:  # decoders and transforms raise nearly anything
+            raise SampleError(f'{sample_name(self.dataset, self.indices[index])}: {type(e).__name__}: {e}') from e
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except SampleError as e:  # from a worker it comes with a traceback in its text
+            raise SettingError(f'An image cannot be loaded: {str(e).rsplit("SampleError: ", 1)[-1].strip()}. Mend or '
+                               f'remove it.') from e
+
+
 def loader_of(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    return _Loader(dataset, batch_size=batch_size, num_workers=workers)
 
 
 def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: int) -> Any:
@@ -120,7 +143,7 @@ def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: i
     dataset = copy.copy(dataset)
     dataset.transform = transform_of(checkpoint)
     convert_modes(dataset, checkpoint.input_img_mode)
-    return Subset(dataset, _order(len(dataset), limit, seed))
+    return _Named(dataset, _order(len(dataset), limit, seed))
 
 
 def _order(length: int, limit: Optional[int], seed: int) -> list[int]:

@@ -1,7 +1,9 @@
 """A checkpoint, however it comes, as a timm model in eval mode and the way its images are prepared."""
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest
+from ..heads import switch_class_token
 from ..hub.load import check_files, mode_of
 from ..runs.find import load, newest_whole
 from ..runs.weights import read_weights
@@ -169,6 +172,14 @@ def _create(source: str, name: str, **kwargs: Any) -> nn.Module:
         raise in_words(f'The checkpoint {source!r} cannot be loaded: {e or type(e).__name__}', e) from e
 
 
+def _was_dense(path: str) -> bool:
+    """Whether a checkpoint says that it is of a run with --multimix dense."""
+    found: Any = {} if path.endswith('.safetensors') else load(path)
+    args = found.get('args') if isinstance(found, Mapping) else None
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    return isinstance(args, Mapping) and args.get('multimix') == 'dense'
+
+
 def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_size: Optional[int],
                kwargs: dict[str, Any]) -> nn.Module:
     if model is None:
@@ -191,6 +202,8 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
                 raise
             net = timm.create_model(model, **kwargs)  # convolutional networks take any size and no such argument
         net.load_state_dict(state)
+        if _was_dense(path):  # its patches classify, not its class token
+            switch_class_token(net)
     except Exception as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()][:4]
         raise in_words(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '

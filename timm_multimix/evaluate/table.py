@@ -75,6 +75,7 @@ def colour(index: int) -> str:
 
 def short(name: str, letters: int = 28) -> str:
     """A name for an axis or a legend: its end is left out where it is long."""
+    name = name.encode(errors='replace').decode()  # of a folder, whose name need not be text
     return name if len(name) <= letters else name[:letters - 1].rstrip() + '…'
 
 
