@@ -55,7 +55,7 @@ def test_export_of_a_damaged_run(name: str, run: Path, tmp_path: Path, capsys: p
         error = capsys.readouterr().err
         if code:
             assert code == 2 and error.startswith('hub: error: ') and Path(name).name in error, (content[:40], error)
-        assert (tmp_path / f'out{i}').exists() == (code == 0) and not list(tmp_path.glob('*.tmp'))
+        assert (tmp_path / f'out{i}').exists() == (code == 0) and not list(tmp_path.glob('.*'))
         refused += bool(code)
     # A table keeps its whole rows, and a picture is not looked into.
     assert bool(refused) == (name not in ('summary.csv', 'curves.png'))
@@ -126,3 +126,18 @@ def test_a_deviation_of_zero(data: Path, run: Path, capsys: pytest.CaptureFixtur
         for wrong in (('--std', '0', '0', '0'), ('--std', '0'), ('--mean', 'nan'), ('--std', 'inf', '1', '1')):
             assert main([*flags, '--data-dir', str(data), *wrong]) == 2
             assert f'{wrong[0]} is ' in capsys.readouterr().err
+
+
+def test_export_touches_nothing_beside_it(run: Path, tmp_path: Path) -> None:
+    """Neither a folder of the user's that is called nearly so, nor the weights of the run."""
+    mine = [tmp_path / 'out.old' / 'notes.txt', tmp_path / 'out.tmp' / 'notes.txt']
+    for path in mine:
+        path.parent.mkdir()
+        path.write_text('mine')
+    assert hub(['export', str(run), str(tmp_path / 'out')]) == 0
+    assert [path.read_text() for path in mine] == ['mine', 'mine'] and not list(tmp_path.glob('.*'))
+    weights = run / 'model' / 'model.safetensors'
+    before = weights.read_bytes()
+    with open(tmp_path / 'out' / 'model.safetensors', 'r+b') as file:
+        file.write(b'xxxxxxxx')
+    assert weights.read_bytes() == before

@@ -131,7 +131,7 @@ def test_tiny_imagenet(tmp_path: Path, tiny: Path, packed: bool, capsys: pytest.
     source, folder = zipped(tiny) if packed else tiny, tmp_path / 'tiny'
     command = ['tinyimagenet', str(folder), '--source', str(source)]
     assert main(command) == 0, capsys.readouterr().err
-    assert contents(tiny) == before and not folder.with_name('tiny.tmp').exists()
+    assert contents(tiny) == before and not folder.with_name('.tiny.tmp').exists()
     train_set, val_set = create_train_val('folder', str(folder))
     assert list(train_set.reader.class_to_idx) == ['n01443537', 'n01629819', 'n01641577']
     assert (len(train_set), len(val_set)) == (12, 6)
@@ -183,10 +183,10 @@ def test_broken_tiny_imagenet(tmp_path: Path, tiny: Path, packed: bool, breaking
 
 def test_killed_half_way(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed run leaves is never taken for the whole, and does not stand in the way."""
-    (tmp_path / 'out.tmp/train/n01443537').mkdir(parents=True)
-    (tmp_path / 'out.tmp/train/stray.JPEG').write_bytes(b'x')
+    (tmp_path / '.out.tmp/train/n01443537').mkdir(parents=True)
+    (tmp_path / '.out.tmp/train/stray.JPEG').write_bytes(b'x')
     assert prepare.tiny_imagenet(tmp_path / 'out', tiny)
-    assert not list((tmp_path / 'out').rglob('stray*')) and not (tmp_path / 'out.tmp').exists()
+    assert not list((tmp_path / 'out').rglob('stray*')) and not (tmp_path / '.out.tmp').exists()
     with monkeypatch.context() as m:
         m.setattr(os, 'link', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -45,7 +45,7 @@ def whole_folder(path: Paths, flushed: bool = True) -> Iterator[Path]:
         flushed: flush every file. Leave it out for many files that can be made again.
     """
     path = Path(path)
-    temporary, old = path.with_name(f'{path.name}.tmp'), path.with_name(f'{path.name}.old')
+    temporary, old = path.with_name(f'.{path.name}.tmp'), path.with_name(f'.{path.name}.old')  # hidden: not a user's
     if old.exists() and not path.exists():  # of a process that was killed in between
         old.rename(path)
     for left in (temporary, old):

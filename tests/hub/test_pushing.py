@@ -2,21 +2,25 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import constants
 
 import train
 from tests.hub.conftest import SMALL, a_run, logits, small_model, wrapped
 from tests.hub.server import READER, TOKEN, HubServer
-from timm_multimix import SettingError, from_pretrained, push_to_hub, unwrap
+from timm_multimix import MultiMixConfig, SettingError, from_pretrained, push_to_hub, unwrap
 from timm_multimix.hub import BackgroundPush, HubError, save_plain
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.errors import scrub
+from timm_multimix.hub.push import export
+from timm_multimix.hub.save import settings_text
 
 
 def test_what_cannot_be_loaded_again_is_not_pushed(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,3 +154,17 @@ def test_a_hub_that_is_down_before_training_may_be_up_later(hub: HubServer, tmp_
     said: list[str] = []
     BackgroundPush('user/name', tmp_path, False, said.append).close()
     assert 'status 500' in said[0] and 'Training goes on' in said[0]
+
+
+def test_where_a_teacher_lies_is_private(tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    for teacher in (str(tmp_path / 'secret' / 'teacher'), f'local-dir:{tmp_path}/secret/teacher'):
+        config = MultiMixConfig('dense', teacher=teacher)
+        assert yaml.safe_load(settings_text(config))['teacher'] == 'teacher'
+        save_plain(model, tmp_path / 'run' / 'model', config=config)
+        settings = {'model': 'test_resnet', 'multimix_teacher': teacher}
+        (tmp_path / 'run' / 'args.yaml').write_text(yaml.safe_dump(settings))
+        export(tmp_path / 'run', tmp_path / 'out')
+        for path in (tmp_path / 'out').rglob('*'):
+            assert not path.is_file() or b'secret' not in path.read_bytes(), path
+        shutil.rmtree(tmp_path / 'out')

@@ -31,7 +31,8 @@ FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png', NOTES)
 OURS = (CONFIG, WEIGHTS, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
 # Of args.yaml, what says where things lie on a machine, and what would make whoever runs it push to our repository.
 _PRIVATE = ('output', 'experiment', 'resume', 'push_to_hub', 'push_every', 'push_private')
-_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_map', 'class_weight', 'recipe', 'model')
+_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_map', 'class_weight', 'recipe', 'model',
+          'multimix_teacher')
 
 
 def push_to_hub(
@@ -96,9 +97,12 @@ def export(source: Union[nn.Module, str, Path], folder: Union[str, Path], name: 
         raise SettingError(f'{folder} exists. Name a folder that does not.')
     with whole_folder(folder) as new:
         stage(source, new, **save)
-        for weights in (new / WEIGHTS, new / RAW_WEIGHTS) if half else ():
-            if weights.is_file():
+        for weights in filter(Path.is_file, (new / WEIGHTS, new / RAW_WEIGHTS)):
+            if half:
                 _halve(weights)
+            else:  # the user's from now on, who may write into it
+                with whole(weights) as copied:
+                    shutil.copyfile(weights, copied)
         (new / 'README.md').write_text(card_of(new, name or f'local-dir:{folder}', license), encoding='utf-8')
     return folder
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,9 @@ def settings_text(config: MultiMixConfig, counts: Optional[Mapping[str, int]] = 
     Behind it under `COUNTS` what the steps of the training mixed, where they were counted.
     """
     settings = {k: v for k, v in config.to_dict().items() if k != 'engine'}
+    teacher = settings.get('teacher') or ''
+    if os.path.isabs(teacher) or teacher.startswith('local-dir:'):  # where it lies on a machine is private
+        settings['teacher'] = Path(teacher.removeprefix('local-dir:')).name
     if counts:
         settings[COUNTS] = {name: int(counts[name]) for name in COUNTED if counts.get(name)}
     return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
