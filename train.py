@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
         model.multimix.needs_position_check = False  # `announce` says it
         model_args.update(model.multimix.timm_args)
     build.place_model(args, model, device)
-    teacher = build_teacher(args, config, data_config, device)
+    teacher = build_teacher(args, config, data_config, device, names)
     if teacher is not None:
         model.set_teacher(teacher)  # type: ignore[operator]
     images = load_images(args, train_set, val_set, names, data_config, device)

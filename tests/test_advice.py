@@ -124,7 +124,8 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
 
     args = yaml.safe_load((run / 'args.yaml').read_text())
     for changed, words in (({'multimix': 'dense'}, 'mixes already (--multimix)'),
-                           ({'mixup': 0.2, 'cutmix': 1.0}, 'mixes already (--mixup, --cutmix)')):
+                           ({'mixup': 0.2, 'cutmix': 1.0}, 'mixes already (--mixup, --cutmix)'),
+                           ({'cutmix_minmax': [0.2, 0.8]}, 'mixes already (--cutmix-minmax)')):
         mixed = tmp_path / 'mixed'
         shutil.copytree(run, mixed, dirs_exist_ok=True)
         (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, **changed}))
@@ -143,6 +144,11 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
         assert kind in out and ('images a class on average' in out) == (kind != PRETRAINED)
     write_summary(mixed / 'summary.csv', [{k: v for k, v in row.items() if 'class' not in k} for row in rows])
     assert read_run(mixed).kind == PRETRAINED  # an older version
+    for number in ('-5', 'nan', '0'):
+        with pytest.raises(SystemExit):
+            main(['advise', str(run), '--images-per-class', number])
+    (mixed / 'args.yaml').write_text('')
+    assert main(['advise', str(mixed)]) == 2 and 'args.yaml is damaged' in capsys.readouterr().err
     (run / 'summary.csv').unlink()
     for folder, words in ((run, 'no epoch with'), (tmp_path, 'no args.yaml')):
         with pytest.raises(SettingError, match=words):

@@ -166,3 +166,15 @@ def test_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     out = python('-m', 'timm_multimix', 'train', '--batch-size', '5000', cwd=tmp_path, path=installed, code=2)
     assert f'Settings: {installed}/timm_multimix/_scripts/hparams/digits_vit_small.yaml' in out
     assert '--batch-size is 5000, but there are only 1442' in out
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['test_resnet.foo'], 'test_resnet.foo: it cannot be built: '), (['local-dir:/nonexistent'], 'it cannot be built'),
+    (['test_resnet', '--img-size', '0'], '--img-size'), (['test_resnet', '--num-classes', '-1'], '--num-classes')])
+def test_what_cannot_be_described(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(['describe', *flags])
+    except SystemExit as e:
+        code = int(str(e.code))
+    err = capsys.readouterr().err
+    assert code == 2 and words in err and 'Traceback' not in err

@@ -15,7 +15,7 @@ from PIL import Image
 import train
 from tests.conftest import write_images
 from timm_multimix import SettingError
-from timm_multimix.data import create_train_val, describe_images
+from timm_multimix.data import class_weights, create_train_val, describe_images
 from timm_multimix.data.factory import class_names
 from timm_multimix.evaluate.images import open_split, prepared
 from timm_multimix.evaluate.load import load_checkpoint
@@ -172,3 +172,15 @@ def test_what_is_found_is_said(image_folder: Path) -> None:
     assert describe_images(data, class_names(data)).startswith(  # type: ignore[union-attr]
         'Found 12 classes: class_0 to class_11, of 5 to 6 images.')
     assert describe_images(create_train_val('sklearn/digits', None)[0], None) is None
+
+
+@pytest.mark.parametrize('names, text', [
+    (('0', '1', '2'), '0: 1.0\n1: 2.0\n2: 3.0\n'), (('maybe', 'no', 'yes'), 'no: 2\nyes: 3\nmaybe: 1\n'),
+    (('0', '1', '2'), '[1, 2, 3]'), (('0', '1', '2'), '1, 2\n3')])
+def test_class_weights_of_names_that_yaml_reads_as_something_else(
+        names: tuple[str, ...], text: str, image_folder: Path, tmp_path: Path) -> None:
+    for split in ('train', 'validation'):
+        for i, name in enumerate(names):
+            (image_folder / split / f'class_{i}').rename(image_folder / split / name)
+    (tmp_path / 'weights').write_text(text)
+    assert class_weights(str(tmp_path / 'weights'), create_train_val('', str(image_folder))[0], 3) == (1, 2, 3)

@@ -91,6 +91,13 @@ def test_a_mixed_step_is_that_of_the_equations(kind: str) -> None:
     assert loss.counts == Counter(steps=1, embeddings=1)
 
 
+def test_a_first_batch_of_few_labels() -> None:
+    loss = timm_multimix.hf_loss(m=8, effective=4, ramp=0)
+    x, y = logits_and_labels(n=8)
+    y[3:] = -100
+    assert torch.isfinite(loss({'logits': x.requires_grad_()}, y))
+
+
 def test_dataparallel_tells_a_number_for_each_device_and_multiplies() -> None:
     x, y = logits_and_labels()
     x.requires_grad_()

@@ -81,6 +81,7 @@ def test_it_sees_images_as_it_was_trained_on_them(tmp_path: Path) -> None:
     ('--multimix-teacher given', 'for a loop of your own'),
     ('--multimix-teacher resnet81', 'timm has no such model. Did you mean'),
     ('--multimix-teacher NUMBERS', 'tells 7 classes apart, but the data has 3'),
+    ('--multimix-teacher NAMES', "whose class 1 is 'class_2', but that of the data is 'class_1'"),
     ('--multimix none --multimix-teacher ema --model-ema', 'but --multimix is none'),
     ('--multimix multimix --multimix-teacher ema --model-ema --multimix-teacher-at position', 'only --multimix dense'),
 ])
@@ -90,6 +91,11 @@ def test_what_is_wrong_is_said_before_training(
         timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=7), str(tmp_path / 'seven'),
                                 safe_serialization=True)
         flags = flags.replace('NUMBERS', str(tmp_path / 'seven'))
+    if 'NAMES' in flags:
+        names = {'label_names': ['class_0', 'class_2', 'class_1']}
+        timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=3), str(tmp_path / 'named'),
+                                model_config=names, safe_serialization=True)
+        flags = flags.replace('NAMES', str(tmp_path / 'named'))
     code = train.main(['--multimix', 'dense', *SHORT, '--data-dir', str(image_folder),
                        '--output', str(tmp_path / 'out'), *flags.split()])
     assert code == 2 and says in capsys.readouterr().err

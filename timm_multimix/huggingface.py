@@ -154,14 +154,14 @@ class TrainerLoss:
 
     def _first_check(self, config: MultiMixConfig, B: int, C: int) -> None:
         """Tell the user, once, when the settings cannot do what they are for."""
-        if not self._needs_first_check or not config.prob:
+        if not self._needs_first_check or not config.prob or (1 < B < (config.m or 0)):  # of a batch with more labels
             return
         self._needs_first_check = False
         if B == 1:
             message: Optional[str] = ('The micro-batch has one example, which cannot be mixed with others: raise '
                                       'per_device_train_batch_size, and lower gradient_accumulation_steps.')
         else:
-            message = signal_warning(config if config.m is None else config.replace(m=min(config.m, B)), B, C)
+            message = signal_warning(config, B, C)
         if message:
             warnings.warn(message, stacklevel=5)
 

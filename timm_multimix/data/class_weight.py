@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from ..errors import SettingError, nearest
 from ..files import load_yaml
 from .factory import class_names
@@ -31,7 +33,7 @@ def class_weights(given: Optional[str], dataset: Any, num_classes: int) -> Optio
         raise SettingError(f"--class-weight is {given!r}, but there is no such file. 'auto' weighs by inverse "
                            f'frequency.')
     try:
-        found = load_yaml(given)
+        found = load_yaml(given, yaml.BaseLoader)  # a class may be called 0, or no
     except SettingError as e:
         raise SettingError(f'--class-weight is {given!r}, which is neither numbers nor YAML: {e}') from e
     names = class_names(dataset)

@@ -17,6 +17,8 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     parser.add_argument('--images-per-class', type=float, metavar='N',
                         help='training images of a class on average; default what the run says')
     args = parser.parse_args(argv)
+    if args.images_per_class is not None and not 0 < args.images_per_class < float('inf'):
+        parser.error(f'--images-per-class is {args.images_per_class:g}, but it must be above 0')
     try:
         run, known = read_run(args.run, args.images_per_class), evidence()
         option, gain, like = advise(run, known)

@@ -110,9 +110,12 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     folder = Path(folder)
     if not (folder / 'args.yaml').is_file():
         raise SettingError(f'{folder} is no run: it has no args.yaml. Name the output folder of train.py.')
-    settings: dict[str, Any] = load_yaml(folder / 'args.yaml')
-    mixes = [f'--{name}' for name, plain in (('multimix', 'none'), ('mixup', 0), ('cutmix', 0))
-             if settings.get(name) not in (None, plain)]
+    settings: Any = load_yaml(folder / 'args.yaml')
+    if not isinstance(settings, dict):
+        raise SettingError(f'{folder}/args.yaml is damaged: it holds no settings.')
+    mixes = [f'--{name.replace("_", "-")}' for name, plain in (
+        ('multimix', 'none'), ('mixup', 0), ('cutmix', 0), ('cutmix_minmax', None)) if settings.get(name) not in (
+            None, plain)]
     if mixes:
         raise SettingError(f'{folder} mixes already ({", ".join(mixes)}). Advice needs a run without mixing, '
                            f'with the same settings otherwise.')

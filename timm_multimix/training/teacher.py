@@ -35,7 +35,7 @@ def check_teacher_flags(args: argparse.Namespace) -> None:
 
 
 def build_teacher(args: argparse.Namespace, config: Optional[MultiMixConfig], data_config: dict[str, Any],
-                  device: torch.device) -> Optional[Teacher]:
+                  device: torch.device, names: Optional[list[str]] = None) -> Optional[Teacher]:
     """What gives a trained network's logits of images that are normalised for the model; None for no such teacher.
 
     Raises:
@@ -52,6 +52,11 @@ def build_teacher(args: argparse.Namespace, config: Optional[MultiMixConfig], da
     if network.num_classes != args.num_classes:
         raise SettingError(f'--multimix-teacher is {name!r}, which tells {network.num_classes} classes apart, but the '
                            f'data has {args.num_classes}: train it on this data first.')
+    named = cfg.get('label_names')
+    if named and names and list(named) != list(names):
+        i = next((i for i, (a, b) in enumerate(zip(named, names)) if a != b), 0)
+        raise SettingError(f'--multimix-teacher is {name!r}, whose class {i} is {named[i]!r}, but that of the data is '
+                           f'{names[i]!r}: it would teach other classes.')
     theirs = tuple(cfg.get('input_size') or (channels, *size))
     if theirs[0] != channels:
         raise SettingError(f'--multimix-teacher is {name!r}, which takes images of {theirs[0]} channels, but these '
