@@ -86,7 +86,7 @@ CASES += [  # fine-tuning, beside the recipe, which smooths labels
     for what, data, classes in PHOTOGRAPHS
     for study in [f'finetune_{infix}{data}']]
 BOTH, BESIDE = 'label smoothing and class weights', 'Dense MultiMix, label smoothing and class weights'
-for net, infix in (('Lite0', 'test_'),):
+for net, infix in (('Lite0', 'test_'), ('Lite1', 'lite1_')):
     for what, data, classes in PHOTOGRAPHS:
         study = f'longtail_{infix}{data}'
         CASES += [

@@ -147,6 +147,7 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
     for number in ('-5', 'nan', '0'):
         with pytest.raises(SystemExit):
             main(['advise', str(run), '--images-per-class', number])
+    assert main(['advise', str(run / 'model')]) == 2 and f'Did you mean {run}?' in capsys.readouterr().err
     (mixed / 'args.yaml').write_text('')
     assert main(['advise', str(mixed)]) == 2 and 'args.yaml is damaged' in capsys.readouterr().err
     (run / 'summary.csv').unlink()

@@ -109,7 +109,10 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     """
     folder = Path(folder)
     if not (folder / 'args.yaml').is_file():
-        raise SettingError(f'{folder} is no run: it has no args.yaml. Name the output folder of train.py.')
+        near = next((place for place in (Path('output/train') / folder, folder.parent)
+                     if (place / 'args.yaml').is_file()), None)
+        raise SettingError(f'{folder} is no run: it has no args.yaml. '
+                           + (f'Did you mean {near}?' if near else 'Name the output folder of train.py.'))
     settings: Any = load_yaml(folder / 'args.yaml')
     if not isinstance(settings, dict):
         raise SettingError(f'{folder}/args.yaml is damaged: it holds no settings.')
