@@ -85,16 +85,16 @@ CASES += [  # fine-tuning, beside the recipe, which smooths labels
     for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))
     for what, data, classes in PHOTOGRAPHS
     for study in [f'finetune_{infix}{data}']]
-BOTH, BESIDE = 'label smoothing and class weights', 'Dense MultiMix, label smoothing and class weights'
+BOTH = 'label smoothing and class weights'
+PAIRS, BESIDE = f'manifold mixup, {BOTH}', f'Dense MultiMix, {BOTH}'
 for net, infix in (('Lite0', 'test_'), ('Lite1', 'lite1_')):
     for what, data, classes in PHOTOGRAPHS:
         study = f'longtail_{infix}{data}'
         CASES += [
             Where(f'EfficientNet-{net}, 40 to 2 {what} a class', [(study, 'label smoothing')], {
-                'class weights': (study, BOTH), 'class weights and Dense MultiMix': (study, BESIDE)},
-                (study, 'label smoothing'), classes, TAIL),
+                'class weights': (study, BOTH)}, (study, 'label smoothing'), classes, TAIL),
             Where(f'EfficientNet-{net}, 40 to 2 {what} a class, weighted', [(study, BOTH)], {
-                'manifold mixup': (study, 'manifold mixup, label smoothing and class weights'),
+                'manifold mixup': (study, PAIRS),
                 DENSE: (study, BESIDE)}, (study, BOTH), classes, WEIGHTED_TAIL)]
 
 

@@ -97,7 +97,8 @@ DIFFERENT: dict[str, str] = {
     'val_interval': 'epochs without validation still get a row in `summary.csv`',
     'output': 'a folder that holds a run is never written over',
     'experiment': 'a folder that holds a run is never written over',
-    'eval_metric': 'default `top1`; `top5`, `loss`',
+    'data_dir': 'folders may also hold WebP, BMP, GIF and TIFF files, which timm leaves out',
+    'eval_metric': 'default `top1`; `top5`, `loss`, and `balanced`, the mean over classes of top-1',
     'log_wandb': 'the same as `--log wandb`; an error where wandb is not installed (timm: a warning)',
     'wandb_project': "also trackio's",
 }

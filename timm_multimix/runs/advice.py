@@ -27,8 +27,7 @@ OPTIONS = {
     SCRATCH: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
               'Dense MultiMix': '--multimix dense'},
     PRETRAINED: {'no mixing': '', 'manifold mixup': MANIFOLD, 'Dense MultiMix': DENSE},
-    TAIL: {'no mixing': '', 'class weights': '--class-weight auto',
-           'class weights and Dense MultiMix': f'--class-weight auto --smoothing 0.1 {DENSE}'},
+    TAIL: {'no mixing': '', 'class weights': '--class-weight auto'},
     WEIGHTED_TAIL: {'no mixing': '', 'manifold mixup': f'--smoothing 0.1 {MANIFOLD}',
                     'Dense MultiMix': f'--smoothing 0.1 {DENSE}'},
 }

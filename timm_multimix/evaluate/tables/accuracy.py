@@ -65,7 +65,7 @@ def accuracy(
     known = [name for name, there in zip(names, present) if there]
     return Table(
         'accuracy', rows_of(rows),
-        {'per_class': dict(zip(known, recall.tolist())), 'confusion': confusion.tolist(), 'classes': names[:C],
+        {'per_class': dict(zip(known, recall.tolist())), 'uneven': _uneven(target.numpy()), 'confusion': confusion.tolist(), 'classes': names[:C],
          'resamples': resamples, 'seed': seed},
         [f'The worst class is {known[worst]}.'],
         {'top1': top1, 'target': target.numpy(), 'resamples': resamples, 'seed': seed})
@@ -101,13 +101,14 @@ def compare(tables: Mapping[str, Table]) -> None:
         if len(a) == len(b):
             drawn = table.arrays['resamples'], table.arrays['seed']
             table.rows[f'top-1 minus that of {first}, points'] = interval(b - a, *drawn)
-            if not _even(target := table.arrays['target']):
+            if _uneven(target := table.arrays['target']):
                 table.rows[f'mean over classes minus that of {first}, points'] = over_classes(b - a, target, *drawn)
 
 
-def _even(target: np.ndarray) -> bool:
-    """Whether all classes have as many images: then top-1 is the mean over classes."""
-    return len(set(np.unique(target, return_counts=True)[1])) == 1
+def _uneven(target: np.ndarray) -> bool:
+    """Whether a class has twice as many images as another. Else the mean over classes is nearly top-1."""
+    counts = np.unique(target, return_counts=True)[1]
+    return bool(counts.max() >= 2 * counts.min())
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
