@@ -346,6 +346,12 @@ def test_unreadable_images_are_named_and_counted(
     flags = [*SMALL, '--data-dir', str(image_folder), '-b', '4', '--output', str(tmp_path), '--warmup-epochs', '0']
     error = error_of(capsys, *flags)
     assert "1 of 18 images in 'train'" in error and str(bad) in error and '--bad-images skip' in error
+    other = image_folder / 'validation' / 'class_0' / '1.png'
+    kept = other.read_bytes()
+    other.write_bytes(b'')
+    error = error_of(capsys, *flags)  # of both splits at once
+    assert str(bad) in error and str(other) in error
+    other.write_bytes(kept)
     assert train.main([*flags, '--bad-images', 'skip']) == 0
     out = capsys.readouterr().out
     assert 'are left out' in out and '17 training' in out

@@ -66,10 +66,17 @@ def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[st
             args.dataset or '', args.data_dir, args.train_split, args.val_split, **options)
     _say_splits(args, train_set, val_set, bool(options['parts']))
     if args.bad_images != 'ignore':
+        refused = []
         for split, dataset in ((args.train_split, train_set), (args.val_split, val_set)):
-            left_out = drop_unreadable(dataset, split, args.bad_images == 'skip', workers=2 * max(1, args.workers))
-            if left_out:
-                say(left_out)
+            try:
+                left_out = drop_unreadable(dataset, split, args.bad_images == 'skip', workers=2 * max(1, args.workers))
+            except SettingError as e:
+                refused.append(str(e))
+            else:
+                if left_out:
+                    say(left_out)
+        if refused:  # those of both splits at once
+            raise SettingError('\n'.join(refused))
     names = class_names(train_set)
     if told := describe_images(train_set, names):
         say(told)

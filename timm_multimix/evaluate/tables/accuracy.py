@@ -65,8 +65,8 @@ def accuracy(
     known = [name for name, there in zip(names, present) if there]
     return Table(
         'accuracy', rows_of(rows),
-        {'per_class': dict(zip(known, recall.tolist())), 'uneven': _uneven(target.numpy()), 'confusion': confusion.tolist(), 'classes': names[:C],
-         'resamples': resamples, 'seed': seed},
+        {'per_class': dict(zip(known, recall.tolist())), 'uneven': _uneven(target.numpy()),
+         'confusion': confusion.tolist(), 'classes': names[:C], 'resamples': resamples, 'seed': seed},
         [f'The worst class is {known[worst]}.'],
         {'top1': top1, 'target': target.numpy(), 'resamples': resamples, 'seed': seed})
 
