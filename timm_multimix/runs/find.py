@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 
 import torch
 
+from ..config import EMA
 from ..errors import SettingError
 from ..files import load_yaml
 from .flags import FREE_ON_RESUME, on_the_line
@@ -118,7 +119,8 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
         del given['pretrained']
     for name in ('data_dir', 'pretrained_path', 'class_weight', 'multimix_teacher', 'class_map'):
         path = os.path.expanduser(given.get(name) or '')
-        if path and not is_repo(path) and (name in ('data_dir', 'pretrained_path') or os.path.exists(path)):
+        surely = name in ('data_dir', 'pretrained_path')  # the others may be names of something else
+        if path not in ('', EMA) and not is_repo(path) and (surely or os.path.exists(path)):
             given[name] = os.path.abspath(path)
     for _, run in newest:
         try:

@@ -16,6 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from timm.utils import get_outdir
 
+from ..config import EMA
 from ..data import DIGITS
 from ..data.split import FILE, divided, write_parts
 from ..distributed import from_first, rank
@@ -243,7 +244,7 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
         if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
             saved[name] = os.path.abspath(saved[name])
     for name in ('multimix_teacher', 'class_map'):  # which may be names of something else
-        if isinstance(saved[name], str) and os.path.exists(saved[name]):
+        if isinstance(saved[name], str) and saved[name] != EMA and os.path.exists(saved[name]):
             saved[name] = os.path.abspath(saved[name])
     return saved
 
