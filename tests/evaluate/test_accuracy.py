@@ -78,9 +78,9 @@ def test_interval_of_the_mean_over_classes() -> None:
 
 
 def test_the_mean_over_classes_is_on_top_where_it_differs() -> None:
-    logits = torch.eye(3)[[0, 0, 0, 1, 1, 0]]
-    for target, shown in (([0, 0, 0, 0, 1, 2], True), ([0, 0, 1, 1, 2, 2], False)):
-        outputs = Outputs(logits, torch.tensor(target), torch.zeros(6, 1))
+    logits = torch.eye(3)[[0, 0, 0, 1, 1, 0, 0]]
+    for target, shown in (([0, 0, 0, 0, 0, 1, 2], True), ([0, 0, 0, 1, 1, 2, 2], False)):
+        outputs = Outputs(logits, torch.tensor(target), torch.zeros(7, 1))
         tables = {'accuracy': {name: accuracy(nn.Identity(), outputs) for name in 'ab'}}
         compare(tables['accuracy'])
         names = [row.name for row in summary(tables)]

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
+from ...runs.advice import uneven
 from ..outputs import Source, collect
 from ..table import Table, Value, pyplot, rows_of, save_figure, short, title
 
@@ -106,9 +107,8 @@ def compare(tables: Mapping[str, Table]) -> None:
 
 
 def _uneven(target: np.ndarray) -> bool:
-    """Whether a class has twice as many images as another. Else the mean over classes is nearly top-1."""
-    counts = np.unique(target, return_counts=True)[1]
-    return bool(counts.max() >= 2 * counts.min())
+    """Whether classes differ much in size. Else the mean over classes is nearly top-1."""
+    return uneven(np.unique(target, return_counts=True)[1].tolist())
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
