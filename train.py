@@ -40,11 +40,11 @@ from tqdm import tqdm
 
 from timm_multimix import MultiMixConfig, SettingError, unwrap, wrap
 from timm_multimix.data import PlacedLoader, class_weights
+from timm_multimix.data.class_weight import uneven
 from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start, total, world
 from timm_multimix.errors import shown
 from timm_multimix.hub import starting_point
 from timm_multimix.policy import TAUGHT, InputMixing
-from timm_multimix.runs.advice import uneven
 from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args
 from timm_multimix.seeding import seed_place

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,6 +12,8 @@ import yaml
 from ..errors import SettingError, nearest
 from ..files import load_yaml
 from .factory import class_names
+
+UNEVEN = 5  # times as many images in the largest class as in the smallest
 
 
 def class_weights(given: Optional[str], dataset: Any, num_classes: int) -> Optional[tuple[float, ...]]:
@@ -62,6 +65,11 @@ def _inverse_frequency(dataset: Any, num_classes: int) -> tuple[float, ...]:
     present = [counts[c] for c in range(num_classes) if counts[c]]
     mean = sum(present) / len(present)
     return tuple(mean / counts[c] if counts[c] else 0.0 for c in range(num_classes))
+
+
+def uneven(sizes: Sequence[float]) -> bool:
+    """Whether the largest class has so many more images than the smallest that class weights were worth trying."""
+    return bool(sizes) and max(sizes) >= UNEVEN * min(sizes)
 
 
 def class_counts(dataset: Any) -> Optional[list[int]]:

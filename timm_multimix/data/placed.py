@@ -27,6 +27,11 @@ Place = tuple[int, int, int]  # seed, epoch, position in the epoch over all rank
 class SampleError(RuntimeError):
     """An image that could not be loaded: the message names it and says why."""
 
+    @property
+    def words(self) -> str:
+        """The message alone: from a worker it comes with a traceback in its text."""
+        return f'An image cannot be loaded: {str(self).rsplit("SampleError: ", 1)[-1].strip()}'
+
 
 class PlacedLoader:
     """timm's loader, with batches by place, that can start within an epoch and names the image that broke it.
@@ -93,8 +98,8 @@ class PlacedLoader:
                     return
                 yield batch
                 done += 1
-        except SampleError as e:  # from a worker it comes with a traceback in its text
-            raise SettingError(f'An image cannot be loaded: {str(e).rsplit("SampleError: ", 1)[-1].strip()}') from e
+        except SampleError as e:
+            raise SettingError(e.words) from e
         except (RuntimeError, OSError, EOFError) as e:  # a dead worker may also be a broken pipe
             time.sleep(0.5)  # a signal to all comes to each in its own time
             alive = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
@@ -149,9 +154,7 @@ class _Placed(Dataset[Any]):
         here = self.loading.numpy()[worker.id if worker else 0]  # written to in a tenth of a tensor's time
         here[0], here[1] = os.getpid(), index if isinstance(index, int) else -1
         try:
-            return self.dataset[index]
-        except Exception as e:  # decoders and transforms raise nearly anything
-            raise SampleError(f'{sample_name(self.dataset, index)}: {type(e).__name__}: {e}') from e
+            return load_sample(self.dataset, index)
         finally:
             here[1] = -1
 
@@ -190,6 +193,14 @@ def _like(loader: DataLoader[Any], dataset: Dataset[Any], order: Any, workers: i
         multiprocessing_context=loader.multiprocessing_context if workers else None,
         prefetch_factor=loader.prefetch_factor if workers else None,
         persistent_workers=loader.persistent_workers and workers > 0)
+
+
+def load_sample(dataset: Any, index: Any) -> Any:
+    """What a data set has at an index. Raises `SampleError` where that cannot be loaded."""
+    try:
+        return dataset[index]
+    except Exception as e:  # decoders and transforms raise nearly anything
+        raise SampleError(f'{sample_name(dataset, index)}: {type(e).__name__}: {e}') from e
 
 
 def sample_name(dataset: Any, index: Any) -> str:

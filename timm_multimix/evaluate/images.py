@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
 from ..data.factory import check_class_map, open_data_set
 from ..data.folders import check_links, tidy
-from ..data.placed import SampleError, sample_name
+from ..data.placed import SampleError, load_sample
 from ..data.split import split_folder, take_part
 from ..errors import SettingError, in_words, nearest
 from .load import Checkpoint
@@ -119,19 +119,15 @@ class _Named(Subset[Any]):
     __getitems__ = None  # type: ignore[assignment]
 
     def __getitem__(self, index: Any) -> Any:
-        try:
-            return super().__getitem__(index)
-        except Exception as e:  # decoders and transforms raise nearly anything
-            raise SampleError(f'{sample_name(self.dataset, self.indices[index])}: {type(e).__name__}: {e}') from e
+        return load_sample(self.dataset, self.indices[index])
 
 
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
-        except SampleError as e:  # from a worker it comes with a traceback in its text
-            raise SettingError(f'An image cannot be loaded: {str(e).rsplit("SampleError: ", 1)[-1].strip()}. Mend or '
-                               f'remove it.') from e
+        except SampleError as e:
+            raise SettingError(f'{e.words}. Mend or remove it.') from e
 
 
 def loader_of(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoader[Any]:

@@ -24,7 +24,7 @@ from ..wrapper import unwrap
 from .card import MARK, NOTES, model_card
 from .errors import HubError, check_repo_id, hub_error, offline, retried, scrub
 from .load import check_whole
-from .save import CONFIG, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, plain_copy, save_plain
+from .save import CONFIG, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, WEIGHTS, plain_copy, save_plain, without_place
 
 WAITS = (5.0, 30.0)  # seconds before the second and the third attempt
 FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png', NOTES)
@@ -154,10 +154,7 @@ def published_args(path: Path) -> str:
     if not isinstance(args, dict):
         raise SettingError(f'{path} is damaged: it holds no settings.')
     kept = {k: v for k, v in args.items() if k not in _PRIVATE}
-    for name in _PATHS:
-        value = kept.get(name)
-        if isinstance(value, str) and (os.path.isabs(value) or value.startswith('local-dir:')):
-            kept[name] = Path(value.removeprefix('local-dir:')).name
+    kept.update({name: without_place(kept[name]) for name in _PATHS if name in kept})
     return yaml.safe_dump(kept, default_flow_style=False)
 
 

@@ -105,13 +105,17 @@ def settings_text(config: MultiMixConfig, counts: Optional[Mapping[str, int]] = 
 
     Behind it under `COUNTS` what the steps of the training mixed, where they were counted.
     """
-    settings = {k: v for k, v in config.to_dict().items() if k != 'engine'}
-    teacher = settings.get('teacher') or ''
-    if os.path.isabs(teacher) or teacher.startswith('local-dir:'):  # where it lies on a machine is private
-        settings['teacher'] = Path(teacher.removeprefix('local-dir:')).name
+    settings = {k: without_place(v) if k == 'teacher' else v for k, v in config.to_dict().items() if k != 'engine'}
     if counts:
         settings[COUNTS] = {name: int(counts[name]) for name in COUNTED if counts.get(name)}
     return f'# How this model was trained, timm-multimix {__version__}.\n' + yaml.safe_dump(settings, sort_keys=False)
+
+
+def without_place(value: Any) -> Any:
+    """A path without where it lies on a machine, which is private; everything else as it is."""
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith('local-dir:')):
+        return Path(value.removeprefix('local-dir:')).name
+    return value
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

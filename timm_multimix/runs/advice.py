@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 
 import yaml
 
+from ..data.class_weight import uneven
 from ..errors import SettingError
 from ..files import load_json, load_yaml
 from .settings import starts_pretrained
@@ -17,7 +18,6 @@ from .summary import read_summary
 EVIDENCE = Path(__file__).with_name('evidence.yaml')
 SHOWN = 3  # trainings, beside the advice
 HALF = 4.0  # so far away, a training counts half
-UNEVEN = 5  # times as many training images in the largest class as in the smallest
 # What a training begins with, and on what → name of what was measured → the flags that do it.
 SCRATCH, PRETRAINED, TAIL, WEIGHTED_TAIL = KINDS = (
     'from scratch', 'from pretrained weights', 'from pretrained weights, on uneven classes',
@@ -140,11 +140,6 @@ def _kind(settings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if not uneven((few, many)):
         return PRETRAINED
     return WEIGHTED_TAIL if settings.get('class_weight') else TAIL
-
-
-def uneven(sizes: Sequence[float]) -> bool:
-    """Whether the largest class has so many more images than the smallest that class weights were worth trying."""
-    return bool(sizes) and max(sizes) >= UNEVEN * min(sizes)
 
 
 def sentences(run: Training, option: str, gain: float, like: Sequence[Training]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..config import METHODS, PRESET_WORDS, MultiMixConfig, setting_text
+from ..data.class_weight import uneven
 from ..distributed import world
 from ..mixing import expected_signal
 from ..policy import EMBEDDINGS, FEW, INPUTS, NOTHING, MixingPolicy, thousands
-from ..runs.advice import uneven
 from ..runs.screen import say
 from ..runs.settings import smoothing, starts_pretrained
 from ..stepping import one_position_note

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
-from ...runs.advice import uneven
+from ...data.class_weight import uneven
 from ..outputs import Source, collect
 from ..table import Table, Value, pyplot, rows_of, save_figure, short, title
 
