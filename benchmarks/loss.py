@@ -78,7 +78,7 @@ def measure(
 
     def drawing() -> None:
         sampler = LamSampler(N, P, B, alpha, device=device)
-        draw = sampler.draw_sticks if engine.prefers_sticks(sampler) else sampler.draw
+        draw = sampler.draw_sticks if engine.prefers_sticks(sampler) else sampler.draw_many
         at_once = max(1, min(P, CHUNK[device] // (N * B)))  # as the loss asks for them
         for p in range(0, P, at_once):
             draw(min(at_once, P - p), N)

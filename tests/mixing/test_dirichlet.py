@@ -82,6 +82,32 @@ def test_moments(alpha: float) -> None:
     assert abs(float((centred[:, 0] * centred[:, 1]).mean()) / covariance - 1) < 0.1
 
 
+@pytest.mark.parametrize(('alpha', 'm'), [(0.7, 8), (1.0, 8), (0.3, 5)])
+def test_many_are_few_in_other_orders_of_the_examples(alpha: float, m: int) -> None:
+    sampler = LamSampler(8001, 2, 8, alpha, torch.Generator().manual_seed(2), m=m)
+    lam = sampler.draw_many(2, 8001)
+    assert lam.shape == (2, 8001, 8)
+    true = sampler.draw(1, 8001)[0, :, 0]
+    weights = lam.sort(-1).values
+    for start in range(0, 8001, 2001):  # each of these alone is of independent vectors
+        for example in (0, 5):
+            assert stats.ks_2samp(lam[1, start:start + 2000, example].numpy(), true.numpy()).pvalue > 1e-3
+        assert (weights[0, start:start + 1998] == weights[0, :1998]).all()
+    assert len(lam.flatten(0, 1).unique(dim=0)) == 16002
+    wins = torch.bincount(lam.flatten(0, 1).argmax(1), minlength=8).numpy()
+    assert stats.chisquare(wins).pvalue > 1e-3
+
+
+def test_few_vectors_and_unequal_shares_have_weights_of_their_own() -> None:
+    seed = torch.Generator().manual_seed(0)
+    few = LamSampler(100, 3, 8, 1.0, seed).draw_many(3, 100)
+    uneven = LamSampler(500, 1, 8, 1.0, seed, shares=torch.arange(1., 9)).draw_many(1, 500)
+    within = LamSampler(500, 1, 8, 1.0, seed, classes=torch.arange(8) % 3, tuples='within').draw_many(1, 500)
+    for lam, rows in ((few, 300), (uneven, 500), (within, 500)):
+        assert len(lam.flatten(0, 1).sort(-1).values.unique(dim=0)) == rows
+    torch.testing.assert_close(uneven.mean((0, 1)), torch.arange(1., 9) / 36, atol=0.02, rtol=0)
+
+
 def test_positions_and_tuples_are_independent_draws() -> None:
     lam = sample_lam(50, 4, 8, 1.0, torch.Generator().manual_seed(0))
     assert len(lam.flatten(0, 1).unique(dim=0)) == 200

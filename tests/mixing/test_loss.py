@@ -263,8 +263,8 @@ def test_half_precision_loses_no_more_than_the_equations_in_it(
     L, y, eye = (3 * torch.randn(B, P, C)).to(dtype), torch.randint(0, C, (B,)), torch.eye(C, dtype=torch.float64)
     a = None if kind == 'none' else attention(torch.randn(B, P, 8))
     drawn: list[Union[Tensor, Sticks]] = []
-    draw, draw_sticks = LamSampler.draw, LamSampler.draw_sticks
-    monkeypatch.setattr(LamSampler, 'draw', lambda self, p, n: drawn.append(draw(self, p, n)) or drawn[-1])
+    draw, draw_sticks = LamSampler.draw_many, LamSampler.draw_sticks
+    monkeypatch.setattr(LamSampler, 'draw_many', lambda self, p, n: drawn.append(draw(self, p, n)) or drawn[-1])
     monkeypatch.setattr(
         LamSampler, 'draw_sticks', lambda self, p, n: drawn.append(draw_sticks(self, p, n)) or drawn[-1])
     mixtures = sample_lam(N, P, B, 0.2) if lam == 'given' else LamSampler(N, P, B, 0.5 / B if lam == 'sticks' else 1.0)

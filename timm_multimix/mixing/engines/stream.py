@@ -182,7 +182,7 @@ def run(
             *(None if t is None else t[p] for t in (grad_a, count, reference)))
         for k in _slices(N, k_size):
             if isinstance(lam, LamSampler):
-                draw = lam.draw_sticks if as_sticks else lam.draw
+                draw = lam.draw_sticks if as_sticks else lam.draw_many
                 engine.add(sums, part, draw(size, k.stop - k.start))
             else:
                 engine.add(sums, part, lam[k, p].transpose(0, 1))
