@@ -9,9 +9,7 @@ import yaml
 
 from tests.conftest import ROOT
 from timm_multimix import SettingError
-from timm_multimix.runs.flags import build_parser
 from timm_multimix.runs.settings import multimix_config, parse_args
-from timm_multimix.runs.yaml_file import read_yaml
 from timm_multimix.training.checks import check_args
 
 RECIPES = sorted((ROOT / 'hparams').glob('*.yaml'))
@@ -130,7 +128,6 @@ def test_recipes_are_valid_and_open_with_their_command(recipe: Path) -> None:
     config = multimix_config(args)
     if config is not None:
         config.check_batch(args.batch_size)
-    read_yaml(recipe, build_parser())
 
 
 def config(*flags: str) -> object:
@@ -190,14 +187,10 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize('flags, words', [
     (['--model', 'resnet19'], "--model is 'resnet19'.* Did you mean resnet1"),
-    (['--opt', 'adammw'], 'Did you mean .*adamw'), (['--epochs', '0'], '--epochs is 0'),
-    (['--lr', '-1'], '--lr is -1'), (['--hflip', '2'], '--hflip is 2'), (['--smoothing', '1'], '--smoothing is 1'),
-    (['--mixup', '1', '-b', '9'], '--batch-size is 9'), (['-b', '0'], '--batch-size is 0'),
-    (['--seed', '-1'], '--seed is -1'), (['--mean', '0.1', '0.2'], '--mean is'), (['--std', '0'], '--std is'),
+    (['--opt', 'adammw'], 'Did you mean .*adamw'), (['--mixup', '1', '-b', '9'], '--batch-size is 9'),
+    (['--mean', '0.1', '0.2'], '--mean is'),
     (['--scale', '1', '0.5'], '--scale is 1 0.5'), (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax is'),
     (['--model-kwargs', 'num_classes=5'], 'use --num-classes'), (['--torchcompile', 'nonsense'], '--torchcompile is'),
-    (['--crop-pct', '-1'], '--crop-pct is'), (['--clip-grad', '0'], '--clip-grad is 0, .* above 0'),
-    (['--drop', '1'], '--drop is 1, .* below 1'), (['--drop-path', '1'], '--drop-path is 1'),
     (['--scale', '5', '9'], '--scale is 5, .* up to 1'), (['--img-size', '100000'], '--img-size is 100000'),
     (['--start-epoch', '3', '--epochs', '3'], '--start-epoch is 3 .* nothing would be trained'),
     (['--resume', 'nowhere'], "--resume is 'nowhere'"), (['--num-classes', '0'], '--num-classes is 0'),

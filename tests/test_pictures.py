@@ -54,7 +54,7 @@ def test_pictures_of_the_documents(picture: Any) -> None:
 
 @pytest.mark.parametrize('title', ['', 'vit_small_patch16_224, dense (default): embeddings mixed on 219 of 1 170 '
                                        'steps, and a name that is longer than any picture is wide' * 2])
-@pytest.mark.parametrize('kind', ['dense', 'none'])
+@pytest.mark.parametrize('kind', ['plain', 'dense', 'none'])
 @pytest.mark.parametrize('epochs', [1, 12, 2000])
 def test_curves_of_a_run(kind: str, epochs: int, title: str) -> None:
     some = rows(kind)

@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -245,39 +244,6 @@ def test_curves_say_what_they_are(tmp_path: Path) -> None:
     assert strength.get_lines()[0].get_ydata()[-1] == 2.25
     assert information.get_ylabel() == 'class information in its target,\n% (0: none is left)'
     assert information.get_lines()[0].get_ydata()[-1] == 62.5  # of a target entropy of 0.375 of the batch's
-
-
-def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
-    """Of each panel with all that belongs to it, both of its y axes, and of the title."""
-    figure.draw_without_rendering()
-    panels: dict[tuple[float, ...], list[Any]] = {}
-    for axis in figure.axes:
-        panels.setdefault(axis.get_position().bounds, []).append(axis)
-    for axes in panels.values():
-        for axis in axes:
-            yield axes[0].get_title(), axis.get_tightbbox()
-    for text in figure.texts:
-        yield 'title', text.get_window_extent()
-
-
-@pytest.mark.parametrize('epochs', [1, 12, 1200])
-@pytest.mark.parametrize('kind', ['plain', 'inputs', 'dense'])
-def test_nothing_is_cut_off(kind: str, epochs: int, tmp_path: Path) -> None:
-    title = headline('vit_so400m_patch14_siglip_gap_896.pali2_10b_pt', 'dense', 'embeddings',
-                     {'steps': 1_170_000, 'embeddings': 1_100_000}) + '; ' + 'a word or two of whoever called it ' * 6
-    figure = draw_curves(rows(kind, epochs), title)
-    assert title.split() == ' '.join(text.get_text() for text in figure.texts).split()
-    found = list(boxes(figure))
-    width, height = figure.bbox.width, figure.bbox.height
-    for name, box in found:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, (name, box)
-    for i, (name, box) in enumerate(found):
-        for other, its in found[:i]:
-            assert name == other or not box.overlaps(its), (name, box, other, its)
-    for axis in figure.axes:
-        if axis.get_legend():
-            inside, legend = axis.get_window_extent(), axis.get_legend().get_window_extent()
-            assert inside.contains(*legend.min) and inside.contains(*legend.max)
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:

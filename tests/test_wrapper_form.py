@@ -332,12 +332,6 @@ def test_frameworks_that_set_forward_on_the_object() -> None:
     assert unwrap(wrapped)(IMAGES).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize('size', [32, (32, 32), (3, 32.0, 32), (3, 0, 32)])
-def test_input_sizes_that_are_none(size: Any) -> None:
-    with pytest.raises(SettingError, match=r'must be \(C, H, W\) in pixels'):
-        wrap(timm.create_model('test_resnet', num_classes=5), input_size=size)
-
-
 def test_a_trainer_of_several_kinds_of_models_finds_no_config() -> None:
     """As such trainers look for one: they set its fields, write it to their logs, and do without."""
     wrapped = resnet()
