@@ -9,7 +9,6 @@
     mix-late     Embeddings are mixed in the last three quarters of the training only.
     mix-early    In the first three quarters only.
     frozen       Only the classifier learns; the network below it stays as it came, batch norms included.
-    still        What --bn-eval does, which was tried so first.
     memorised    The share of the steps that mix follows memorisation: it is the fraction by which the running loss of
                  unmixed training batches has fallen since the start. It needs no length of the training.
 """
@@ -24,7 +23,6 @@ from torch import Tensor
 from timm_multimix import MultiMixTask
 from timm_multimix.heads import classifier_leaves
 from timm_multimix.mixing import LamSampler
-from timm_multimix.training.norms import keep_statistics
 
 NEIGHBOURS = 8
 MOMENTUM = 0.98  # of the running loss: about an epoch of the studies' 39 batches
@@ -132,14 +130,7 @@ class Frozen(MultiMixTask):
         return self
 
 
-class Still(MultiMixTask):
-    def train(self, mode: bool = True) -> Still:
-        super().train(mode)
-        keep_statistics(self)
-        return self
-
-
 VARIANTS = {
     'dominant': Dominant, 'same-class': SameClass, 'neighbours': Neighbours, 'mix-late': MixLate,
-    'mix-early': MixEarly, 'memorised': Memorised, 'frozen': Frozen, 'still': Still,
+    'mix-early': MixEarly, 'memorised': Memorised, 'frozen': Frozen,
 }

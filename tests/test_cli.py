@@ -23,9 +23,7 @@ def yaml_file(tmp_path: Path, text: str) -> str:
 
 def test_a_flag_replaces_what_a_file_says_in_another_way(tmp_path: Path) -> None:
     path = tmp_path / 'args.yaml'
-    old = 'recipe: x\nmultimix: dense\nmultimix_preset: null\nmultimix_ramp_epochs: null\n'
     for text, flags, want in (
-            (old, ['--multimix-preset', 'paper'], (0, None)), (old, ['--multimix-ramp', '0.3'], (0.3, None)),
             ('multimix: dense\nmultimix_ramp_epochs: 7\n', ['--multimix-ramp', '0.3'], (0.3, None)),
             ('multimix: dense\nmultimix_ramp: 0.7\n', ['--multimix-ramp-epochs', '3'], (None, 3))):
         path.write_text(text)
@@ -34,22 +32,6 @@ def test_a_flag_replaces_what_a_file_says_in_another_way(tmp_path: Path) -> None
     path.write_text('multimix: dense\nmultimix_alpha: 0.5\n')
     config = multimix_config(parse_args(['-c', str(path), '--multimix-effective', '2']))
     assert config is not None and (config.alpha, config.effective) == (None, (2, 2))
-
-
-def test_args_yaml_of_an_older_version_keeps_its_ramp(tmp_path: Path) -> None:
-    """Its default preset had a ramp of 100 epochs, and its args.yaml holds every flag that it knew."""
-    path = tmp_path / 'args.yaml'
-    for text, ramp, ramp_epochs in (
-            ('recipe: x\nmultimix: dense\nmultimix_preset: null\nmultimix_ramp_epochs: null\n', None, 100),
-            ('recipe: x\nmultimix: dense\nmultimix_preset: alone\nmultimix_ramp_epochs: null\n', 0, None),
-            ('recipe: x\nmultimix: dense\nmultimix_ramp_epochs: 7.0\n', None, 7),
-            ('recipe: x\nmultimix: dense\nmultimix_ramp: null\nmultimix_ramp_epochs: null\n', 0.5, None),
-            ('multimix: dense\n', 0.5, None)):  # a recipe
-        path.write_text(text)
-        config = multimix_config(parse_args(['-c', str(path)]))
-        assert config is not None and (config.ramp, config.ramp_epochs) == (ramp, ramp_epochs), text
-    path.write_text('recipe: x\nmultimix: none\nmultimix_preset: null\nmultimix_ramp_epochs: null\n')
-    assert multimix_config(parse_args(['-c', str(path)])) is None
 
 
 def test_yaml_sets_defaults_and_flags_win(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def test_default_preset_scales_alpha_with_the_batch() -> None:
 
 
 def test_default_takes_turns_with_input_mixing_and_alone_does_not() -> None:
-    default, alone = MultiMixConfig('dense'), MultiMixConfig('dense', preset='alone')
+    default, alone = MultiMixConfig('dense'), MultiMixConfig('dense', preset='embeddings')
     assert (default.prob, default.ramp, default.mixup, default.cutmix) == (0.25, 0.5, 1, 1)
     assert (alone.prob, alone.ramp, alone.mixup, alone.cutmix) == (1, 0, 0, 0)
-    assert default.replace(preset='alone') == alone and default.alpha_range(128) == alone.alpha_range(128)
+    assert default.replace(preset='embeddings') == alone and default.alpha_range(128) == alone.alpha_range(128)
 
 
 def test_effective_inverts_to_alpha() -> None:
@@ -58,7 +58,7 @@ def test_replace_keeps_what_was_given_and_follows_a_new_preset_otherwise() -> No
 def test_round_trip_through_yaml() -> None:
     for c in (MultiMixConfig('dense', attention='cam', m=5, effective=2), MultiMixConfig('multimix', preset='paper'),
               MultiMixConfig('dense', attention='self'),
-              MultiMixConfig('dense', attention='uniform', preset='alone', keep_norm=True, bce_loss=True,
+              MultiMixConfig('dense', attention='uniform', preset='embeddings', keep_norm=True, bce_loss=True,
                              bce_target_thresh=0.2)):
         assert MultiMixConfig.from_dict(yaml.safe_load(yaml.safe_dump(c.to_dict()))) == c
 
@@ -100,7 +100,7 @@ def test_checked_against_the_batch() -> None:
     with pytest.raises(SettingError, match='must be below 2'):
         MultiMixConfig('dense', effective=2).check_batch(2)
     MultiMixConfig('dense', m=2).check_batch(2)  # the preset's own range gives way
-    MultiMixConfig('dense', preset='alone').check_batch(9)
+    MultiMixConfig('dense', preset='embeddings').check_batch(9)
     with pytest.raises(SettingError, match="--mixup.* is 1.0.*even batch size, not 9.*'embeddings' mixes no inputs"):
         MultiMixConfig('dense').check_batch(9)
     with pytest.raises(SettingError, match='even batch'):

@@ -62,13 +62,6 @@ def test_names(name: Any) -> None:
         from_pretrained(name)
 
 
-@pytest.mark.parametrize('epoch', [math.nan, math.inf, -1, 'x', None])
-@pytest.mark.parametrize('settings', [{}, {'ramp_epochs': 3}, {'ramp': 0}])
-def test_epochs(epoch: Any, settings: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match='set_epoch: epoch is'):
-        MultiMixTask(model(**settings), verbose=False).set_epoch(epoch)
-
-
 @pytest.mark.parametrize('smoothing', [5, -0.1, 1.0, math.nan])
 def test_smoothing_of_timms_mixup(smoothing: float) -> None:
     mixup = Mixup(label_smoothing=smoothing, num_classes=3)

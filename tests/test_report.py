@@ -323,7 +323,7 @@ def test_a_report_tells_what_was_mixed(tmp_path: Path) -> None:
         policy.begin(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]))
     n = policy.counts['embeddings']
     assert 5 < n < 35
-    text = report(tmp_path, '--multimix', 'dense', '--multimix-preset', 'alone', counts=policy.counts)
+    text = report(tmp_path, '--multimix', 'dense', '--multimix-preset', 'embeddings', counts=policy.counts)
     head, said = text.split('\n\n')[1:3]
     assert head == (f'`resnet18`, dense (embeddings): embeddings mixed on {n} of 40 steps; 36 training and 9 '
                     f'validation images of 4 classes.')

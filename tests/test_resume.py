@@ -197,7 +197,7 @@ def test_updates_that_are_no_numbers_are_left_out(
     forward, bad = MultiMixTask.forward, {2, 3, 6}
 
     def poisoned(task: MultiMixTask, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
-        return forward(task, input * float('nan') if task.training and task.step in bad else input, target)
+        return forward(task, input * float('nan') if task.training and task.policy.step in bad else input, target)
 
     monkeypatch.setattr(MultiMixTask, 'forward', poisoned)
     assert start(tmp_path, data, '--epochs', '2', '--multimix', 'multimix', '--model-ema') == 0

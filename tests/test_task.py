@@ -15,7 +15,7 @@ from tests import forked
 from timm_multimix import MultiMixTask, unwrap, wrap
 
 
-def make(preset: str = 'alone', **kwargs: object) -> MultiMixTask:
+def make(preset: str = 'embeddings', **kwargs: object) -> MultiMixTask:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         names = ('n', 'prob', 'ramp', 'clean_weight', 'alpha', 'label_smoothing', 'bce_loss', 'bce_sum',

@@ -1,6 +1,7 @@
 """train.py as users run it: real processes, real models, killed and resumed, and wrong in many ways."""
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import struct
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 import train
 from tests import forked
 from tests.conftest import ROOT, write_images
+from timm_multimix import MultiMixTask
 from timm_multimix.policy import told
 from timm_multimix.runs.summary import read_summary
 from timm_multimix.training.checkpoint import AtomicCheckpointSaver
@@ -375,7 +377,10 @@ def test_torchvision_data_sets_are_converted(tmp_path: Path) -> None:
 
 def test_there_is_always_a_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model('test_resnet', num_classes=2)
-    saver = AtomicCheckpointSaver(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path))
+    task = MultiMixTask(model, verbose=False)
+    saver = AtomicCheckpointSaver(
+        model, torch.optim.SGD(task.parameters(), lr=0.1), args=argparse.Namespace(model='test_resnet'), task=task,
+        checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(0, metric=1.0)
     whole = ('last.pth.tar', 'model_best.pth.tar')
 

@@ -45,7 +45,6 @@ PRESET_WORDS = {
     'manifold': 'pairs of embeddings on every step, as manifold mixup at the last layer',
     'regmixup': 'pairs of images on every step, beside the clean images, as RegMixup',
 }
-ALIASES = {'alone': 'embeddings'}  # what `embeddings` was called
 
 # Two ways of saying one thing each.
 PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'), ('teacher_start', 'teacher_start_epoch'))
@@ -120,8 +119,7 @@ class MultiMixConfig:
     preset: str = setting(
         'default', 'decides what is not given; '
         + '; '.join(f'{name!r}: {words}' for name, words in PRESET_WORDS.items()), tuple(PRESETS), metavar='NAME',
-        more="'paper' is arXiv 2311.05538, 'manifold' arXiv 1806.05236, 'regmixup' arXiv 2206.14502. 'alone' is an "
-        "older name of 'embeddings'.")
+        more="'paper' is arXiv 2311.05538, 'manifold' arXiv 1806.05236, 'regmixup' arXiv 2206.14502.")
     n: Union[int, str] = setting(
         None, "how many mixtures a step has, for dense at each position; 'batch': as many as the batch has images",
         whole(least=1, word='batch'), metavar='N')
@@ -242,8 +240,6 @@ class MultiMixConfig:
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.preset, str):
-            object.__setattr__(self, 'preset', ALIASES.get(self.preset, self.preset))
         fields = {f.name: f.default for f in dataclasses.fields(self) if f.init}
         object.__setattr__(self, '_given', frozenset(name for name in fields if getattr(self, name) is not None))
         for name, default in fields.items():

@@ -15,7 +15,7 @@ from timm.utils import init_distributed_device
 from timm.utils.distributed import is_distributed_env, world_info_from_env
 from torch import Tensor
 
-from .errors import SettingError
+from .errors import SettingError, reason
 
 
 def world() -> int:
@@ -108,15 +108,14 @@ def start(name: str, modules: Optional[list[str]] = None) -> torch.device:
         device = torch.device(f'{name}:{local_rank()}' if several and kind == 'cuda' else name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason}. '
+        raise SettingError(f'--device is {name!r}, but it cannot be used here: {reason(e, 1)}. '
                            f'--device auto takes what there is.') from e
     if several and not dist.is_initialized():
         try:
             init_distributed_device(argparse.Namespace(device=name))
         except (ValueError, RuntimeError) as e:
             raise SettingError(f'WORLD_SIZE is {os.environ.get("WORLD_SIZE")}, but the ranks do not come together: '
-                               f'{str(e).splitlines()[0]} Start them with torchrun --nproc_per_node=N train.py …'
+                               f'{reason(e, 1)} Start them with torchrun --nproc_per_node=N train.py …'
                                ) from e
     return device
 

@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional
 
 # What libraries raise about the settings they were given; and what a network raises that was given something else than
 # it takes.
@@ -51,7 +52,15 @@ def shown(error: SettingError) -> str:
     return ''.join(traceback.format_exception(error.__cause__)) + str(error)
 
 
-def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
+def reason(error: BaseException, lines: Optional[int] = None) -> str:
+    """What an exception says, or its kind where it says nothing; or the first lines of that, without blank ones."""
+    said = str(error).strip() or type(error).__name__
+    if lines is None:
+        return said
+    return '\n  '.join([line.strip()[:300] for line in said.splitlines() if line.strip()][:lines])
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
     """A suffix such as `' Did you mean x, y?'`, or an empty string where nothing comes near."""
-    close = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.55)
+    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.55)
     return f' Did you mean {", ".join(close)}?' if close else ''

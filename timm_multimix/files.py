@@ -14,7 +14,7 @@ from typing import Any, Union
 
 import yaml
 
-from .errors import SettingError
+from .errors import SettingError, reason
 
 Paths = Union[str, Path]
 
@@ -120,4 +120,4 @@ def _read(path: Paths, kind: str, parse: Callable[[Any], Any]) -> Any:
     except RecursionError as e:
         raise SettingError(f'{path} is not {kind} that can be read: it is nested too deeply.') from e
     except Exception as e:  # parsers raise nearly anything on broken bytes
-        raise SettingError(f'{path} is not {kind}: {e or type(e).__name__}') from e
+        raise SettingError(f'{path} is not {kind}: {reason(e)}') from e

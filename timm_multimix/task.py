@@ -1,9 +1,7 @@
 """`MultiMixTask`: a wrapped model's training step, in timm's training loop."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Optional, Union
 
 import torch
@@ -117,11 +115,6 @@ class MultiMixTask(ClassificationTask):
         return self._policy if self._policy is not None else self.wrapped.multimix.policy
 
     @property
-    def step(self) -> int:
-        """How many training steps were made."""
-        return self.policy.step
-
-    @property
     def mixup_fn(self) -> Optional[MixupFn]:
         """What mixes inputs."""
         return self.policy.mixup_fn
@@ -129,21 +122,6 @@ class MultiMixTask(ClassificationTask):
     def set_progress(self, done: float, of: Optional[float] = None) -> None:
         """Say how far the training is, at least once an epoch: a fraction, or epochs `of` so many."""
         self.policy.set_progress(done, of)
-
-    def set_epoch(self, epoch: float, epochs: Optional[float] = None) -> None:
-        """`set_progress` in epochs. Where `ramp_epochs` is set, `epochs` need not be said."""
-        if not (isinstance(epoch, Real) and 0 <= epoch < math.inf):
-            raise SettingError(f'set_epoch: epoch is {epoch!r}, but it must be a finite number of at least 0.')
-        config = self.config
-        by_fraction = self.policy.schedule is not None or (config is not None and (
-            bool(config.ramp and not config.ramp_epochs)
-            or bool(config.teacher and config.teacher_start and config.teacher_start_epoch is None)))
-        if epochs is None and not by_fraction and config is not None and config.ramp_epochs:
-            epochs = max(epoch, config.ramp_epochs)
-        elif epochs is None and by_fraction:
-            raise SettingError(f'set_epoch({epoch:g}) does not say of how many epochs, and the policy mixes by the '
-                               f'fraction that is done: set_progress({epoch:g}, epochs).')
-        self.policy.set_progress(epoch, max(epoch, 1.0) if epochs is None else epochs)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
         """One step. images (B, 3, H, W), not written to; target class indices (B,) or soft targets (B, C).

@@ -142,51 +142,6 @@ def test_what_was_mixed_is_saved_and_is_no_setting(tmp_path: Path) -> None:
     assert not (tmp_path / 'none' / 'multimix.yaml').exists()  # there are no settings
 
 
-# As version 0.1.0 wrote them: every setting, under the names and defaults of that time.
-OLD = """# How this model was trained, timm-multimix 0.1.0.
-mode: dense
-preset: {preset}
-n: 1000
-effective:
-- 1.5
-- 3.0
-prob: {prob}
-ramp_epochs: {ramp_epochs}
-mixup: {inputs}
-cutmix: {inputs}
-clean_weight: 1.0
-attention: gap
-attention_norm: l1_relu
-attention_detach: true
-normalize: position
-layer: embedding
-gather: false
-label_smoothing: 0.0
-keep_norm: false
-bce_loss: false
-bce_sum: false
-"""
-
-
-@pytest.mark.parametrize('preset, prob, ramp_epochs, inputs, embeddings', [
-    ('default', 0.25, 100.0, 1.0, 0.025),  # over 20 epochs its ramp came to a fifth: a tenth in the mean
-    ('default', 0.25, 0.0, 1.0, 0.25), ('alone', 1.0, 0.0, 0.0, 1.0)])
-def test_settings_of_older_versions_mean_what_they_meant(
-        tmp_path: Path, preset: str, prob: float, ramp_epochs: float, inputs: float, embeddings: float) -> None:
-    save_plain(wrapped(), tmp_path / 'm')
-    (tmp_path / 'm' / 'multimix.yaml').write_text(
-        OLD.format(preset=preset, prob=prob, ramp_epochs=ramp_epochs, inputs=inputs))
-    model = from_pretrained(tmp_path / 'm')
-    config = model.multimix.config
-    assert config.preset == {'alone': 'embeddings'}.get(preset, preset)
-    assert (config.prob, config.mixup, config.ramp_epochs) == (prob, inputs, ramp_epochs)
-    expected = model.policy.expected(20)
-    assert expected['embeddings'] == pytest.approx(embeddings, rel=0.01)
-    assert expected['inputs'] == pytest.approx(3 * embeddings if inputs else 0, rel=0.01)
-    save_plain(model, tmp_path / 'again')
-    assert from_pretrained(tmp_path / 'again').multimix.config == model.multimix.config
-
-
 def test_one_commit_is_read_even_if_another_is_pushed_meanwhile(
         hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     first = wrapped(0)

@@ -58,7 +58,7 @@ def test_warns_of_a_term_without_signal() -> None:
         return signal_warning(MultiMixConfig('multimix', **settings), 128, 10)  # type: ignore[arg-type]
 
     assert of() is None
-    everywhere = of(preset='alone', alpha=(0.5, 2.0), clean_weight=0.0)
+    everywhere = of(preset='embeddings', alpha=(0.5, 2.0), clean_weight=0.0)
     assert 'Nothing will be learned' in everywhere and '--multimix-effective 2' in everywhere  # type: ignore[operator]
     half = of(alpha=(0.5, 2.0), clean_weight=1.0)  # the clean term carries a signal, and the other does not
     assert half.startswith('50% of the loss of the steps that mix embeddings teaches nothing')  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from ..distributed import from_all, rank, world
-from ..errors import SettingError, in_words, nearest
+from ..errors import SettingError, in_words, nearest, reason
 from .digits import DIGITS, DigitsReader
 from .folders import check_links, extensions, left_out, left_out_by, tidy
 from .split import HELD_OUT, TRAINING, VALIDATION, Parts, divide, split_folder
@@ -139,9 +139,9 @@ def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
     except SettingError:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
-        reason = '\n'.join(str(e).splitlines()[:5]) or type(e).__name__  # one library lists all its data sets
-        hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in reason else ''
-        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {reason}{hint}', e) from e
+        why = reason(e, 5)  # one library lists all its data sets
+        hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in why else ''
+        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {why}{hint}', e) from e
 
 
 def _same_splits(train_split: str, val_split: str) -> SettingError:
@@ -332,7 +332,7 @@ def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> 
                 if image.mode in UNKNOWN_RANGE:
                     return unknown_range(image.mode)
         except Exception as e:  # decoders raise nearly anything on nearly anything
-            return str(e) or type(e).__name__
+            return reason(e)
         return None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:

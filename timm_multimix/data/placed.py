@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from torch.utils.data.distributed import DistributedSampler
 
 from ..distributed import rank, world
-from ..errors import SettingError
+from ..errors import SettingError, reason
 from ..seeding import seed_place
 
 Place = tuple[int, int, int]  # seed, epoch, position in the epoch over all ranks
@@ -110,7 +110,7 @@ class PlacedLoader:
                 names = ', '.join(sample_name(self.dataset, index) for index in dead if index >= 0)
                 raise SettingError(
                     f'A process that loads images was killed{f" while it loaded {names}" if names else ""} '
-                    f'({(str(e) or type(e).__name__).splitlines()[0]}). If memory ran out, use fewer --workers.') from e
+                    f'({reason(e, 1)}). If memory ran out, use fewer --workers.') from e
         self.order.start = done
         self._use(_like(self.inner, self.inner.dataset, self.order, 0))
         yield from self.loader

@@ -22,7 +22,7 @@ from ..data.factory import check_class_map, open_data_set
 from ..data.folders import check_links, tidy
 from ..data.placed import SampleError, load_sample
 from ..data.split import split_folder, take_part
-from ..errors import SettingError, in_words, nearest
+from ..errors import SettingError, in_words, nearest, reason
 from .load import Checkpoint
 
 PHOTOGRAPHS = 'photographs'
@@ -46,7 +46,7 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     try:
         dataset = open_data_set(name, root, split, class_map=class_map)
     except Exception as e:  # whatever the library behind the name raises
-        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {e or type(e).__name__}', e) from e
+        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {reason(e)}', e) from e
     if not name:
         _check_folder(dataset, str(root), split)
         where = Path(str(getattr(dataset.reader, 'root', '')))
@@ -207,7 +207,7 @@ def outliers(names: list[str], checkpoint: Checkpoint, count: int, seed: int) ->
                 dataset = ImageDataset(name)
             except Exception as e:
                 raise SettingError(f'--ood has the folder {name!r}, but it holds no images that can be read: '
-                                   f'{e or type(e).__name__}') from e
+                                   f'{reason(e)}') from e
             label = Path(name).resolve().name
             found[label if label not in found else name] = prepared(dataset, checkpoint, count, seed)
         else:

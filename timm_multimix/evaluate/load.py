@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Parts, read_parts
-from ..errors import SettingError, in_words, nearest
+from ..errors import SettingError, in_words, nearest, reason
 from ..heads import switch_class_token
 from ..hub.load import check_files, mode_of
 from ..runs.find import load, newest_whole
@@ -169,7 +169,7 @@ def _create(source: str, name: str, **kwargs: Any) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except Exception as e:  # timm and the hub raise many kinds: the user needs to know which checkpoint, and why
-        raise in_words(f'The checkpoint {source!r} cannot be loaded: {e or type(e).__name__}', e) from e
+        raise in_words(f'The checkpoint {source!r} cannot be loaded: {reason(e)}', e) from e
 
 
 def _was_dense(path: str) -> bool:
@@ -205,7 +205,6 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
         if _was_dense(path):  # its patches classify, not its class token
             switch_class_token(net)
     except Exception as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()][:4]
         raise in_words(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '
-                       + '\n  '.join(line[:300] for line in lines), e) from e
+                       + reason(e, 4), e) from e
     return net

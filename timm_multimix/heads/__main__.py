@@ -9,7 +9,7 @@ from typing import Any, Optional
 import timm
 import torch.nn as nn
 
-from ..errors import SettingError, in_words, nearest, shown
+from ..errors import SettingError, in_words, nearest, reason, shown
 from .describing import describe
 
 
@@ -46,7 +46,7 @@ def _create(name: str, kwargs: dict[str, Any], img_size: Optional[int]) -> nn.Mo
         except TypeError:  # convolutional networks take any size and no such argument
             return timm.create_model(name, **kwargs)
     except Exception as e:  # timm and the hub raise many kinds
-        raise in_words(f'it cannot be built: {e or type(e).__name__}', e) from e
+        raise in_words(f'it cannot be built: {reason(e)}', e) from e
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import torch.nn as nn
 from timm.layers import SpaceToDepth
 from torch import Tensor
 
-from ..errors import REFUSALS, SettingError, in_words
+from ..errors import REFUSALS, SettingError, in_words, reason
 from .parts import Model, TimmAdapter
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -254,7 +254,7 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
         logits = model.forward_head(single)  # type: ignore[operator]
         z = _flat(model.forward_head(single, pre_logits=True))  # type: ignore[operator]
     except Exception as e:
-        why = (str(e) or type(e).__name__).rstrip('.')
+        why = reason(e).rstrip('.')
         if getattr(model, 'aux_head', None) is not None:  # VOLO adds the largest of its tokens' logits
             instead = f'Create it with use_aux_head=False, if it has that argument. {instead}'
         raise in_words(f"'dense' applies the model's head to one position at a time, but that of "

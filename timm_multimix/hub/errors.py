@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, get_token, validate_repo_id
 
-from ..errors import SettingError
+from ..errors import SettingError, reason
 
 _logger = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -73,8 +73,7 @@ def check_network() -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as e:  # of its HTTP client, which differs between versions
-        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise HubError(f'{constants.ENDPOINT} cannot be reached ({scrub(reason)})', True) from e
+        raise HubError(f'{constants.ENDPOINT} cannot be reached ({scrub(reason(e, 1))})', True) from e
 
 
 def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, writing: bool = False,
@@ -115,11 +114,11 @@ def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, wr
                         + (f'in {wait:.0f} s.' if wait else 'later.'), True, wait)
     if status is not None and (status >= 500 or status == 408):
         return HubError(f'The Hub has a problem of its own (status {status}) with {repo_id}. Try again later.', True)
-    reason = scrub(next((line for line in str(cause).splitlines() if line.strip()), ''), token)
     if status is not None:
-        return HubError(f'The Hub refused {where}: {reason} {scrub(_said(response), token)}'.rstrip())
+        said = f'{reason(cause, 1)} {_said(response)}'.rstrip()
+        return HubError(f'The Hub refused {where}: {scrub(said, token)}')
     last = causes[-1]  # where the chain began: a refused connection, a full disk
-    text = scrub(next((line for line in str(last).splitlines() if line.strip()), ''), token)
+    text = scrub(reason(last, 1), token)
     network = not isinstance(last, (ValueError, TypeError)) or type(last).__name__ == 'JSONDecodeError'
     return HubError(f'{"Pushing to" if writing else "Reading"} {where} failed: {type(last).__name__}: {text}', network)
 

@@ -16,7 +16,7 @@ from timm.models._hub import load_model_config_from_path
 
 from ..config import MultiMixConfig
 from ..data.factory import CHANNELS
-from ..errors import SettingError, in_words, nearest
+from ..errors import SettingError, in_words, nearest, reason
 from ..files import load_json, load_yaml
 from ..runs.find import is_repo
 from ..runs.recipes import CHECKPOINTS
@@ -92,7 +92,7 @@ def trained_model(name: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True)
     except Exception as e:  # timm and the hub raise many kinds
-        raise in_words(f'The weights of {name!r} cannot be loaded: {e or type(e).__name__}', e) from e
+        raise in_words(f'The weights of {name!r} cannot be loaded: {reason(e)}', e) from e
 
 
 class Checkpoint(NamedTuple):
@@ -418,6 +418,5 @@ def _create(folder: Path, name: Union[str, Path], num_classes: Optional[int]) ->
                 k: v for k, v in read_config(folder)[1].items() if k != 'num_classes'}
         return plain
     except (RuntimeError, SafetensorError, ValueError, TypeError, KeyError, AssertionError, OSError) as e:
-        lines = [line.strip()[:300] for line in str(e).splitlines() if line.strip()]
         raise SettingError(f'{str(name)!r} cannot be loaded; its files do not fit each other, or are damaged: '
-                           f'{type(e).__name__}: ' + '\n  '.join(lines[:4])) from e
+                           f'{type(e).__name__}: {reason(e, 4)}') from e

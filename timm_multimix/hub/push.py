@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import SettingError, in_words
 from ..files import load_yaml, whole, whole_folder
+from ..runs.flags import PATHS
 from ..runs.recipes import program
 from ..wrapper import unwrap
 from .card import MARK, NOTES, model_card
@@ -31,8 +32,6 @@ FROM_A_RUN = ('args.yaml', 'summary.csv', 'curves.png', NOTES)
 OURS = (CONFIG, WEIGHTS, RAW_CONFIG, RAW_WEIGHTS, SETTINGS, *FROM_A_RUN)
 # Of args.yaml, what says where things lie on a machine, and what would make whoever runs it push to our repository.
 _PRIVATE = ('output', 'experiment', 'resume', 'push_to_hub', 'push_every', 'push_private')
-_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'class_map', 'class_weight', 'recipe', 'model',
-          'multimix_teacher')
 
 
 def push_to_hub(
@@ -154,7 +153,7 @@ def published_args(path: Path) -> str:
     if not isinstance(args, dict):
         raise SettingError(f'{path} is damaged: it holds no settings.')
     kept = {k: v for k, v in args.items() if k not in _PRIVATE}
-    kept.update({name: without_place(kept[name]) for name in _PATHS if name in kept})
+    kept.update({name: without_place(kept[name]) for name in (*PATHS, 'recipe', 'model') if name in kept})
     return yaml.safe_dump(kept, default_flow_style=False)
 
 

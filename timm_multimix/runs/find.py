@@ -6,16 +6,16 @@ import os
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
 
 from ..config import EMA
-from ..errors import SettingError
+from ..errors import SettingError, reason
 from ..files import load_yaml
-from .flags import FREE_ON_RESUME, on_the_line
-from .loss_names import translated
+from .flags import FREE_ON_RESUME, PATHS, PERHAPS_PATHS
 from .yaml_file import check_settings, read_yaml
 
 SUFFIX = '.pth.tar'
@@ -38,7 +38,7 @@ def damage(path: Union[str, Path]) -> Optional[str]:
                 return f'the checksum of {record!r} in it is wrong'
         load(path)
     except Exception as e:  # broken bytes break the reader in any way
-        return (str(e) or type(e).__name__).splitlines()[0][:200]
+        return reason(e, 1)
     return None
 
 
@@ -101,27 +101,24 @@ def starting_folder(path: str) -> str:
     return f'local-dir:{folder.resolve()}'
 
 
-def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
-    """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag contradicts; '' for none."""
+def find_run(args: argparse.Namespace, flags: Mapping[str, Any]) -> str:
+    """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag on the line contradicts; ''
+    for none."""
     root = Path(os.path.expanduser(args.output or './output/train'))
     runs = [root / args.experiment] if args.experiment else [p for p in root.glob('*') if p.is_dir()]
     newest = sorted(((max(p.stat().st_mtime for p in found), run) for run in runs if (found := candidates(run))),
                     reverse=True)
     if args.experiment:
         return str(newest[0][1]) if newest else ''
-    given = {k: v for k, v in translated(on_the_line(argv)).items() if k not in FREE_ON_RESUME}
+    given = {k: v for k, v in flags.items() if k not in FREE_ON_RESUME}
     if 'data' in given:
         given.setdefault('data_dir', given.pop('data'))
-    if 'initial_checkpoint' in given:  # all as args.yaml has them
+    if 'initial_checkpoint' in given:
         given['initial_checkpoint'] = starting_folder(given['initial_checkpoint'])
     if given.get('pretrained') and is_repo(given.get('model')):  # args.yaml has where the weights come from
         given['initial_checkpoint'] = starting_folder(given.pop('model'))
         del given['pretrained']
-    for name in ('data_dir', 'pretrained_path', 'class_weight', 'multimix_teacher', 'class_map'):
-        path = os.path.expanduser(given.get(name) or '')
-        surely = name in ('data_dir', 'pretrained_path')  # the others may be names of something else
-        if path not in ('', EMA) and not is_repo(path) and (surely or os.path.exists(path)):
-            given[name] = os.path.abspath(path)
+    given.update(absolute_paths(given))
     for _, run in newest:
         try:
             saved = load_yaml(run / 'args.yaml')
@@ -134,6 +131,17 @@ def find_run(args: argparse.Namespace, argv: Optional[list[str]] = None) -> str:
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''
+
+
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that are paths of this machine, as args.yaml has them: they mean the same from any folder."""
+    found = {}
+    for name in PATHS:
+        path = os.path.expanduser(settings.get(name) or '')
+        other = name in PERHAPS_PATHS and (path in (EMA, 'auto') or not os.path.exists(path))
+        if path and not other and not is_repo(path):
+            found[name] = os.path.abspath(path)
+    return found
 
 
 def settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Optional[Path], dict[str, Any]]:

@@ -5,7 +5,7 @@ import argparse
 import os
 from typing import Any, Optional
 
-from ..config import ALIASES, MODES, SETTINGS, MultiMixConfig, flag, setting_text
+from ..config import MODES, SETTINGS, MultiMixConfig, flag, setting_text
 from ..data import DIGITS
 from ..data.split import HELD_OUT
 from ..setting import SHARE, Number, number, whole
@@ -24,6 +24,9 @@ OF_THE_MACHINE = ('resume', 'config', 'output', 'experiment', 'workers', 'persis
 FREE_ON_RESUME = (*OF_THE_MACHINE, 'epochs', 'nonfinite_limit', 'bad_images', 'dataset_download', 'start_epoch',
                   'stop_epoch', 'save_epochs',
                   *NOT_TAKEN)
+# Flags that are paths of this machine; and those that may name something else.
+PERHAPS_PATHS = ('class_map', 'class_weight', 'multimix_teacher')
+PATHS = ('data_dir', 'output', 'initial_checkpoint', 'pretrained_path', *PERHAPS_PATHS)
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 SIDE = whole(least=1, most=16384)  # of an image in pixels
@@ -40,7 +43,7 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
         if about.values is bool:
             kind['action'] = argparse.BooleanOptionalAction
         elif isinstance(about.values, tuple):
-            kind['choices'] = (*about.values, *(ALIASES if name == 'preset' else ()))
+            kind['choices'] = about.values
         elif isinstance(about.values, Number):
             kind['type'] = about.values
         if about.many:

@@ -11,13 +11,11 @@ from ..config import MODES, PAIRS, MultiMixConfig
 from ..data import DIGITS
 from ..errors import SettingError
 from .find import find_run, is_repo, settings_of_run, starting_folder
-from .flags import MULTIMIX_FLAGS, build_parser, on_the_line
+from .flags import MULTIMIX_FLAGS, PATHS, build_parser, on_the_line
 from .loss_names import NAMES, translated
 from .not_taken import drop_not_taken, note_defaults
 from .recipes import find_recipe
-from .yaml_file import OLD_RAMP, read_yaml
-
-_FLAGS_WIN = ('data', 'data_dir', 'dataset', 'output', 'experiment')
+from .yaml_file import read_yaml
 
 
 def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path, None] = None) -> argparse.Namespace:
@@ -29,51 +27,44 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         SettingError: a YAML or recipe that is missing, not a mapping, or holds an unknown key or an impossible value.
     """
     parser = build_parser()
-    args = parser.parse_args(argv)
-    flags = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_FLAGS_WIN)))  # None: it was not a flag
-    if flags.data and flags.data_dir and flags.data != flags.data_dir:
-        raise SettingError(f'DIR is {flags.data!r} and --data-dir is {flags.data_dir!r}: give only one.')
-    flags.data_dir = flags.data_dir or flags.data
+    defaults = {a.dest: a.default for a in parser._actions if a.dest not in ('help', *NAMES)}
+    given = translated(on_the_line(argv))
+    data_dir = given.get('data_dir') or given.get('data')
+    if given.get('data') and data_dir != given['data']:
+        raise SettingError(f'DIR is {given["data"]!r} and --data-dir is {data_dir!r}: give only one.')
     for name in ('output', 'experiment'):
-        if args.resume and args.resume != 'auto' and getattr(flags, name):
-            raise SettingError(f'--{name} is {getattr(flags, name)!r}, but a run that is resumed stays in its folder: '
+        if given.get('resume') and given['resume'] != 'auto' and given.get(name):
+            raise SettingError(f'--{name} is {given[name]!r}, but a run that is resumed stays in its folder: '
                                f'drop it, or start afresh from the weights with --initial-checkpoint.')
-    recipe: Optional[Path] = None
-    if args.config:
-        recipe = find_recipe(args.config)
-        settings = _under_flags(read_yaml(recipe, parser), argv)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)
-        args.config = str(recipe)
+    recipe = find_recipe(given['config']) if given.get('config') else None
+    settings = {} if recipe is None else _under_flags(read_yaml(recipe, parser), given)
+    args = argparse.Namespace(**{**defaults, **settings, **given})
     auto = args.resume == 'auto'
-    resume = find_run(args, argv) if auto else args.resume
+    resume = find_run(args, given) if auto else args.resume
     if recipe is None:
         if resume:
             recipe, settings = settings_of_run(resume, parser)
-            settings = _under_flags(settings, argv)
-            parser.set_defaults(**settings)
-            args = parser.parse_args(argv)
-        elif not flags.data_dir and (args.dataset or DIGITS).lower() == DIGITS and digits_recipe:
+        elif not data_dir and (given.get('dataset') or DIGITS).lower() == DIGITS and digits_recipe:
             recipe = Path(digits_recipe)
-            settings = _under_flags(read_yaml(recipe, parser), argv)
-            parser.set_defaults(**settings)
-            args = parser.parse_args(argv)
+            settings = read_yaml(recipe, parser)
+        settings = _under_flags(settings, given)
+        args = argparse.Namespace(**{**defaults, **settings, **given})
+    else:
+        args.config = str(recipe)
     if recipe is not None:
         note_defaults(settings, str(recipe))
         if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
             names = ['multimix_' + name for name in MULTIMIX_FLAGS]
-            on_line = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
-            vars(args).update({name: getattr(on_line, name) for name in names})
+            vars(args).update({name: given.get(name) for name in names})
     drop_not_taken(args)
-    translate_flags(args, argv)
     args.resume, args.resume_auto = resume, auto
-    args.data_dir = flags.data_dir or args.data_dir or args.data
+    args.data_dir = data_dir or args.data_dir or args.data
     del args.data
     args.initial_checkpoint = starting_folder(args.initial_checkpoint)
-    if is_repo(args.initial_checkpoint) and not parser.parse_args(argv, argparse.Namespace(model='')).model:
+    if is_repo(args.initial_checkpoint) and not given.get('model'):
         args.model = args.initial_checkpoint  # its architecture, not the default's or the recipe's
     if args.data_dir and (args.dataset or '').lower() == DIGITS:
-        if flags.dataset:
+        if given.get('dataset'):
             raise SettingError(f'--data-dir is {args.data_dir!r} and --dataset is {args.dataset}, which comes with '
                                f'scikit-learn and has no folder: give only one.')
         args.dataset = None  # the folder that was asked for, not the data set of the recipe
@@ -81,30 +72,17 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         args.dataset = DIGITS
     if args.log_wandb:
         args.log = list(dict.fromkeys([*(args.log or ()), 'wandb']))
-    # YAML has no shell to do it
-    for name in ('data_dir', 'output', 'resume', 'pretrained_path', 'class_weight', 'multimix_teacher'):
+    for name in ('resume', *PATHS):  # YAML has no shell to do it
         if getattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))
     args.recipe = str(recipe or '')
     return args
 
 
-def translate_flags(args: argparse.Namespace, argv: Optional[list[str]]) -> None:
-    """`--loss` and `--loss-pos-weight` as `--bce-loss` and `--bce-pos-weight`. (Those of a YAML are so already.)"""
-    given = translated(on_the_line(argv))
-    for name, older in NAMES.items():
-        delattr(args, name)
-        if older in given:
-            setattr(args, older, given[older])
-
-
-def _under_flags(settings: dict[str, Any], argv: Optional[list[str]]) -> dict[str, Any]:
+def _under_flags(settings: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A file's settings, without those that a flag says in another way."""
-    given = on_the_line(argv)
     pairs = [tuple(f'multimix_{name}' for name in pair) for pair in PAIRS]
     dropped = {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given and other not in given}
-    if settings.get('multimix_ramp_epochs') is OLD_RAMP and given.get('multimix_preset', 'default') != 'default':
-        dropped.add('multimix_ramp_epochs')
     return {name: value for name, value in settings.items() if name not in dropped}
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import SettingError, reason
 from .find import load
 
 PARTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # of a checkpoint, in the order that timm prefers
@@ -56,9 +56,8 @@ def read_weights(path: str, what: str = '') -> tuple[dict[str, Tensor], str]:
 
 
 def _unreadable(what: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
     kind = ' (safetensors)' if isinstance(error, SafetensorError) else ''
-    return f'{what} cannot be read as weights{kind}: {reason[:300]}'
+    return f'{what} cannot be read as weights{kind}: {reason(error, 1)}'
 
 
 def _more_than_weights(path: str, what: str, error: str) -> str:

@@ -23,8 +23,6 @@ NULL_MEANS: dict[str, Any] = {
     'color_jitter': 0.0, 'aug_repeats': 0, 'dist_bn': '', 'train_interpolation': '', 'mixup_off_epoch': 0,
     'recovery_interval': 0, 'drop': None, 'scale': _AS_DEFAULT, 'ratio': _AS_DEFAULT,
     **dict.fromkeys(NULL_IN_TIMM, _AS_DEFAULT)}
-# Of the default preset, in versions whose args.yaml knows no multimix_ramp. An object of its own: a file may say 100.
-OLD_RAMP = float('100')
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -57,9 +55,6 @@ def check_settings(loaded: dict[Any, Any], path: str, parser: argparse.ArgumentP
         known = name in NOT_TAKEN or name in NAMES
         settings[name] = value if known else _yaml_value(actions[name], value, f'{path}: {key}')
     note_newer(newer, path)
-    if 'recipe' in loaded and 'multimix_ramp' not in loaded and settings.get('multimix', 'none') != 'none' and (
-            settings.get('multimix_preset') in (None, 'default') and settings.get('multimix_ramp_epochs') is None):
-        settings['multimix_ramp_epochs'] = OLD_RAMP
     return translated({name: value for name, value in settings.items() if value is not _AS_DEFAULT}, f'{path}:')
 
 

@@ -22,7 +22,7 @@ from timm.utils import NativeScaler
 from ..config import MultiMixConfig
 from ..data.factory import fit_channels, image_mode
 from ..distributed import world
-from ..errors import SettingError, in_words
+from ..errors import SettingError, in_words, reason
 from ..heads import classifier_leaves
 from ..hub import check_published, starting_point
 from ..policy import InputMixing
@@ -75,7 +75,7 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
             with _noted() as loads:
                 model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
-        raise in_words(f'--model {args.model} cannot be built: {e or type(e).__name__}', e) from e
+        raise in_words(f'--model {args.model} cannot be built: {reason(e)}', e) from e
     model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
     said, trained = '', False  # whether the classifier comes with the weights
     if args.initial_checkpoint and not repo and not args.resume:
@@ -193,7 +193,7 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.o
     try:
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except Exception as e:  # each optimizer refuses in its own way
-        raise in_words(f'--opt {args.opt} cannot be built: {e or type(e).__name__}', e) from e
+        raise in_words(f'--opt {args.opt} cannot be built: {reason(e)}', e) from e
     if getattr(optimizer, 'is_second_order', False):
         raise SettingError(f'--opt is {args.opt}, but training takes first derivatives only: choose an optimizer of '
                            f'first order.')

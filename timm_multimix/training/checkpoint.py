@@ -20,8 +20,9 @@ from ..runs.find import SUFFIX
 class AtomicCheckpointSaver(CheckpointSaver):
     """`last`, `model_best`, numbered and recovery checkpoints as timm keeps them, each replaced in one step.
 
-    timm removes a file before it puts the new one in its place; a run that is killed in between has no `last.pth.tar`
-    to resume from. What fails to be written, because the disk is full, leaves what was there.
+    It is made with `task` and `args`. timm removes a file before it puts the new one in its place; a run that is killed
+    in between has no `last.pth.tar` to resume from. What fails to be written, because the disk is full, leaves what was
+    there.
 
     Attributes:
         extra: entries of the next checkpoints beside timm's, of plain values and tensors.
@@ -36,17 +37,15 @@ class AtomicCheckpointSaver(CheckpointSaver):
         if not self._writes:
             return
         state = {
-            'epoch': epoch, 'version': 2, 'arch': type(self.model).__name__.lower(),
+            'epoch': epoch, 'version': 2, 'arch': self.args.model,
+            'args': dict(vars(self.args)),  # a plain one: torch.load(weights_only=True) knows no Namespace
             'optimizer': self.optimizer.state_dict(), 'saver': self.state_dict(epoch, metric), **self.extra}
-        if self.args is not None:  # a plain dict: torch.load(weights_only=True) knows no Namespace
-            state.update(arch=self.args.model, args=dict(vars(self.args)))
         if self.amp_scaler is not None:
             state[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
         if metric is not None:
             state['metric'] = metric
-        owner = self.task if self.task is not None else _Alone(self.model, self.unwrap_fn)
         for ema in (False, True):
-            state.update(owner.get_checkpoint_state(ema=ema, unwrap_fn=self.unwrap_fn))
+            state.update(self.task.get_checkpoint_state(ema=ema, unwrap_fn=self.unwrap_fn))
         try:
             with open(save_path, 'wb') as f:
                 torch.save(state, f)
@@ -131,16 +130,6 @@ def drop_unfinished(folder: Union[str, Path]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-class _Alone:
-    """A model without a task."""
-
-    def __init__(self, model: nn.Module, unwrap_fn: Any) -> None:
-        self.model, self.unwrap = model, unwrap_fn
-
-    def get_checkpoint_state(self, ema: bool, unwrap_fn: Any) -> dict[str, Any]:
-        return {} if ema else {'state_dict': self.unwrap(self.model).state_dict()}
 
 
 def own_state(task: Any) -> dict[str, Any]:

@@ -17,14 +17,13 @@ import torch._dynamo
 
 from ..data import DIGITS
 from ..data.factory import MODES, image_mode
-from ..errors import SettingError, nearest
+from ..errors import SettingError, nearest, reason
 from ..runs.find import resume_checkpoint
+from ..runs.flags import SIDE
 from ..runs.screen import say
 from ..runs.settings import smoothing, starts_pretrained
 from .loggers import check_loggers
 from .teacher import check_teacher_flags
-
-SIDE_MOST = 16384  # as --img-size
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -138,7 +137,7 @@ def inner_size(args: argparse.Namespace) -> Optional[tuple[int, int]]:
     if given is None:
         return None
     both = given if isinstance(given, (list, tuple)) else (given, given)
-    if len(both) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= SIDE_MOST for n in both):
+    if len(both) != 2 or any(SIDE.wrong(n) for n in both):
         raise SettingError(f'--model-kwargs has img_size={given!r}, but it is one whole number of pixels, or height '
                            f'and width: "img_size=(32,64)", in YAML [32, 64].')
     return both[0], both[1]
@@ -199,9 +198,8 @@ def weights_alone(path: str) -> str:
 
 def mismatch(flag: str, path: str, model: str, error: Exception) -> str:
     """What to say when a checkpoint cannot be loaded into the model."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (f'{flag} is {path!r}, but its weights do not fit --model {model}: it comes from another model, image size '
-            f'or number of classes, or it is damaged.\n  ' + '\n  '.join(line[:300] for line in lines[:4]))
+            f'or number of classes, or it is damaged.\n  ' + reason(error, 4))
 
 
 def settle(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..data import (
 from ..data.augment import as_published
 from ..data.split import FILE, HELD_OUT, TEST, divided, read_parts, split_folder
 from ..distributed import one_by_one, world
-from ..errors import SettingError, in_words
+from ..errors import SettingError, in_words, reason
 from ..runs.find import resume_checkpoint
 from ..runs.screen import say
 from ..runs.settings import multimix_config
@@ -165,7 +165,7 @@ def load_images(args: argparse.Namespace, train_set: Any, val_set: Any, names: O
     try:
         train, val = _timm_loaders(args, train_set, val_set, config, device)
     except Exception as e:  # timm asserts its augmentation settings in many places
-        raise in_words(f'--aa {args.aa} or another flag of augmentation cannot be used: {e or type(e).__name__}',
+        raise in_words(f'--aa {args.aa} or another flag of augmentation cannot be used: {reason(e)}',
                        e) from e
     if args.train_crop_pad is not None or args.pca_lighting:
         as_published(train_set.transform, config['input_size'][1:], args.train_crop_pad, args.pca_lighting)

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from ..errors import SettingError
+from ..errors import SettingError, reason
 
 
 class Logger(NamedTuple):
@@ -52,7 +52,7 @@ def open_loggers(
                 opened.append(_tensorboard(folder, start_epoch))
         except Exception as e:  # each service refuses in its own way
             hint = ' WANDB_MODE=offline writes on this machine alone.' if name == 'wandb' else ''
-            raise SettingError(f'--log has {name}, but it does not start: {e or type(e).__name__}.{hint}') from e
+            raise SettingError(f'--log has {name}, but it does not start: {reason(e)}.{hint}') from e
     return opened
 
 

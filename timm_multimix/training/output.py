@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ import yaml
 from safetensors import SafetensorError
 from timm.utils import get_outdir
 
-from ..config import EMA
 from ..data import DIGITS
 from ..data.split import FILE, divided, write_parts
 from ..distributed import from_first, rank
@@ -24,7 +22,7 @@ from ..errors import SettingError
 from ..files import check_writable, write_text
 from ..hub import BackgroundPush, save_plain
 from ..policy import TAUGHT, told
-from ..runs.find import candidates, is_repo, resume_checkpoint
+from ..runs.find import absolute_paths, candidates, is_repo, resume_checkpoint
 from ..runs.recipes import program
 from ..runs.screen import say
 from ..runs.summary import read_summary, write_summary
@@ -38,7 +36,6 @@ from .words import headline, in_plain_timm
 
 # How a run was started, which the next one with this args.yaml is not.
 _OF_THE_START = ('config', 'resume', 'resume_auto', 'wandb_resume_id', 'start_epoch', 'stop_epoch')
-_PATHS = ('data_dir', 'initial_checkpoint', 'pretrained_path', 'output', 'class_weight')
 REDRAWN = 60  # seconds, at least, between drawings of the curves
 
 
@@ -239,14 +236,7 @@ class RunFolder:
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """args.yaml: without what is about this start, and with paths that mean the same anywhere."""
-    saved = {k: v for k, v in settings.items() if k not in _OF_THE_START}
-    for name in _PATHS:
-        if saved[name] and not is_repo(saved[name]) and saved[name] != 'auto':
-            saved[name] = os.path.abspath(saved[name])
-    for name in ('multimix_teacher', 'class_map'):  # which may be names of something else
-        if isinstance(saved[name], str) and saved[name] != EMA and os.path.exists(saved[name]):
-            saved[name] = os.path.abspath(saved[name])
-    return saved
+    return {k: v for k, v in {**settings, **absolute_paths(settings)}.items() if k not in _OF_THE_START}
 
 
 def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:

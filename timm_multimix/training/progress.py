@@ -67,6 +67,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._plain:
             setattr(self, name, state[name])
-        self.counted = Counter(state.get('counted', {}))  # older versions did not count
+        self.counted = Counter(state['counted'])
         for i, name in enumerate(self.averages.names):  # settings may have changed, and what is measured with them
             self.averages.sums[:, i] = torch.tensor(state['averages'].get(name, [0.0, 0.0]))

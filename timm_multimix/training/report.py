@@ -15,7 +15,6 @@ import torch
 import torchvision
 import yaml
 
-from ..config import ALIASES
 from ..files import write_text
 from ..policy import told
 from ..runs.recipes import program
@@ -42,7 +41,7 @@ def write_report(
     rows = read_summary(folder / 'summary.csv')
     valid = [row for row in rows if row.get('eval_top1')]
     preset = '' if settings['multimix'] == 'none' else settings.get('multimix_preset') or 'default'
-    head = headline(f'`{settings["model"]}`', settings['multimix'], ALIASES.get(preset, preset), counts)
+    head = headline(f'`{settings["model"]}`', settings['multimix'], preset, counts)
     lines = [f'# {folder.name}', '', f'{head}; {data}.', '']
     if counts and counts.get('steps'):
         lines += [told(counts), '']

@@ -13,7 +13,7 @@ from timm.utils import NativeScaler, distribute_bn
 
 from ..data.class_weight import class_counts
 from ..distributed import from_all, local_rank, rank, world
-from ..errors import SettingError, in_words
+from ..errors import SettingError, in_words, reason
 from ..runs.find import candidates, load, newest_whole, resume_checkpoint
 from ..runs.flags import FREE_ON_RESUME
 from ..runs.screen import say
@@ -122,7 +122,7 @@ class TrainState:
                 saver.drop_recoveries()
         except (OSError, RuntimeError) as e:  # a full disk, mostly: the run goes on, and tries again next time
             good = next(iter(candidates(self.folder)), None)
-            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({str(e).splitlines()[0]}). '
+            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({reason(e, 1)}). '
                 + (f'{good} stays the last one.' if good else 'There is none yet.'))
 
     def not_finite(self, what: str) -> SettingError:

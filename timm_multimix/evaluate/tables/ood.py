@@ -86,19 +86,7 @@ def _without_target(source: Source) -> Source:
     """Classes of other sets mean nothing to the model, and need not be among its own."""
     if isinstance(source, Outputs):
         return source
-    return _ZeroTargets(source)  # type: ignore[return-value]
-
-
-class _ZeroTargets:
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Any:
-        for images, *_ in self.loader:
-            yield images, torch.zeros(len(images), dtype=torch.long)
-
-    def __len__(self) -> int:
-        return len(self.loader)
+    return ((images, torch.zeros(len(images), dtype=torch.long)) for images, *_ in source)
 
 
 def scores(outputs: Outputs, bank: Optional[Outputs] = None, k: int = 50) -> dict[str, np.ndarray]:
