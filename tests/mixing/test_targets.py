@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.mixing.test_loss import values_and_grads
 from timm_multimix import SettingError, mixed_cross_entropy, sample_lam
-from timm_multimix.mixing import cross_entropy, loss, soft_target, targets
+from timm_multimix.mixing import cross_entropy, soft_target, targets
 
 B, C = 8, 4
 INDEX = torch.tensor([0, 1, 2, 3, 3, 2, 0, 1])
@@ -137,10 +137,6 @@ def test_values_are_not_read_from_a_device() -> None:
     assert targets.check_class_weight(w, torch.empty(B, C, device='meta'), torch.float32) is w
     with pytest.raises(SettingError, match='5 columns'):
         soft_target(F.one_hot(INDEX, 5).to('meta'), C, torch.float32)
-
-
-def test_the_name_it_had() -> None:
-    assert loss.soft_target is soft_target is targets.soft_target
 
 
 @pytest.mark.parametrize('smoothing', [-0.1, 1.0, 1.5, float('nan')])

@@ -19,7 +19,7 @@ from ..data.split import FILE, Parts, read_parts
 from ..errors import SettingError, in_words, nearest, reason
 from ..heads import switch_class_token
 from ..hub.load import check_files, mode_of
-from ..runs.find import load, newest_whole
+from ..runs.find import load, model_folder, newest_whole
 from ..runs.weights import read_weights
 
 
@@ -155,9 +155,8 @@ def _folder(path: str) -> Optional[str]:
         return parent if os.path.isfile(os.path.join(parent, 'config.json')) else None
     if not os.path.isdir(path):
         return None
-    for folder in (path, os.path.join(path, 'model')):
-        if os.path.isfile(os.path.join(folder, 'config.json')):
-            return folder
+    if folder := model_folder(path):
+        return str(folder)
     found = ', '.join(sorted(os.listdir(path))[:8]) or 'nothing'
     unfinished = (' That run was not finished; name its last.pth.tar and --model to evaluate it as it is.'
                   if os.path.isfile(os.path.join(path, 'last.pth.tar')) else '')

@@ -73,10 +73,10 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def short(name: str, letters: int = 28) -> str:
+def short(name: str) -> str:
     """A name for an axis or a legend: its end is left out where it is long."""
     name = name.encode(errors='replace').decode()  # of a folder, whose name need not be text
-    return name if len(name) <= letters else name[:letters - 1].rstrip() + '…'
+    return name if len(name) <= 28 else name[:27].rstrip() + '…'
 
 
 def title(name: str, inches: float, *more: str) -> str:

@@ -18,7 +18,7 @@ from ..config import MultiMixConfig
 from ..data.factory import CHANNELS
 from ..errors import SettingError, in_words, nearest, reason
 from ..files import load_json, load_yaml
-from ..runs.find import is_repo
+from ..runs.find import is_repo, model_folder
 from ..runs.recipes import CHECKPOINTS
 from ..wrapper import MultiMixModel, wrap
 from .card import TAG
@@ -232,7 +232,7 @@ def fetch(name: Union[str, Path], revision: Optional[str] = None, token: Optiona
             given = _shipped(str(name))
         if revision is not None:
             raise SettingError(f'revision is {revision!r}, but {str(name)!r} is a folder, which has none.')
-        folder = given / 'model' if (given / 'model' / CONFIG).is_file() else given
+        folder = model_folder(given) or given
         if not (folder / weights).is_file() and (folder / CONFIG).is_file():
             raise _no_weights(str(name), weights, [f.name for f in folder.iterdir()])
     check_files(folder, str(name), weights)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import SettingError, in_words
 from ..files import load_yaml, whole, whole_folder
+from ..runs.find import model_folder
 from ..runs.flags import PATHS
 from ..runs.recipes import program
 from ..wrapper import unwrap
@@ -112,7 +113,7 @@ def stage(source: Union[nn.Module, str, Path], target: Path, **save: Any) -> Non
         _stage_model(source, target, **save)
         return
     run = Path(source).expanduser()
-    model = next((f for f in (run / 'model', run) if (f / CONFIG).is_file() and (f / WEIGHTS).is_file()), None)
+    model = model_folder(run, WEIGHTS)
     if model is None:
         again = f': {shlex.join([*program("train"), "--resume", str(source)])}'
         raise SettingError(f'{str(source)!r} holds no trained model ({CONFIG} and {WEIGHTS}, there or in its folder '

@@ -17,8 +17,6 @@ from .options import LossOptions
 from .targets import check_class_weight, reads_values, smooth, soft_target
 from .teacher import TeacherTargets
 
-__all__ = ['mixed_cross_entropy', 'soft_target']
-
 
 def mixed_cross_entropy(
         logits: Tensor,

@@ -83,6 +83,12 @@ def resume_checkpoint(path: str) -> Path:
     return found[0] if found else Path(path) / 'last.pth.tar' if os.path.isdir(path) else Path(path)
 
 
+def model_folder(path: Union[str, Path], *more: str) -> Optional[Path]:
+    """Of a run's model/ and the folder itself the first with config.json, and `more` files; None without any."""
+    places = (Path(path) / 'model', Path(path))
+    return next((place for place in places if all((place / f).is_file() for f in ('config.json', *more))), None)
+
+
 def starting_folder(path: str) -> str:
     """`--initial-checkpoint`, with a folder, of a run or with config.json in it, as `local-dir:` and absolute.
 
@@ -92,7 +98,7 @@ def starting_folder(path: str) -> str:
     name = os.path.expanduser(path.removeprefix('local-dir:'))
     if not os.path.isdir(name):
         return path if not path or is_repo(path) else os.path.abspath(os.path.expanduser(path))
-    folder = next((f for f in (Path(name) / 'model', Path(name)) if (f / 'config.json').is_file()), None)
+    folder = model_folder(name)
     if folder is None:
         found = candidates(name)
         raise SettingError(f'--initial-checkpoint is {path!r}, a folder without config.json and model/config.json'
