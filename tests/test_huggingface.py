@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import timm_multimix
 from tests import forked
-from timm_multimix import MultiMixConfig, SettingError
+from timm_multimix import LamSampler, MultiMixConfig, SettingError
 from timm_multimix.mixing import extensions
 
 C, B = 5, 8
@@ -81,8 +81,8 @@ def test_a_mixed_step_is_that_of_the_equations(kind: str) -> None:
     got = loss((x.requires_grad_(),), labels)
     torch.manual_seed(3)
     step = int(torch.randint(2**62, ()))
-    lam = timm_multimix.sample_lam(300, 1, B, MultiMixConfig('multimix', effective=2).alpha_range(B),
-                                   loss.policy.choose(step).generator(x.device))[:, 0]
+    lam = LamSampler(300, 1, B, MultiMixConfig('multimix', effective=2).alpha_range(B),
+                     loss.policy.choose(step).generator(x.device)).draw_many(1, 300)[0]
     Y = F.one_hot(y, C).float() if kind == 'hard' else labels
     eye, zero = torch.eye(C), torch.zeros(C)
     mixed = extensions.multimix_loss(x, Y, lam, eye, zero, binary=kind == 'several')

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .config import MultiMixConfig
 from .errors import SettingError
-from .mixing import LamSampler, balanced_shares, mixed_cross_entropy, signal
+from .mixing import signal
 from .mixing.diagnostics import signal_warning
-from .mixing.plain_loss import PlainLoss
+from .mixing.losses import Losses
 from .mixing.targets import smooth
 from .policy import EMBEDDINGS, NOTHING, MixingPolicy, Schedule
 
@@ -53,7 +53,7 @@ class TrainerLoss:
         self.config, self.problem_type = config, problem_type
         self.policy = MixingPolicy(config, 0, schedule=schedule)
         self.counts: Counter[str] = Counter()
-        self._plain: dict[bool, PlainLoss] = {}
+        self._of_kind: dict[bool, Losses] = {}
         self._since_log: dict[str, tuple[Tensor, int]] = {}  # sums since the last log, and of how many
         self._needs_first_check = True
 
@@ -84,7 +84,7 @@ class TrainerLoss:
         if not len(labels):
             return (logits * 0).sum()
         loss = self._mixed(logits, labels) if torch.is_grad_enabled() and logits.requires_grad else \
-            self._plain_loss(labels)(logits, labels, training=False)
+            self._losses(labels)(logits, labels, training=False)
         if of_all is None:
             return loss
         if not isinstance(of_all, Tensor):
@@ -107,23 +107,23 @@ class TrainerLoss:
         kept = labels != IGNORED
         return logits[kept], labels[kept]
 
-    def _plain_loss(self, labels: Tensor) -> PlainLoss:
+    def _losses(self, labels: Tensor) -> Losses:
         several = self.problem_type == MULTI or (self.problem_type is None and labels.ndim == 2)
         if several and labels.ndim != 2:
             raise SettingError(f'problem_type is {MULTI!r}, but the labels are {tuple(labels.shape)}: they must be '
                                f'(B, C), a number for each class.')
-        if several not in self._plain:
+        if several not in self._of_kind:
             if several and self.problem_type is None and labels.is_floating_point() and bool(
                     ((labels.sum(1) - 1).abs() < 1e-4).all() and (labels % 1 != 0).any()):
                 raise SettingError(f'The labels look like soft targets: each row sums to 1, and not all is 0 or 1. '
                                    f'Say so by problem_type={SINGLE!r}; {MULTI!r} takes each class for itself.')
-            self._plain[several] = PlainLoss(self.config.replace(bce_loss=True) if several else self.config)
-        return self._plain[several]
+            self._of_kind[several] = Losses(self.config.replace(bce_loss=True) if several else self.config)
+        return self._of_kind[several]
 
     def _mixed(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a training step."""
-        policy, plain = self.policy, self._plain_loss(labels)
-        config, (B, C) = plain.config, logits.shape
+        policy, losses = self.policy, self._losses(labels)
+        config, (B, C) = losses.config, logits.shape
         if policy.progress is None and (config.ramp or config.ramp_epochs or policy.schedule):
             raise SettingError('The loss mixes by how far the training is (ramp, ramp_epochs or schedule), and nobody '
                                'tells it: Trainer(…, compute_loss_func=loss, callbacks=[loss]).')
@@ -132,25 +132,16 @@ class TrainerLoss:
         plan = policy.choose(int(torch.randint(2**62, ())))
         self.counts.update(('steps', EMBEDDINGS if plan.embeddings else NOTHING))
         self._first_check(config, B, C)
-        loss_clean = plain(logits, labels)
+        loss_clean = losses(logits, labels)
         report = {'mixed': loss_clean.new_tensor(float(plan.embeddings)), 'loss_clean': loss_clean.detach()}
         if not plan.embeddings:
             self._note(report)
             return loss_clean
-        y, smoothing = plain.targets(labels, C, logits)
-        m = None if config.m is None else min(config.m, B)  # a last batch may be smaller
-        generator = plan.generator(logits.device)
-        shares = balanced_shares(y, config.balance).to(generator.device) if config.balance else None
-        classes = None if config.tuples == 'any' else y.argmax(1).to(generator.device)
-        lam = LamSampler(config.mixtures(B), 1, B, config.alpha_range(B, m), generator, m=m, shares=shares,
-                         classes=classes, tuples=config.tuples, device=generator.device, dtype=y.dtype)
-        mixtures = lam if lam.device == logits.device else lam.draw(1, lam.n).transpose(0, 1).to(logits.device)
-        loss_mixed = mixed_cross_entropy(
-            logits, y, mixtures, label_smoothing=smoothing, engine=config.engine, binary=config.bce_loss,
-            keep_norm=config.keep_norm, class_weight=plain.class_weight(logits)) * (C if config.bce_sum else 1)
+        y, smoothing = losses.targets(labels, C, logits)
+        mixtures = losses.lam(config.mixtures(B), 1, y, plan.generator(logits.device), logits.device)
+        loss_mixed = losses.mixed(logits, y, mixtures, label_smoothing=smoothing)
         self._note({**report, 'loss_mixed': loss_mixed.detach(), **signal(mixtures, smooth(y, smoothing))})
-        w = config.clean_weight
-        return (loss_mixed + w * loss_clean) / (1 + w) if w else loss_mixed
+        return losses.mean(loss_mixed, loss_clean)
 
     def _first_check(self, config: MultiMixConfig, B: int, C: int) -> None:
         """Tell the user, once, when the settings cannot do what they are for."""

@@ -20,7 +20,7 @@ from .heads import (
     check_affine,
     classifier_leaves,
     inspect_head,
-    position_logits,
+    look,
     switch_class_token,
 )
 from .heads.layers import layer_name, output_of
@@ -31,13 +31,11 @@ from .mixing import (
     LearnedAttention,
     TeacherTargets,
     attention,
-    balanced_shares,
     mixed_cross_entropy,
-    sample_lam,
     signal,
 )
 from .mixing.diagnostics import signal_warning
-from .mixing.plain_loss import PlainLoss
+from .mixing.losses import Losses
 from .mixing.targets import cross_entropy, smooth, soft_target
 from .policy import MixingPolicy, Plan
 from .teaching import Teacher, check_teacher, check_there, taught
@@ -109,7 +107,7 @@ class MultiMix:
         if teacher is not None:
             self.set_teacher(teacher)
         self.learned: Optional[LearnedAttention] = None
-        self.plain_loss = PlainLoss(config)
+        self.losses = Losses(config)
         self._check_class_weight()
         self._check_input_mixing()
         if config.dense:
@@ -127,7 +125,7 @@ class MultiMix:
         config = self.config.replace(**settings)
         self._check_class_weight(config)
         self.policy.configure(config)
-        self.config, self.plain_loss = config, PlainLoss(config)
+        self.config, self.losses = config, Losses(config)
         if self.learned is not None:
             self.learned.set_lr(config.attention_lr)
 
@@ -267,48 +265,30 @@ class MultiMix:
                  ) -> MultiMixOutput:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
         logits = self.logits(input)
-        loss = self.plain_loss(logits, target, self.model.training, teacher, plan.smoothed)
+        loss = self.losses(logits, target, self.model.training, teacher, plan.smoothed)
         self._note_eval_mode(loss)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
 
     def _mix_embeddings(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
                         generator: Optional[torch.Generator]) -> MultiMixOutput:
         """Mix what the classifier sees, once for the image or at every position."""
-        z = mask = loss_attention = None
-        ranks = world() if self.config.gather else 1
+        config, ranks = self.config, world() if self.config.gather else 1
+        z = mask = a = loss_attention = None
         if self.head_info is None:
             logits = self.logits(input)
             dense = logits.unsqueeze(1)
         else:
-            model = self.timm_adapter
-            if self.attending and getattr(self.model, 'grad_checkpointing', False):
-                raise SettingError("attention 'self' (--multimix-attention) reads what a block computes, which "
-                                   "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
-            with recorded(self.model.get_submodule(self.attending) if self.attending else None) as seen:
-                features = model.forward_features(input)
-            mask = model.mask_of(input) if isinstance(model, TimmAdapter) else None
-            logits = model.forward_head(features) if mask is None else model.forward_head(features, mask=mask)
-            z, dense = position_logits(model, self.head_info, features)
+            with recorded(self._attending_layer()) as maps:
+                logits, z, dense, mask = look(self.timm_adapter, self.head_info, input)
+            a = self._attention(z, target, mask, maps, tuple(input.shape[1:]))
         B, P, C = dense.shape
-        config = self.config
         self._note_one_position(P)
-        y, smoothing = self.plain_loss.targets(target, C, logits, smoothed=plan.smoothed)
-        dtype, a = y.dtype, None
-        if self.attending:
-            a = attended(seen[-1].detach() if config.attention_detach else seen[-1], P).to(dtype)
-            if a.shape != (B, P):
-                raise SettingError(f"attention 'self' (--multimix-attention) of images of {tuple(input.shape[1:])} is "
-                                   f'not over their {P} positions: wrap the model with '
-                                   f'input_size={tuple(input.shape[1:])}.')
-        elif z is not None and self.learned is not None:
-            a = self.learned(z, mask)
-            if self.model.training:
-                loss_attention = self.learned.learn(z, dense, lambda pooled: self.plain_loss(
-                    pooled, target, smoothed=plan.smoothed), mask)
-        elif z is not None:
-            a = self._attention(z, target, mask)
+        y, smoothing = self.losses.targets(target, C, logits, smoothed=plan.smoothed)
+        if z is not None and self.learned is not None and self.model.training:
+            loss_attention = self.learned.learn(z, dense, lambda pooled: self.losses(
+                pooled, target, smoothed=plan.smoothed), mask)
         clean, teacher = self._taught(plan, input)
-        loss_clean = self.plain_loss(logits, target, teacher=clean, smoothed=plan.smoothed)
+        loss_clean = self.losses(logits, target, teacher=clean, smoothed=plan.smoothed)
         n = config.mixtures(B * ranks)
         if ranks > 1:
             dense, y, a = gather(dense), gather(y), None if a is None else gather(a)
@@ -321,12 +301,9 @@ class MultiMix:
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
-        loss_mixed = mixed_cross_entropy(
-            dense, y, mixtures, a, mask=mask, label_smoothing=smoothing, normalize=config.normalize or 'position',
-            engine=config.engine, over_ranks=ranks > 1, binary=config.bce_loss, keep_norm=config.keep_norm,
-            teacher=teacher,
-            class_weight=self.plain_loss.class_weight(logits)) * (C if config.bce_sum else 1)
-        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(dtype), mask=mask)
+        loss_mixed = self.losses.mixed(dense, y, mixtures, a, mask=mask, label_smoothing=smoothing,
+                                       over_ranks=ranks > 1, teacher=teacher)
+        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(y.dtype), mask=mask)
         if loss_attention is not None:
             report['loss_attention'] = loss_attention
         return self._output(plan, loss_mixed, loss_clean, logits, report)
@@ -355,25 +332,25 @@ class MultiMix:
         else:
             logits = self.logits(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
-        y, smoothing = self.plain_loss.targets(target, logits.shape[1], clean, smoothed=plan.smoothed)
+        y, smoothing = self.losses.targets(target, logits.shape[1], clean, smoothed=plan.smoothed)
         teacher, _ = self._taught(plan, input)
         of_mixtures: Optional[TeacherTargets] = None
         with torch.autocast(input.device.type, enabled=False):
             mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
             if teacher is not None:
                 of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)  # type: ignore[union-attr]
-        weight = self.plain_loss.class_weight(mixed)
+        weight = self.losses.class_weight(mixed)
         if of_mixtures is not None:
-            loss_mixed = self.plain_loss.taught(mixed, mixed_y, smoothing, of_mixtures)
+            loss_mixed = self.losses.taught(mixed, mixed_y, smoothing, of_mixtures)
         elif config.bce_loss:
-            loss_mixed = self.plain_loss.binary(mixed, mixed_y)
+            loss_mixed = self.losses.binary(mixed, mixed_y)
         elif weight is None:
             loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
         else:  # of mixtures that are mixed already: Λ is the identity
             eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
             loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
                                              class_weight=weight)
-        loss_clean = self.plain_loss(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
+        loss_clean = self.losses(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
         return self._output(plan, loss_mixed, loss_clean, clean, report)
 
@@ -382,42 +359,45 @@ class MultiMix:
         """Λ for targets Y (B, C), as it was given, or what draws it."""
         if lam is not None:
             return lam.to(device)
-        batch, dtype = len(y), y.dtype
-        shares = balanced_shares(y, self.config.balance) if self.config.balance else None
-        tuples = self.config.tuples
-        classes = None if tuples == 'any' else y.argmax(1)
-        m = None if self.config.m is None else min(self.config.m, batch)  # a last batch may be smaller
-        alpha = self.config.alpha_range(batch, m)
         if self.sampler is not None and generator is not None and generator.device != device:
             generator = None  # a sampler of the user's draws where the logits are
-        if generator is None or generator.device == device:
-            return LamSampler(n, positions, batch, alpha, generator, m=m, shares=shares, classes=classes, tuples=tuples,
-                              device=device, dtype=dtype)
-        shares, classes = (None if t is None else t.to(generator.device) for t in (shares, classes))
-        return sample_lam(n, positions, batch, alpha, generator, m=m, shares=shares, classes=classes, tuples=tuples,
-                          dtype=dtype).to(device)
+        return self.losses.lam(n, positions, y, generator, device)
 
     def _output(self, plan: Plan, loss_mixed: Tensor, loss_clean: Optional[Tensor], logits: Tensor,
                 report: dict[str, Tensor]) -> MultiMixOutput:
-        # A mean, not a sum: a learning rate that was tuned without mixing stays right with it.
-        w = self.config.clean_weight
-        loss = (loss_mixed + w * loss_clean) / (1 + w) if w and loss_clean is not None else loss_mixed
         report['loss_mixed'] = loss_mixed.detach()
         if loss_clean is not None and not plan.inputs:
             report['loss_clean'] = loss_clean.detach()
-        return MultiMixOutput(loss, logits, report, plan.mixed)
+        return MultiMixOutput(self.losses.mean(loss_mixed, loss_clean), logits, report, plan.mixed)
 
-    def _attention(self, z: Tensor, target: Tensor, mask: Optional[Tensor]) -> Optional[Tensor]:
-        config = self.config
+    def _attending_layer(self) -> Optional[nn.Module]:
+        """Whose maps are 'self' attention, if that is asked for."""
+        if self.attending is None:
+            return None
+        if getattr(self.model, 'grad_checkpointing', False):
+            raise SettingError("attention 'self' (--multimix-attention) reads what a block computes, which "
+                               "gradient checkpointing (--grad-checkpointing) does not keep. Use 'gap'.")
+        return self.model.get_submodule(self.attending)
+
+    def _attention(self, z: Tensor, target: Tensor, mask: Optional[Tensor], maps: list[Tensor],
+                   size: tuple[int, ...]) -> Optional[Tensor]:
+        """(B, P), of embeddings z (B, P, D) of images of this size, or of the maps of a layer; None is uniform."""
+        config, (B, P, _) = self.config, z.shape
+        if self.attending is not None:
+            a = attended(maps[-1].detach() if config.attention_detach else maps[-1], P)
+            if a.shape != (B, P):
+                raise SettingError(f"attention 'self' (--multimix-attention) of images of {size} is not over their {P} "
+                                   f'positions: wrap the model with input_size={size}.')
+            return a
+        if self.learned is not None:
+            return self.learned(z, mask)
         if config.attention == 'uniform':
             return None
         cam: dict[str, Any] = {}
         if config.attention == 'cam':
             cam = {'target': target, 'weight': self._cam_weight()}
-        if config.attention_detach:
-            with torch.no_grad():
-                return attention(z, config.attention, config.attention_norm, mask=mask, **cam)
-        return attention(z, config.attention, config.attention_norm, mask=mask, **cam)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.attention_detach):
+            return attention(z, config.attention, config.attention_norm, mask=mask, **cam)
 
     def _cam_weight(self) -> Tensor:
         return classifier_leaves(self.timm_adapter)[0].weight.flatten(1)  # type: ignore[operator, no-any-return]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import EMA, MultiMixConfig
 from .errors import SettingError
-from .heads import TimmAdapter, position_logits
+from .heads import look
 from .mixing import TeacherTargets
 
 Teacher = Callable[[Tensor], Tensor]
@@ -63,11 +63,7 @@ def taught(teacher: Teacher, config: MultiMixConfig, images: Tensor) -> tuple[Te
     dense: Optional[Tensor] = None
     if config.teacher_at == 'position':
         head = _head(teacher)
-        model = head.timm_adapter
-        features = model.forward_features(images)
-        mask = model.mask_of(images) if isinstance(model, TimmAdapter) else None
-        logits = model.forward_head(features) if mask is None else model.forward_head(features, mask=mask)
-        _, dense = position_logits(model, head.head_info, features)
+        logits, _, dense, _ = look(head.timm_adapter, head.head_info, images)
     else:
         logits = teacher(images)
     if not isinstance(logits, Tensor):

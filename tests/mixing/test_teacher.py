@@ -14,7 +14,7 @@ from tests.mixing.test_loss import values_and_grads
 from timm_multimix import MultiMixConfig, SettingError, mixed_cross_entropy, sample_lam
 from timm_multimix.mixing import LamSampler, TeacherTargets, extensions, reference
 from timm_multimix.mixing.engines import stream, torch_engine
-from timm_multimix.mixing.plain_loss import PlainLoss
+from timm_multimix.mixing.losses import Losses
 
 
 @st.composite
@@ -122,7 +122,7 @@ def test_readings_agree_where_nothing_is_mixed(p: dict, reading: str) -> None:
                                    teacher=teacher)
 
     def clean(L: Tensor) -> Tensor:
-        return PlainLoss(config)(L, p['one_hot'], teacher=teacher)
+        return Losses(config)(L, p['one_hot'], teacher=teacher)
 
     for got, want in zip(values_and_grads(mixed, L), values_and_grads(clean, L)):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)

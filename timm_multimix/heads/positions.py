@@ -285,6 +285,15 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
     return HeadInfo(layout, prefix, len(single), z.shape[1], direct, bare, names)
 
 
+def look(model: Any, head_info: HeadInfo, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """What a model makes of images: logits (B, C); of their positions embeddings (B, P, D) and logits (B, P, C); and
+    which positions exist, (B, P), bool, where not all do."""
+    features = model.forward_features(images)
+    mask = model.mask_of(images) if isinstance(model, TimmAdapter) else None
+    logits = model.forward_head(features) if mask is None else model.forward_head(features, mask=mask)
+    return logits, *position_logits(model, head_info, features), mask
+
+
 def position_logits(model: Model, head_info: HeadInfo, features: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (B, P, D) and logits (B, P, C) of every position, by the model's own head."""
     B = features.shape[0]

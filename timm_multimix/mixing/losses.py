@@ -1,18 +1,20 @@
-"""`PlainLoss`: the loss of images that are not mixed, as the settings have it."""
+"""`Losses`: of mixtures and of images that are not mixed, as the settings have them."""
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import MultiMixConfig
+from .dirichlet import LamSampler, balanced_shares
+from .loss import mixed_cross_entropy
 from .targets import MASKED, cross_entropy, smooth, soft_target, unsmooth
 from .teacher import TeacherTargets
 
 
-class PlainLoss:
+class Losses:
     """(Binary) cross-entropy with the smoothing, threshold and class weights of the settings.
 
     In evaluation (`training=False`) none of these three.
@@ -66,6 +68,33 @@ class PlainLoss:
                 return F.cross_entropy(x, whole)
             total, loss = (plain * w).sum(), F.cross_entropy(x, whole * w, reduction='sum')
             return torch.where(total > 0, loss / torch.where(total > 0, total, 1), 0)
+
+    def lam(self, n: int, positions: int, y: Tensor, generator: Optional[torch.Generator],
+            device: torch.device) -> Union[Tensor, LamSampler]:
+        """Λ of n mixtures a position, for targets Y (B, C): what draws it on `device`; drawn already if the generator
+        is on another one."""
+        config, batch = self.config, len(y)
+        where = device if generator is None else generator.device
+        m = None if config.m is None else min(config.m, batch)  # a last batch may be smaller
+        shares = balanced_shares(y, config.balance).to(where) if config.balance else None
+        classes = None if config.tuples == 'any' else y.argmax(1).to(where)
+        lam = LamSampler(n, positions, batch, config.alpha_range(batch, m), generator, m=m, shares=shares,
+                         classes=classes, tuples=config.tuples, device=where, dtype=y.dtype)
+        return lam if lam.device == device else lam.draw(positions, n).transpose(0, 1).to(device)
+
+    def mixed(self, logits: Tensor, y: Tensor, lam: Union[Tensor, LamSampler], attention: Optional[Tensor] = None,
+              **options: Any) -> Tensor:
+        """Of mixtures: `mixed_cross_entropy` of logits (B, P, C) or (B, C) and targets Y (B, C), and its options."""
+        config = self.config
+        loss = mixed_cross_entropy(
+            logits, y, lam, attention, normalize=config.normalize or 'position', engine=config.engine,
+            binary=config.bce_loss, keep_norm=config.keep_norm, class_weight=self.class_weight(logits), **options)
+        return loss * logits.shape[-1] if config.bce_sum else loss
+
+    def mean(self, mixed: Tensor, clean: Optional[Tensor]) -> Tensor:
+        """Of both losses. Not their sum: a learning rate that was tuned without mixing stays right with it."""
+        w = self.config.clean_weight
+        return (mixed + w * clean) / (1 + w) if w and clean is not None else mixed
 
     def binary(self, logits: Tensor, y: Tensor) -> Tensor:
         """Binary cross-entropy against Y, (B, C)."""
