@@ -60,62 +60,76 @@ def create_train_val(
         SettingError: a folder that is missing or holds no images, splits that are one folder or differ in their
             classes, a data set that cannot be made.
     """
-    if name.partition('/')[0].lower() == 'sklearn':
-        if name.lower() != DIGITS:
-            raise SettingError(f'--dataset is {name!r}, but of scikit-learn there is only {DIGITS}.')
-        train, val = (ImageDataset('', reader=DigitsReader(split), input_img_mode=input_img_mode)
-                      for split in (train_split, val_split))
-        if train.reader.samples == val.reader.samples:
-            raise _same_splits(train_split, val_split)
-        return train, val
-    prefix = name.partition('/')[0].lower()
-    folder = name in ('', 'folder') or '/' not in name
-    if folder and name not in ('', 'folder'):
-        raise SettingError(f'--dataset is {name!r}, but a name starts with one of '
-                           f'{", ".join(p + "/" for p in PREFIXES)}. For a folder of images give --data-dir alone.')
-    if not folder and prefix not in PREFIXES:
-        raise SettingError(f'--dataset is {name!r}, but {prefix + "/"!r} is not a kind of data set: '
-                           f'{", ".join(p + "/" for p in PREFIXES)}.{nearest(prefix, PREFIXES)}')
+    kind = name.partition('/')[0].lower()
     for key in ('input_key', 'target_key'):
         value = kwargs.pop(key, None)
-        if value is not None and prefix not in KEYED:
+        if value is not None and kind not in KEYED:
             raise SettingError(f'--{key.replace("_", "-")} is {value!r}, but only {", ".join(p + "/" for p in KEYED)} '
                                f'have columns to choose.')
         if value is not None:
             kwargs[key] = value
+    if kind == 'sklearn':
+        return _digits(name, (train_split, val_split), input_img_mode)
     check_class_map(kwargs.get('class_map'))
-    undivided = False
-    if folder:
-        _check_folder(root, train_split, val_split)
-        there = [split_folder(str(root), split) for split in (train_split, val_split)]
-        undivided = there == [None, None] and train_split in TRAINING and val_split in VALIDATION and os.path.isdir(
-            str(root))
-        train_split, val_split = (found or split for found, split in zip(there, (train_split, val_split)))
-    elif train_split == val_split:
+    if kind != 'torch':
+        kwargs['input_img_mode'] = input_img_mode
+    of_each = ({'is_training': True, 'repeats': repeats, 'num_samples': train_num_samples, **kwargs},
+               {'is_training': False, 'num_samples': val_num_samples, **kwargs})
+    if name in ('', 'folder'):
+        return _folder(root, (train_split, val_split), of_each, val_fraction, parts)
+    _check_name(name, kind)
+    if train_split == val_split:
         raise _same_splits(train_split, val_split)
-    package = PACKAGES.get(prefix)
+    train, val = (create_split(name, root, split, **options)
+                  for split, options in zip((train_split, val_split), of_each))
+    if isinstance(train, ImageFolder):
+        _check_apart(train, val, str(root), train_split, val_split)
+    return train, val
+
+
+def _digits(name: str, splits: tuple[str, str], mode: str) -> tuple[Any, Any]:
+    if name.lower() != DIGITS:
+        raise SettingError(f'--dataset is {name!r}, but of scikit-learn there is only {DIGITS}.')
+    train, val = (ImageDataset('', reader=DigitsReader(split), input_img_mode=mode) for split in splits)
+    if train.reader.samples == val.reader.samples:
+        raise _same_splits(*splits)
+    return train, val
+
+
+def _check_name(name: str, kind: str) -> None:
+    """Raise `SettingError` for a kind of data set that timm does not know, or whose package is not installed."""
+    kinds = ', '.join(p + '/' for p in PREFIXES)
+    if '/' not in name:
+        raise SettingError(f'--dataset is {name!r}, but a name starts with one of {kinds}. For a folder of images give '
+                           f'--data-dir alone.')
+    if kind not in PREFIXES:
+        raise SettingError(f'--dataset is {name!r}, but {kind + "/"!r} is not a kind of data set: {kinds}.'
+                           f'{nearest(kind, PREFIXES)}')
+    package = PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
-        raise SettingError(f'--dataset is {name!r}, but {prefix}/ is read with the package {package}, which is not '
+        raise SettingError(f'--dataset is {name!r}, but {kind}/ is read with the package {package}, which is not '
                            f'installed: pip install {package.replace("_", "-")}')
     if package == 'datasets' and not sys.stderr.isatty():
         importlib.import_module(package).disable_progress_bars()
-    if prefix != 'torch':
-        kwargs['input_img_mode'] = input_img_mode
-    train = _create(name if not folder else '', root, train_split, is_training=True, repeats=repeats,
-                    num_samples=train_num_samples, **kwargs)
-    val = _create(name if not folder else '', root, val_split, is_training=False, num_samples=val_num_samples, **kwargs)
-    if folder:
-        class_map = str(kwargs.get('class_map') or '')
-        if undivided:
-            _look_through(train, str(root), Path(str(root)).name, class_map)
-            divide(train, val, val_fraction, parts)
-        else:
-            _check_apart(train, val, str(root), train_split, val_split)
-            _look_through(train, str(root), train_split, class_map)
-            _look_through(val, str(root), val_split, class_map)
-            _check_classes(train, val, str(root), train_split, val_split)
-    elif isinstance(train, ImageFolder):
-        _check_apart(train, val, str(root), train_split, val_split)
+
+
+def _folder(root: Optional[str], splits: tuple[str, str], of_each: Sequence[dict[str, Any]], val_fraction: float,
+            parts: Optional[Parts]) -> tuple[Any, Any]:
+    """Class folders in a folder for each split; or without splits, of which a part is held out."""
+    _check_folder(root, *splits)
+    path, class_map = str(root), str(of_each[0].get('class_map') or '')
+    there = [split_folder(path, split) for split in splits]
+    undivided = (there == [None, None] and splits[0] in TRAINING and splits[1] in VALIDATION and os.path.isdir(path))
+    train_split, val_split = (found or split for found, split in zip(there, splits))
+    train, val = (create_split('', path, split, **options) for split, options in zip((train_split, val_split), of_each))
+    if undivided:
+        _look_through(train, path, Path(path).name, class_map)
+        divide(train, val, val_fraction, parts)
+    else:
+        _check_apart(train, val, path, train_split, val_split)
+        _look_through(train, path, train_split, class_map)
+        _look_through(val, path, val_split, class_map)
+        _check_classes(train, val, path, train_split, val_split)
     return train, val
 
 
@@ -133,7 +147,8 @@ def open_data_set(name: str, root: Optional[str], split: str, **kwargs: Any) -> 
     return create_dataset(name, root=root, split=split, **kwargs)
 
 
-def _create(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
+def create_split(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
+    """`open_data_set`, whose errors say which data set they are about."""
     try:
         return open_data_set(name, root, split, **kwargs)
     except SettingError:
@@ -191,7 +206,7 @@ def _look_through(dataset: Any, root: str, split: str, class_map: str) -> None:
     for told in (tidy(dataset, where, split, class_map), None if class_map else left_out(where, split),
                  left_out_by(class_map, dataset, where) if class_map else None):
         if told:
-            warnings.warn(told, stacklevel=4)
+            warnings.warn(told, stacklevel=5)
 
 
 def _check_classes(train: Any, val: Any, root: str, train_split: str, val_split: str) -> None:

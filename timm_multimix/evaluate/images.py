@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
-from ..data.factory import check_class_map, open_data_set
+from ..data.factory import check_class_map, create_split
 from ..data.folders import check_links, tidy
 from ..data.placed import SampleError, load_sample
-from ..data.split import split_folder, take_part
-from ..errors import SettingError, in_words, nearest, reason
+from ..data.split import TEST, TRAINING, VALIDATION, split_folder, take_part
+from ..errors import SettingError, nearest, reason
 from .load import Checkpoint
 
 PHOTOGRAPHS = 'photographs'
@@ -43,10 +43,7 @@ def open_split(name: str, root: Optional[str], split: str, class_map: str = '') 
     check_class_map(class_map)
     if not name:
         split = split_folder(str(root), split) or split
-    try:
-        dataset = open_data_set(name, root, split, class_map=class_map)
-    except Exception as e:  # whatever the library behind the name raises
-        raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {reason(e)}', e) from e
+    dataset = create_split(name, root, split, class_map=class_map)
     if not name:
         _check_folder(dataset, str(root), split)
         where = Path(str(getattr(dataset.reader, 'root', '')))
@@ -64,8 +61,7 @@ def _check_folder(dataset: Any, root: str, split: str) -> None:
     if os.path.realpath(str(getattr(dataset.reader, 'root', root))) != os.path.realpath(root):
         return
     inside = sorted(p.name for p in Path(root).iterdir() if p.is_dir())
-    splits = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test'}
-    if splits & set(inside):
+    if {*TRAINING, *VALIDATION, *TEST} & set(inside):
         raise SettingError(f'--data-dir is {root!r}, but it has no {split!r} folder. It holds {", ".join(inside[:8])}.')
 
 
