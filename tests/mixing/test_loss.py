@@ -1,6 +1,7 @@
 """The production loss against the literal equations, in value and every gradient."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Union
 
@@ -393,3 +394,31 @@ def call(**changes: Union[Tensor, LamSampler, str, None]) -> Tensor:
 def test_bad_input(changes: dict, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         call(**changes)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ('cc', 'gcc', 'clang'))), reason='no C compiler')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_by_inductor_of_logits_in_any_order(dtype: torch.dtype) -> None:
+    """It believes what the operator says of its results, their strides too."""
+    z, W, y = torch.randn(5, 9, 12, dtype=dtype), torch.randn(7, 12, dtype=dtype), torch.arange(5) % 7
+    lam, a = sample_lam(20, 9, 5, 0.3), attention(torch.randn(5, 9, 4))
+
+    def loss(W: Tensor) -> Tensor:
+        logits = (z @ W.t()).transpose(1, 2).contiguous().transpose(1, 2)
+        return mixed_cross_entropy(logits, y, lam, a)
+
+    for got, want in zip(values_and_grads(torch.compile(loss, fullgraph=True), W), values_and_grads(loss, W)):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=1e-5)
+
+
+def test_float16_has_all_of_a_gradient_that_is_scaled() -> None:
+    """As a gradient scaler does in backward: before, a position's share of it is below what float16 can hold."""
+    B, P, C, scale = 32, 196, 1000, 2.0**16
+    y, a, lam = torch.randint(0, C, (B,)), torch.rand(B, P).softmax(1), sample_lam(40, P, B, 0.05)
+    half = torch.randn(B, P, C).half()
+    want, = torch.autograd.grad(mixed_cross_entropy(x := half.float().requires_grad_(), y, lam, a), x)
+    got, = torch.autograd.grad(mixed_cross_entropy(x := half.requires_grad_(), y, lam, a) * scale, x)
+    assert got.dtype == torch.float16 and torch.isfinite(got).all()
+    wrong = torch.arange(C) != y.view(B, 1, 1)
+    error = (got.float() / scale - want)[wrong.expand_as(want)].norm() / want[wrong.expand_as(want)].norm()
+    assert error < 1e-3

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .dirichlet import LamSampler
 from .engines import choose
-from .engines.stream import Targets, run
+from .engines.stream import Targets, gradient_dtype, run
 from .options import LossOptions
 
 Result = tuple[Tensor, Optional[Tensor], Optional[Tensor]]  # the loss, and its gradients that are wanted
@@ -29,6 +29,7 @@ class MixedCrossEntropy(torch.autograd.Function):
         compute = _compiled if torch.compiler.is_compiling() else _compute
         loss, grad_l, grad_a = compute(logits, attention, targets, lam, options)
         ctx.save_for_backward(grad_l, grad_a)
+        ctx.dtype = logits.dtype
         return loss
 
     @staticmethod
@@ -36,8 +37,8 @@ class MixedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: what follows would silently count as constant
             raise RuntimeError('mixed_cross_entropy takes its gradient in the forward pass and is differentiable once; '
                                'create_graph=True is not supported. mixing/reference.py is differentiable twice.')
-        grads = [None if g is None else g * grad for g in ctx.saved_tensors]
-        return *grads, None, None, None
+        grad_l, grad_a = (None if g is None else g * grad for g in ctx.saved_tensors)
+        return None if grad_l is None else grad_l.to(ctx.dtype), grad_a, None, None, None
 
 
 def _compute(
@@ -81,7 +82,7 @@ def _operator(
         source = lam
     loss, grad_l, grad_a = _compute(
         logits, attention, Targets(y, mass, teacher, class_weight), source, LossOptions(*scalars))
-    return (loss, logits.new_empty(0) if grad_l is None else grad_l,
+    return (loss, logits.new_empty(0) if grad_l is None else grad_l.contiguous(),
             y.new_empty(0) if grad_a is None else grad_a.contiguous())
 
 
@@ -92,5 +93,6 @@ def _(
         classes: Optional[Tensor], tuples: str, low: float, high: float, n: int, m: int, *scalars: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options, (B, P, C) = LossOptions(*scalars), logits.shape
-    return (y.new_empty(()), logits.new_empty((B, P, C) if options.logits_grad else 0),
+    return (y.new_empty(()),
+            logits.new_empty((B, P, C), dtype=gradient_dtype(logits)) if options.logits_grad else logits.new_empty(0),
             y.new_empty((B, P) if options.attention_grad else 0))

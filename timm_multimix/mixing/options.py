@@ -1,7 +1,7 @@
 """What the loss is told besides its tensors, in one object."""
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Union
 
 
@@ -28,7 +28,7 @@ class LossOptions:
     def scalars(self) -> tuple[Union[str, bool, float], ...]:
         """The same for an operator of torch, whose schema knows plain values only. `LossOptions(*scalars)` undoes it.
         """
-        return astuple(self)
+        return tuple(getattr(self, field.name) for field in fields(self))  # astuple copies, which breaks the graph
 
     @classmethod
     def schema(cls) -> str:

@@ -48,7 +48,7 @@ def soft_target(
     check_target(target, num_classes, binary=binary, batch=batch, validate=validate)
     if target.ndim == 1:
         y = torch.zeros(len(target), num_classes, dtype=dtype, device=target.device)
-        y.scatter_(1, target.long().unsqueeze(1), 1)
+        y.scatter_(1, target.long().unsqueeze(1), 1.0)  # inductor of torch 2.11 makes whole numbers of 1
     else:
         y = target.to(dtype)
     return smooth(y, label_smoothing)

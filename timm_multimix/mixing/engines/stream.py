@@ -140,7 +140,7 @@ def run(
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Loss and gradients of logits (B, P, C) and attention (B, P), where wanted; no autograd.
 
-    Logits may be of any dtype, and so is their gradient; all else is of y's, which is that of the computation.
+    Logits may be of any dtype, and their gradient is of `gradient_dtype`; all else is of y's, that of the computation.
     """
     N, P, B = lam.shape
     y, mass, teacher, class_weight = targets
@@ -212,7 +212,7 @@ def run(
         weighed = count if mass is None else count * mass  # type: ignore[operator]
         grad_a -= (mean - reference).unsqueeze(1) * weighed  # type: ignore[operator]
         grad_a = (grad_a * torch.where(seen, share / peak, 0).unsqueeze(1)).t()
-    grad_l = moved.mul_(share.view(1, P, 1)).to(logits.dtype) if options.logits_grad else None
+    grad_l = moved.mul_(share.view(1, P, 1)).to(gradient_dtype(logits)) if options.logits_grad else None
     return value / classes, grad_l, grad_a
 
 
@@ -245,6 +245,12 @@ def factors(lam: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
 def at(of_positions: Optional[Tensor], p: slice, dims: int) -> Optional[Tensor]:
     """The part of positions p, of what has one for each if it has so many dimensions."""
     return of_positions[p] if of_positions is not None and of_positions.ndim == dims else of_positions
+
+
+def gradient_dtype(logits: Tensor) -> torch.dtype:
+    """Of the gradient until backward: theirs. But that of a position is small, and a gradient scaler multiplies only in
+    backward: before, float16 has no room for it."""
+    return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 
 
 def _slices(length: int, size: int) -> list[slice]:

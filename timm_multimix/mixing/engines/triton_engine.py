@@ -71,6 +71,16 @@ def _add(out, acc, a, p, i, j, B, J, HAS_A: tl.constexpr):
 
 
 @triton.jit
+def _dot(x, y, total, PRECISION: tl.constexpr):
+    """total + xy. The tensor cores cut off the digits for which TF32 has no room, and all would come out too small: so
+    they are rounded before."""
+    if PRECISION == 'tf32':
+        x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        y = ((y.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.dot(x, y, total, input_precision=PRECISION)
+
+
+@triton.jit
 def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
          HAS_A: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
     """gL of mixtures k and classes c, (len(k), len(c)), in float32."""
@@ -79,7 +89,7 @@ def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
         b = b0 + tl.arange(0, STEP)
         g = _load_g(lam, a, p, k, b, N, B, lam_p, lam_k, HAS_A)
         l = tl.load(L + p * L_p + b[:, None] * L_b + c[None, :], mask=(b < B)[:, None] & (c < C)[None, :], other=0.0)
-        x = tl.dot(g, l, x, input_precision=PRECISION)
+        x = _dot(g, l, x, PRECISION)
     return x
 
 
@@ -185,7 +195,7 @@ def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, 
         x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
         prob = tl.exp(x * inverse[:, None] - lse[:, None]) * (v * inverse)[:, None]
         mine = _load_lam_t(lam, p, k, own, N, B, lam_p, lam_k)
-        acc = tl.dot(mine, prob, acc, input_precision=PRECISION)
+        acc = _dot(mine, prob, acc, PRECISION)
     _add(out + split * out_split, acc, a, p, own, c, B, C, HAS_A)
 
 
@@ -202,7 +212,7 @@ def _pair(lam, a, inverse_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
         inverse = tl.load(inverse_in + p * N + k, mask=k < N, other=0.0)
         left = _load_lam_t(lam, p, k, i, N, B, lam_p, lam_k)
         right = _load_g(lam, a, p, k, j, N, B, lam_p, lam_k, HAS_A) * inverse[:, None]
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        acc = _dot(left, right, acc, PRECISION)
     _add(out + split * out_split, acc, a, p, i, j, B, B, HAS_A)
 
 
