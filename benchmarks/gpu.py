@@ -58,6 +58,7 @@ class Place(NamedTuple):
         environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1'}
         if self.args.device == 'cuda':
             environment['TRITON_INTERPRET'] = '0'
+            environment.setdefault('OMP_NUM_THREADS', '2')  # of each of the tests' processes
         with open(self.output / f'{part}.log', 'a') as log:
             log.write(f'$ {" ".join(command)}\n')
             log.flush()
@@ -140,7 +141,10 @@ def tests(path: str) -> Run:
         found = RESULT.findall(log)
         figures: Figures = {word.lower(): found.count(word) for word in dict.fromkeys(found)}
         figures['failures'] = re.findall(r'^(?:FAILED|ERROR) (.+)$', log, re.M)
-        return place.check(part, code, seconds, figures)
+        place.check(part, code, seconds, figures)
+        if not figures.get('passed'):
+            raise Failed('No test ran.', figures)
+        return figures
     return run
 
 
@@ -161,6 +165,27 @@ def benchmark(module: str, usual: list[str], tiny: list[str], engine: bool = Tru
             left.unlink(missing_ok=True)
         return place.check(part, code, seconds, figures)
     return run
+
+
+def train(place: Place, part: str, seconds: float) -> Figures:
+    """The embedded digits, by train.py as people call it: stopped after half of the epochs, and gone on with."""
+    deadline = time.monotonic() + seconds
+    folder, epochs = place.output / part, 2 if place.args.tiny else 6
+    shutil.rmtree(folder, ignore_errors=True)
+    small = ['--model', 'test_resnet', '--img-size', '32', '--workers', '0'] if place.args.tiny else []
+    command = ['train.py', '--multimix', 'dense', '--device', place.args.device, '--amp', '--channels-last', '--epochs',
+               str(epochs), '--warmup-epochs', '0', '--stop-epoch', str(epochs // 2), '--output', str(folder),
+               '--experiment', 'run', *small]
+    figures: Figures = {}
+    for words in (command, ['train.py', '--resume', str(folder / 'run'), '--stop-epoch', str(epochs)]):
+        left = deadline - time.monotonic()
+        place.check(part, place.execute(part, words, left), left, figures)
+        rows = summary_rows(folder / 'run' / 'summary.csv')
+        figures.update({'epochs': len(rows), 'top-1': float(rows[-1]['eval_top1']),
+                        'images per second': float(rows[-1]['train_images_per_second'])})
+    if figures['epochs'] != epochs or not (place.args.tiny or figures['top-1'] > 50):
+        raise Failed(f'{figures["epochs"]} of {epochs} epochs, and {figures["top-1"]:.1f} % of the digits.', figures)
+    return figures
 
 
 def cifar(place: Place, part: str, seconds: float) -> Figures:
@@ -208,23 +233,32 @@ def summary_rows(path: Path) -> list[dict[str, Any]]:
         return [row for row in csv.DictReader(f) if row.get('eval_top1') and row.get('train_images_per_second')]
 
 
-BATCH = ['--models', 'resnet50', 'vit_small_patch16_224', '--batch-size', '128', '--channels-last']
+BATCH = ['--batch-size', '128', '--channels-last']
+MODELS = ['--models', 'resnet50', 'vit_small_patch16_224']
 TINY_STEP = ['--models', 'test_resnet', '--img-size', '64', '--batch-size', '4', '--num-classes', '5', '--repeat', '1',
              '--channels-last']
 TINY_LOSS = ['--shapes', 'tiny', '--repeat', '1']
 TINY_SWEEP = ['--shape', 'tiny', '--largest', '2', '--repeat', '1']
 AMP = ['--amp', 'bfloat16', 'float16']
 
+
+def compiled(model: str) -> Run:
+    how = ['--amp', 'bfloat16', '--forms', 'compiled']
+    return benchmark('step', ['--models', model, *BATCH, *how], [*TINY_STEP, *how, '--backend', 'aot_eager'])
+
+
 # In this order: what matters most is first, and time that is not used goes to what follows.
 PARTS = {
-    'cuda-tests': Part(50, tests('tests/test_cuda.py'), needs_cuda),
+    'cuda-tests': Part(70, tests('tests/test_cuda.py'), needs_cuda),
     'loss': Part(80, benchmark('loss', ['--repeat', '10', '--compile'], TINY_LOSS)),
-    'step': Part(80, benchmark('step', [*BATCH, *AMP], [*TINY_STEP, *AMP])),
+    'step': Part(80, benchmark('step', [*MODELS, *BATCH, *AMP], [*TINY_STEP, *AMP])),
+    'train': Part(30, train),
     'sweep': Part(40, benchmark('sweep', [], TINY_SWEEP)),
     'triton-tests': Part(90, tests('tests/mixing/test_triton.py'), needs_triton),
-    'step-compiled': Part(140, benchmark('step', [*BATCH, *AMP, '--forms', 'compiled'], [
-        *TINY_STEP, '--amp', 'bfloat16', '--forms', 'compiled', '--backend', 'aot_eager']), needs_compiler),
     'loss-amp': Part(60, benchmark('loss', ['--repeat', '10', '--amp', '--compile'], [*TINY_LOSS, '--amp'])),
+    # Three networks each, and a network takes its compiler half a minute.
+    'step-compiled-resnet': Part(90, compiled('resnet50'), needs_compiler),
+    'step-compiled-vit': Part(90, compiled('vit_small_patch16_224'), needs_compiler),
     'nccl': Part(40, benchmark('distributed', ['--ranks', '2', '--repeat', '2', '--batch-size', '32'], [
         '--ranks', '2', '--repeat', '1', '--model', 'test_resnet', '--img-size', '64', '--batch-size', '4'],
         engine=False), needs_two),

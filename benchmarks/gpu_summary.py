@@ -6,6 +6,7 @@ from typing import Any
 
 FASTER, LESS_MEMORY = 5.0, 20.0  # than the compiled literal equations
 MULTIMIX, DENSE, DENSE_VIT, MEMORY = 1.01, 1.05, 1.10, 1.05  # of plain cross-entropy
+STEPS = ('step', 'step-compiled-resnet', 'step-compiled-vit')
 Records = dict[str, dict[str, Any]]
 
 
@@ -57,7 +58,7 @@ def loss(records: Records) -> list[str]:
     for part in ('loss', 'loss-amp'):
         for name, row in figures(records, part).get('rows', {}).items():
             t, memory = row['seconds'], row['MiB']
-            form = 'literal compiled' if 'literal compiled' in t else 'literal'
+            form = row['literal form']
             by_torch = f'{t["ours by torch"]:.3g} s' if 'ours by torch' in t else '–'
             amp = ', bfloat16' if part == 'loss-amp' else ''
             lines.append(
@@ -73,7 +74,7 @@ def loss(records: Records) -> list[str]:
 
 def step(records: Records) -> list[str]:
     lines = []
-    for part in ('step', 'step-compiled'):
+    for part in STEPS:
         for row in figures(records, part).get('rows', ()):
             dense = DENSE_VIT if 'vit' in row['model'] else DENSE
             time, memory, seconds = row['time ratio'], row['memory ratio'], row['seconds']
@@ -85,7 +86,7 @@ def step(records: Records) -> list[str]:
     if lines:
         lines = ['| model | plain | MultiMix, time | Dense, time | MultiMix, memory | Dense, memory |',
                  '|---|---|---|---|---|---|', *lines]
-    return section('A training step, plain cross-entropy = 1', lines, failures(records, 'step', 'step-compiled'))
+    return section('A training step, plain cross-entropy = 1', lines, failures(records, *STEPS))
 
 
 def sweep(records: Records) -> list[str]:
@@ -105,6 +106,13 @@ def ranks(records: Records) -> list[str]:
                       *lines]
 
 
+def train(records: Records) -> list[str]:
+    found = figures(records, 'train')
+    return found and ['', '## Handwritten digits, by train.py', '',
+                      f'{found["epochs"]} epochs, stopped and resumed in between: {found["top-1"]:.1f} % top-1, '
+                      f'{found["images per second"]:.0f} images/s.']
+
+
 def cifar(records: Records) -> list[str]:
     lines = [f'| {name} | {row["epochs"]} of {row["of"]} | {row["top-1"]:.2f} % | {row["images per second"]:.0f} | '
              f'{row["seconds"]:.0f} |' for name, row in figures(records, 'cifar').items()]
@@ -121,6 +129,6 @@ def write_summary(path: Path, machine: dict[str, Any], records: Records) -> None
              f'{machine["torch"]}, triton {machine["triton"]}, timm {machine["timm"]}, Python {machine["python"]}.', '']
     if any(record.get('tiny') for record in records.values()):
         lines += ['Tiny shapes: this was a trial of the command, and its figures say nothing.', '']
-    for part in (parts, tests, loss, step, sweep, ranks, cifar):
+    for part in (parts, tests, loss, step, train, sweep, ranks, cifar):
         lines += part(records)
     path.write_text('\n'.join(lines) + '\n')

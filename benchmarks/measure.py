@@ -23,8 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 Run = Callable[[], object]
 
 
-def medians(runs: dict[str, Run], repeat: int, device: str) -> dict[str, float]:
+def medians(runs: dict[str, Run], repeat: int, device: str, times: int = 1) -> dict[str, float]:
     """Seconds of each, the median of `repeat` rounds in which they take turns, after one round to warm up.
+
+    A turn is so many `times` in a row, without waiting for the device in between, as in a training.
 
     On the CPU with one thread (OMP_NUM_THREADS=1) they are seconds of the processor, which others cannot disturb.
     """
@@ -36,12 +38,13 @@ def medians(runs: dict[str, Run], repeat: int, device: str) -> dict[str, float]:
             if device == 'cuda':
                 torch.cuda.synchronize()
             started = clock()
-            run()
+            for _ in range(times):
+                run()
             if device == 'cuda':
                 torch.cuda.synchronize()
             if i:
-                seconds[name].append(clock() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                seconds[name].append((clock() - started) / times)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def peak_mib(run: Run, device: str) -> float:

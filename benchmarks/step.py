@@ -60,7 +60,7 @@ def measure(name: str, amp: str, form: str, args: argparse.Namespace) -> dict[st
     runs = {mode: step(mode) for mode in MODES}
     for run in [*runs.values()] * 2 if compiled else ():  # what is seen to change is compiled again
         run()
-    seconds = medians(dict(runs), args.repeat, device)
+    seconds = medians(dict(runs), args.repeat, device, times=5 if device == 'cuda' else 1)
     memory = {mode: peak_mib(run, device) for mode, run in runs.items()}
     return {'model': name, 'input': list(images.shape), 'amp': amp, 'form': form, 'channels_last': args.channels_last,
             'engine': args.engine, 'num_classes': args.num_classes, 'n': args.n, 'seconds': seconds,
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='as train.py takes them')
     parser.add_argument('--num-classes', type=int, default=1000)
     parser.add_argument('--n', type=int, default=1000, help='mixtures of a step, and at each position')
-    parser.add_argument('--repeat', type=int, default=20 if cuda else 5)
+    parser.add_argument('--repeat', type=int, default=10 if cuda else 5)
     parser.add_argument('--amp', nargs='+', choices=['float32', 'bfloat16', 'float16'],
                         help='autocast to each of these; float32 is none (default: bfloat16 on CUDA, none on the CPU)')
     parser.add_argument('--forms', nargs='+', choices=['eager', 'compiled'], default=['eager'])
