@@ -18,7 +18,7 @@ from timm.data import Mixup
 
 from tests.models import IMAGES, TARGET
 from tests.models import a_resnet as model
-from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, wrap
+from timm_multimix import MultiMixConfig, MultiMixTask, SettingError, unwrap, wrap
 from timm_multimix.config import PRESETS
 from timm_multimix.mixing import LamSampler
 from timm_multimix.policy import MixingPolicy, told
@@ -281,3 +281,53 @@ def test_a_plain_model_follows_a_schedule_too() -> None:
         assert {policy.begin(IMAGES, TARGET)[2].mixed for _ in range(5)} == {kind}
     with pytest.raises(SettingError, match='needs a wrapped model'):
         _ = MultiMixTask(timm.create_model('test_resnet', num_classes=5)).wrapped
+
+
+def test_classes_that_change_are_followed_however_they_do() -> None:
+    net = timm.create_model('test_resnet', num_classes=5)
+    wrapped = wrap(net, 'dense', ramp=0)
+    net.reset_classifier(9)
+    for _ in range(8):  # whatever is mixed
+        out = wrapped(IMAGES, torch.arange(len(IMAGES)) % 9)
+        assert out.logits.shape[1] == 9 and out.loss.isfinite()
+    weighted = wrap(net, 'dense', class_weight=[1.0] * 9)
+    net.reset_classifier(3)
+    with pytest.raises(SettingError, match='class_weight .* has 9 weights, but the model has 3 classes'):
+        weighted(IMAGES, TARGET)
+
+
+def test_more_effective_examples_than_a_batch_has() -> None:
+    with pytest.raises(SettingError, match='effective .* a batch of 8 cannot mix that many'):
+        model(effective=50, ramp=0)(IMAGES, TARGET)
+
+
+def test_what_is_not_floating_is_not_mixed_as_images() -> None:
+    policy = MixingPolicy(MultiMixConfig('dense', prob=0, ramp=0), 5)
+    with pytest.raises(SettingError, match='these inputs are torch.int64'):
+        policy.begin(torch.zeros(4, 3, 8, 8).long(), torch.arange(4))
+
+
+@pytest.mark.parametrize('settings', [{'attention': 'learned'}, {'mode': 'multimix', 'layer': 2}])
+def test_settings_of_mixtures_where_there_are_none(settings: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match='has no effect: prob'):
+        MultiMixConfig(**{'mode': 'dense', 'prob': 0, **settings})
+
+
+def test_reconfiguring_is_checked_as_wrapping_is() -> None:
+    wrapped = model('multimix', preset='embeddings')
+    with pytest.raises(SettingError, match="preset 'regmixup' mixes elsewhere"):
+        wrapped.reconfigure(preset='regmixup')
+    taught = model('dense', preset='embeddings', teacher=timm.create_model('test_resnet', num_classes=5))
+    with pytest.raises(SettingError, match="teacher_at 'position'"):
+        taught.reconfigure(teacher_at='position')
+    taught.reconfigure(teacher_weight=0.2)
+    taught.reconfigure(teacher=None)
+    assert taught.multimix.config == MultiMixConfig('dense', preset='embeddings', n=10)
+    assert taught(IMAGES, TARGET).loss.isfinite()
+
+
+def test_a_model_does_not_teach_itself() -> None:
+    wrapped = model(preset='embeddings', teacher='given')
+    for teacher in (wrapped, unwrap(wrapped)):
+        with pytest.raises(SettingError, match='The teacher is the model itself'):
+            wrapped.set_teacher(teacher)

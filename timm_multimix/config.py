@@ -172,11 +172,12 @@ class MultiMixConfig:
         None, "where the weights sum to one: at each 'position', whose losses are averaged, or over 'all' positions",
         NORMALIZATIONS, modes=('dense',), usual='position')
     layer: Union[Layer, Sequence[Layer]] = setting(
-        None, "what is mixed: 'embedding', 'input', a stage by its number, or any module by its name; of several, each "
+        None, "what is mixed: 'embedding', 'input', a stage by its number, or a block by its name; of several, each "
         'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
-        "numbered as in timm's `out_indices`. Of a module, the output is mixed. The mixtures go through the rest of "
-        'the network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has '
-        "images. Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
+        "numbered as in timm's `out_indices`. Of a block, the output is mixed. It must be all that the network goes on "
+        'with, which that of a layer within a residual block is not. The mixtures go through the rest of the network, '
+        'beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has images. Give `n` '
+        "for another number. Of several layers with 'embedding', `n` counts there alone.")
     engine: str = setting(
         'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "
         'the loss is the same', ENGINES)
@@ -316,7 +317,7 @@ class MultiMixConfig:
     def _note_unmixed(self) -> None:
         """Warn of settings that say something of mixtures alone, where embeddings are never mixed."""
         for name, usual in (('balance', 0.0), ('tuples', 'any'), ('teacher_reading', 'targets'),
-                            ('teacher_at', 'image')):
+                            ('teacher_at', 'image'), ('attention', 'gap'), ('layer', 'embedding')):
             value = getattr(self, name)
             if self.prob == 0 and value not in (None, usual):
                 warnings.warn(f'{name} ({flag(name)}) is {value!r}, but it has no effect: prob ({flag("prob")}) is 0, '
@@ -420,14 +421,18 @@ class MultiMixConfig:
             raise SettingError('--batch-size is 1, but one example cannot be mixed with others: it must be at least 2.')
         if self.gather and self.mixtures(whole) < ranks:
             raise _bad('n', self.n, f'{ranks} ranks share them out, so it must be at least {ranks}.')
-        if 'effective' in self._given and self.effective[1] >= whole:  # type: ignore[index]
-            raise _bad('effective', self.effective, f'a batch of {whole} cannot mix that many: it must be below '
-                                                    f'{whole}.')
+        self.check_effective(whole)
         for name in ('mixup', 'cutmix'):
             if getattr(self, name) and batch % 2:
                 raise _bad(name, getattr(self, name), f"timm's Mixup pairs the batch with its reverse and needs an "
                                                       f'even batch size, not {batch} (--batch-size). The preset '
                                                       f"'embeddings' mixes no inputs.")
+
+    def check_effective(self, batch: int) -> None:
+        """Raise `SettingError` where so many effective examples were asked for that a batch does not have them."""
+        if 'effective' in self._given and self.effective[1] >= batch:  # type: ignore[index]
+            raise _bad('effective', self.effective, f'a batch of {batch} cannot mix that many: it must be below '
+                                                    f'{batch}.')
 
     def given(self, *names: str) -> bool:
         """Whether any of these settings was given, and is another than the preset's (which files repeat)."""
@@ -440,8 +445,13 @@ class MultiMixConfig:
         return {name: value for name, value in self.to_dict().items() if usual.get(name) != value}
 
     def replace(self, **changes: Any) -> MultiMixConfig:
-        """A copy with some settings changed; everything given before stays given, the rest follows the preset anew."""
-        given = {name: getattr(self, name) for name in self._given}
+        """A copy with some settings changed; everything given before stays given, the rest follows the preset anew.
+
+        What is set to None falls back to the preset, and with it what says something of it: teacher=None drops
+        teacher_weight.
+        """
+        given = {name: getattr(self, name) for name in self._given
+                 if not SETTINGS[name].needs or changes.get(SETTINGS[name].needs, '') is not None}
         for pair in PAIRS:
             if changes.keys() & pair:
                 given = {name: value for name, value in given.items() if name not in pair}

@@ -282,6 +282,9 @@ class MixingPolicy:
 
     def _mix_inputs(self, images: Tensor, target: Tensor, plan: Plan) -> tuple[Tensor, Tensor, str]:
         assert self.mixup_fn is not None
+        if not images.is_floating_point():
+            raise SettingError(f'mixup and cutmix mix images, and these inputs are {images.dtype}: give '
+                               f"preset='embeddings', which mixes no inputs, or a mixup_fn.")
         if not getattr(self.mixup_fn, 'mixup_enabled', True):  # as timm's loop does from --mixup-off-epoch on
             return images, target, ''
         if target.ndim != 1:

@@ -23,7 +23,7 @@ from .heads import (
     look,
     switch_class_token,
 )
-from .heads.layers import layer_name, output_of
+from .heads.layers import check_layer, check_not_again, layer_name, output_of
 from .heads.positions import evaluating, probe
 from .heads.self_attention import attended, last_attention, recorded
 from .mixing import (
@@ -101,6 +101,9 @@ class MultiMix:
         self.attending: Optional[str] = None  # the layer whose attention is 'self'
         self.needs_first_check = self.needs_position_check = True
         self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
+        for layer, name in self.layers.items():
+            if name:
+                check_layer(self.timm_adapter, layer, name, self.logits, input_size)
         self.policy = policy(config, int(self.timm_adapter.num_classes))
         self._without_target = self._in_eval = 0
         self.teacher: Optional[Teacher] = None
@@ -123,7 +126,13 @@ class MultiMix:
             if name in settings:
                 raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
         config = self.config.replace(**settings)
+        if (config.mode, config.layers, config.attention) != (self.config.mode, self.config.layers,
+                                                              self.config.attention):
+            raise SettingError(f'preset {config.preset!r} mixes elsewhere, and that decides how a model is wrapped: '
+                               f'unwrap() it and wrap it anew.')
         self._check_class_weight(config)
+        if self.teacher is not None and config.teacher is not None:
+            check_teacher(self.teacher, config, self.policy.num_classes, self.model)
         self.policy.configure(config)
         self.config, self.losses = config, Losses(config)
         if self.learned is not None:
@@ -131,7 +140,7 @@ class MultiMix:
 
     def set_teacher(self, teacher: Teacher) -> None:
         """The network that the setting `teacher` means; see `MultiMixModel.set_teacher`."""
-        check_teacher(teacher, self.config, self.policy.num_classes)
+        check_teacher(teacher, self.config, self.policy.num_classes, self.model)
         self.teacher = teacher
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,8 +157,8 @@ class MultiMix:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'teacher': None}  # another network is no part of this one
 
-    def _check_class_weight(self, config: Optional[MultiMixConfig] = None) -> None:
-        weights, classes = (config or self.config).class_weight, self.policy.num_classes
+    def _check_class_weight(self, config: Optional[MultiMixConfig] = None, classes: Optional[int] = None) -> None:
+        weights, classes = (config or self.config).class_weight, classes or self.policy.num_classes
         if weights is not None and len(weights) != classes:
             raise SettingError(f'class_weight (--class-weight) has {len(weights)} weights, but the model has '
                                f'{classes} classes.')
@@ -171,7 +180,11 @@ class MultiMix:
 
     def logits(self, input: Tensor) -> Tensor:
         """The model's own, (B, C). By its class, since a `forward` that is set on the object may be what called us."""
-        return type(self.model).forward(self.model, input)  # type: ignore[no-any-return]
+        logits = type(self.model).forward(self.model, input)
+        if not isinstance(logits, Tensor) and self.model.training:
+            raise SettingError(f'{type(self.model).__name__} gives a {type(logits).__name__} in training, not logits '
+                               f'(B, C): switch it to a single output, as set_distilled_training(False) does.')
+        return logits  # type: ignore[no-any-return]
 
     def _make_dense(self) -> None:
         model = self.timm_adapter
@@ -228,6 +241,11 @@ class MultiMix:
             raise SettingError(f'reset_classifier({num_classes}): class_weight has {len(self.config.class_weight)} '
                                f'weights. reconfigure(class_weight=None) drops them first.')
         self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
+        self._follow(num_classes)
+
+    def _follow(self, num_classes: int) -> None:
+        """Go on with another number of classes, which the model has by now, whoever gave it to it."""
+        self._check_class_weight(classes=num_classes)
         self.policy.configure(self.config, num_classes)
         if self.config.dense:
             self._make_dense()
@@ -238,16 +256,20 @@ class MultiMix:
         if not len(input):
             raise SettingError(f'input is {tuple(input.shape)}, but there must be an image.')
         asked = True if lam is not None or generator is not None else None
+        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        if self.parts is None and int(self.model.num_classes) != self.policy.num_classes:  # type: ignore[arg-type]
+            self._follow(int(self.model.num_classes))  # type: ignore[arg-type]
         if self.model.training:
             self._without_target = 0
             check_there(self.teacher, self.config)
-            self.first_check(len(input))
+            if not transformed:
+                self.first_check(len(input))
             input, target, plan = self.policy.begin(input, target, asked)
         else:
             plan = Plan(0, bool(asked), '', self.config.layers[0], 0)
         if not plan.embeddings:
             return self._unmixed(input, target, plan, self._taught(plan, input)[0])
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if transformed:
             raise SettingError('The gradient of a mixed loss is computed along with it, where torch.func.grad and vmap '
                                'cannot look. torch.func.functional_call can be used, with torch.autograd.grad: '
                                'torch.autograd.grad(functional_call(model, params, (images, target)).loss, …).')
@@ -312,13 +334,11 @@ class MultiMix:
                     generator: Optional[torch.Generator]) -> MultiMixOutput:
         """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
         B, config, name = len(input), self.config, self.layers[plan.layer]
+        if name:
+            check_not_again(self.model, plan.layer)
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
-        mixtures = self._mixtures(lam, config.mixtures(B, plan.layer), 1, y, generator, input.device)
-        if self.sampler is not None and lam is None:
-            assert isinstance(mixtures, LamSampler)
-            mixtures = self.sampler(mixtures, y, None)
-        lam = (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
+        lam = self._vectors(lam, config.mixtures(B, plan.layer), y, generator, input.device)
         beside = config.clean_weight > 0
 
         def mix(x: Tensor) -> Tensor:
@@ -353,6 +373,16 @@ class MultiMix:
         loss_clean = self.losses(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
         return self._output(plan, loss_mixed, loss_clean, clean, report)
+
+    @torch.compiler.disable  # whose shapes, of a batch of another size, cannot be drawn
+    def _vectors(self, lam: Optional[Tensor], n: int, y: Tensor, generator: Optional[torch.Generator],
+                 device: torch.device) -> Tensor:
+        """Λ of a single position, (N, B)."""
+        mixtures = self._mixtures(lam, n, 1, y, generator, device)
+        if self.sampler is not None and lam is None:
+            assert isinstance(mixtures, LamSampler)
+            mixtures = self.sampler(mixtures, y, None)
+        return (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(y.dtype)
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, y: Tensor,
                   generator: Optional[torch.Generator], device: torch.device) -> Union[Tensor, LamSampler]:
@@ -412,6 +442,7 @@ class MultiMix:
         self.needs_first_check = False
         batch = self.config.mixed_batch(batch, world())
         self.config.tuple_size(batch)  # later batches may be smaller
+        self.config.check_effective(batch)
         if message := signal_warning(self.config, batch, self.policy.num_classes):
             warnings.warn(message, stacklevel=6)
 

@@ -17,7 +17,7 @@ from .mixing import TeacherTargets
 Teacher = Callable[[Tensor], Tensor]
 
 
-def check_teacher(teacher: Any, config: MultiMixConfig, num_classes: int) -> None:
+def check_teacher(teacher: Any, config: MultiMixConfig, num_classes: int, student: nn.Module) -> None:
     """Raise `SettingError` for what cannot teach a network of so many classes; put it into eval mode."""
     if config.teacher is None:
         raise SettingError('set_teacher: the settings have no teacher, so it would have no effect: '
@@ -25,6 +25,9 @@ def check_teacher(teacher: Any, config: MultiMixConfig, num_classes: int) -> Non
     if not callable(teacher):
         raise SettingError(f'The teacher is {teacher!r:.80}, but it must be a network: images (B, 3, H, W) to logits '
                            f'(B, {num_classes}).')
+    if isinstance(teacher, nn.Module) and vars(unwrap_model(teacher)) is vars(student):  # wrapped or not
+        raise SettingError('The teacher is the model itself, and teaching puts a network into eval mode: give its '
+                           'average, such as timm.utils.ModelEmaV3(model), or another network.')
     theirs = getattr(unwrap_model(teacher), 'num_classes', num_classes)
     if theirs != num_classes:
         raise SettingError(f'The teacher has {theirs} classes, but the model has {num_classes}.')

@@ -123,3 +123,53 @@ def test_layers_that_do_not_run_or_give_no_tensor() -> None:
     with pytest.raises(SettingError, match="'unused', but that module of ResNet does not run"):
         timm_multimix.wrap(model, 'multimix', preset='embeddings', layer='unused')(
             torch.randn(2, 3, 32, 32), torch.arange(2))
+
+
+class Shared(torch.nn.Module):
+    """Its activation runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.act = torch.nn.Linear(6, 8), torch.nn.Linear(8, 8), torch.nn.ReLU()
+        self.fc = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.act(self.two(self.act(self.one(x)))))
+
+
+def test_a_branch_or_a_shared_module_is_no_place_to_mix() -> None:
+    for model, layer in ((resnet().train(), 'layer3.0.conv1'), (timm.create_model('test_vit', num_classes=5), 'blocks.1.attn')):
+        with pytest.raises(SettingError, match=f"is '{layer}', but .* a branch beside others"):
+            timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
+        assert not any(m._forward_hooks for m in model.modules()) and model.training
+    parts = Parts(lambda net, x: net.act(net.two(net.act(net.one(x))))[:, None], lambda net, f: f[:, 0], 'fc',
+                  layout='NLC', example=torch.randn(1, 6))
+    with pytest.raises(SettingError, match='runs more than once'):
+        timm_multimix.wrap(Shared(), 'multimix', preset='manifold', layer='act', parts=parts)
+    timm_multimix.wrap(Shared(), 'multimix', preset='manifold', layer='one', parts=parts)
+
+
+@pytest.mark.parametrize('name, layer', [('test_vit', 'blocks.0'), ('test_resnet', 2), ('test_efficientnet', 3)])
+def test_not_with_gradient_checkpointing(name: str, layer: object) -> None:
+    model = timm.create_model(name, num_classes=5)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
+    images, target = torch.randn(4, *model.pretrained_cfg['input_size']), torch.arange(4)
+    assert wrapped(images, target).loss.isfinite()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(SettingError, match='which gradient checkpointing'):
+        wrapped(images, target)
+    with pytest.raises(SettingError, match='which gradient checkpointing'):
+        timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(preset='regmixup'), dict(preset='manifold', layer=2), dict(layer='input', tuples='within')])
+def test_a_compiled_network_takes_batches_of_other_sizes(settings: dict) -> None:
+    torch._dynamo.reset()
+    model = timm.create_model('test_resnet', num_classes=5)
+    compiled = torch.compile(timm_multimix.wrap(model, 'multimix', **{'preset': 'embeddings', **settings}),
+                             backend='eager')
+    for batch in (6, 5, 4):
+        loss = compiled(torch.randn(batch, 3, 64, 64), torch.arange(batch) % 5).loss
+        loss.backward()
+        assert loss.isfinite()

@@ -142,6 +142,30 @@ def test_what_was_mixed_is_saved_and_is_no_setting(tmp_path: Path) -> None:
     assert not (tmp_path / 'none' / 'multimix.yaml').exists()  # there are no settings
 
 
+def test_other_settings_than_the_files_which_repeats_the_presets(tmp_path: Path) -> None:
+    given = {'n': 50, 'effective': 2}
+    save_plain(wrapped(), tmp_path / 'm')
+
+    def config(**settings: Any) -> MultiMixConfig:
+        return from_pretrained(tmp_path / 'm', **settings).multimix.config
+
+    assert config(preset='paper') == MultiMixConfig('dense', preset='paper', **given)
+    assert config(attention='uniform').attention_norm is None and config(attention='learned').attention_lr == 1e-3
+    assert config(mode='multimix') == MultiMixConfig('multimix', **given)
+
+
+def test_a_teacher_is_not_in_a_model_that_was_taught(tmp_path: Path) -> None:
+    save_plain(wrapped(teacher='ema', teacher_weight=0.3), tmp_path / 'm')
+    plain = MultiMixConfig('dense', n=50, effective=2)
+    with pytest.warns(UserWarning, match="trained with the teacher 'ema', which is not in it"):
+        model = from_pretrained(tmp_path / 'm')
+    assert model.multimix.config == plain
+    assert model.train()(torch.randn(4, 3, 32, 32), torch.arange(4) % 3).loss.isfinite()
+    assert from_pretrained(tmp_path / 'm', teacher=None).multimix.config == plain
+    again = from_pretrained(tmp_path / 'm', teacher='ema').multimix.config
+    assert again == plain.replace(teacher='ema', teacher_weight=0.3)
+
+
 def test_one_commit_is_read_even_if_another_is_pushed_meanwhile(
         hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     first = wrapped(0)

@@ -50,6 +50,9 @@ def test_what_they_make_of_the_mixed_targets() -> None:
     assert within.max(1).values.min() > 1 - 1e-6  # one-hot
     even = sample_lam(20_000, 1, 10, 0.4, generator, classes=CLASSES, tuples='across')[:, 0] @ Y
     torch.testing.assert_close(even.mean(0)[[0, 5, 9]], torch.full((3,), 1 / 3), rtol=0, atol=0.01)
+    few = sample_lam(20_000, 1, 10, 0.4, generator, m=2, classes=CLASSES, tuples='across')[:, 0]
+    assert ((few > 0).sum(1) <= 2).all()
+    torch.testing.assert_close((few @ Y).mean(0)[[0, 5, 9]], torch.full((3,), 1 / 3), rtol=0, atol=0.01)
     both = sample_lam(20_000, 1, 10, 0.4, generator, classes=CLASSES, tuples='within',
                       shares=balanced_shares(Y, 1.0))[:, 0] @ Y
     torch.testing.assert_close(both.mean(0)[[0, 5, 9]], torch.full((3,), 1 / 3), rtol=0, atol=0.015)

@@ -3,13 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..config import Layer
-from ..errors import SettingError, nearest
+from ..errors import REFUSALS, SettingError, nearest
+from .positions import evaluating, probe
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -50,8 +52,44 @@ def layer_name(model: nn.Module, layer: Layer) -> str:
                           if stages(model) else '.'))
 
 
+def check_not_again(model: Any, layer: Layer) -> None:
+    """Raise `SettingError` where gradient checkpointing would compute what a layer gives once more, without mixing."""
+    if getattr(model, 'grad_checkpointing', False):
+        raise SettingError(f'layer (--multimix-layer) is {layer!r}, which gradient checkpointing '
+                           f"(--grad-checkpointing) computes once more, unmixed: choose one of both, or layer "
+                           f"'embedding' or 'input'.")
+
+
+@torch.no_grad()
+def check_layer(model: Any, layer: Layer, name: str, logits: Callable[[Tensor], Any],
+                input_size: Optional[tuple[int, ...]] = None) -> None:
+    """Raise `SettingError` unless all that follows a module depends on its output alone, and on one output.
+
+    Two images that are swapped there must come out swapped. A branch beside others, as within a residual block, and a
+    module that runs more than once are no place to mix: features would be mixed in part, or twice.
+    """
+    check_not_again(model, layer)
+    try:
+        image = probe(model, input_size)
+        images = torch.cat([image, -image])
+        with evaluating(model):
+            plain = logits(images)
+            with output_of(model, name, lambda z: z.flip(0)):
+                swapped = logits(images)
+        apart, error = ((plain - x).abs().max() for x in (plain.flip(0), swapped.flip(0)))
+        bad = float(error) > 0.1 * float(apart) > 0
+    except SettingError:
+        raise
+    except REFUSALS:  # not with this image: whoever trains it says why
+        return
+    if bad:
+        raise SettingError(f'layer (--multimix-layer) is {layer!r}, but what that module gives is not all that the '
+                           f'network goes on with: it is a branch beside others, or runs more than once. Choose a '
+                           f'stage or a whole block.')
+
+
 @contextmanager
-def output_of(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def output_of(model: Any, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While inside, the module's output (B, …) is what `change` makes of it.
 
     Raises:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -69,6 +70,11 @@ def from_pretrained(
         config = _settings(folder, name)
         if num_classes is not None and config.class_weight is not None and len(config.class_weight) != num_classes:
             config = config.replace(class_weight=None)  # they were of other classes
+        if config.teacher is not None and settings.get('teacher') is None:
+            if 'teacher' not in settings:
+                warnings.warn(f'{str(name)!r} was trained with the teacher {config.teacher!r}, which is not in it: it '
+                              f'goes on without one. from_pretrained(…, teacher=…) gives it one.', stacklevel=2)
+            config = config.replace(teacher=None)
     plain = _create(folder / RAW if raw else folder, name, num_classes)
     plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later
     wrapped = wrap(plain, config, **settings)
@@ -404,7 +410,9 @@ def _settings(folder: Path, name: Union[str, Path]) -> MultiMixConfig:
         counts = found.get(COUNTS) or {}
         if not isinstance(counts, dict) or not all(isinstance(n, int) for n in counts.values()):
             raise SettingError(f'its {COUNTS} are no numbers.')
-        return MultiMixConfig.from_dict({name: value for name, value in found.items() if name != COUNTS})
+        config = MultiMixConfig.from_dict({name: value for name, value in found.items() if name != COUNTS})
+        # The file says what the preset says, too, which nobody has chosen and another preset would say otherwise.
+        return MultiMixConfig.from_dict({'mode': config.mode, 'preset': config.preset, **config.differences()})
     except SettingError as e:
         raise SettingError(f'{SETTINGS} of {str(name)!r} cannot be used: {e}\n  Give settings yourself: '
                            f"from_pretrained({str(name)!r}, 'dense').") from e

@@ -244,7 +244,9 @@ class LamSampler:
         elif self.classes is not None:  # of each class the first in order
             classes = self.classes.expand(shape)
             first = torch.full_like(order, -1).scatter_reduce(-1, classes, order, 'amax')
-            order = order.masked_fill(order < first.gather(-1, classes), -1)
+            # Which of the classes are among m is drawn anew: those of many examples have the highest orders.
+            again = torch.rand(shape, generator=self.generator, device=self.device)
+            order = again.masked_fill(order < first.gather(-1, classes), -1)
         if self.m < self.batch:
             order = order.masked_fill(order < order.topk(self.m).values[..., -1:], -1)
         return order >= 0
