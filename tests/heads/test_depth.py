@@ -138,7 +138,8 @@ class Shared(torch.nn.Module):
 
 
 def test_a_branch_or_a_shared_module_is_no_place_to_mix() -> None:
-    for model, layer in ((resnet().train(), 'layer3.0.conv1'), (timm.create_model('test_vit', num_classes=5), 'blocks.1.attn')):
+    vit = timm.create_model('test_vit', num_classes=5)
+    for model, layer in ((resnet().train(), 'layer3.0.conv1'), (vit, 'blocks.1.attn')):
         with pytest.raises(SettingError, match=f"is '{layer}', but .* a branch beside others"):
             timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
         assert not any(m._forward_hooks for m in model.modules()) and model.training
