@@ -130,9 +130,9 @@ class MultiMixConfig:
         None, 'concentration α of the Dirichlet distribution that draws the mixing weights; of two numbers, each step '
         'draws α between them', number(above=0), metavar='A', many=True)
     effective: Optional[Range] = setting(
-        None, 'how many examples a mixture has effectively, 1/Σλ²: 2 is about a pair, whatever the batch size; of two '
-        'numbers, each step draws between them', number(above=1), metavar='E', many=True, more='It says `alpha` in '
-        'another way: give one of both. It is 1 / mean Σλ². A run reports the mean of 1/Σλ², which is a little larger.')
+        None, 'how many examples a mixture has effectively: 2 is about a pair, whatever the batch size; of two '
+        'numbers, each step draws between them', number(above=1), metavar='E', many=True, more='It sets `alpha`, so '
+        'give only one of both. It is 1 / mean Σλ². A run reports the mean of 1/Σλ², which is a little larger.')
     prob: float = setting(
         None, 'how often a step mixes embeddings; the other steps mix inputs where mixup or cutmix is above 0, and '
         'nothing where not', SHARE, metavar='P')
@@ -174,10 +174,10 @@ class MultiMixConfig:
     layer: Union[Layer, Sequence[Layer]] = setting(
         None, "what is mixed: 'embedding', 'input', a stage by its number, or a block by its name; of several, each "
         'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
-        "numbered as in timm's `out_indices`. Of a block, the output is mixed. It must be all that the network goes on "
-        'with, which that of a layer within a residual block is not. The mixtures go through the rest of the network, '
-        'beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch has images. Give `n` '
-        "for another number. Of several layers with 'embedding', `n` counts there alone.")
+        "numbered as in timm's `out_indices`. A block's output is mixed. The rest of "
+        'the network must use only it, so layers within residual blocks raise an error. The mixtures go through the '
+        'rest of the network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch '
+        "has images. Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
     engine: str = setting(
         'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "
         'the loss is the same', ENGINES)
@@ -189,11 +189,12 @@ class MultiMixConfig:
     label_smoothing: float = setting(
         0.0, 'smoothing of targets that are class indices, before they are mixed', number(least=0, below=1),
         metavar='X',
-        more="Soft targets stay as they are: timm's Mixup smooths its own. So nothing is smoothed twice.")
+        more="Soft targets stay as they are: timm's Mixup smooths its own. So nothing is smoothed twice. train.py "
+        'smooths by 0.1 with `--multimix none`, as timm does.')
     class_weight: Optional[Sequence[float]] = setting(
         None, 'a weight for each class in the loss, mixed and unmixed', more='As in '
         '`torch.nn.functional.cross_entropy`, the mean is weighted by the class. For mixtures it is weighted by the '
-        'mixed target. Without it all weights are 1. The flag takes a file.')
+        'mixed target. Without it all weights are 1. The flag takes `auto`, the inverse frequency, or a file.')
     keep_norm: bool = setting(
         False, 'divide the logits of a mixture by ‖λ‖₂, as if it were as long as the examples in it; the model is then '
         'less overconfident', bool, more='Not in the paper.')
