@@ -331,3 +331,12 @@ def test_a_model_does_not_teach_itself() -> None:
     for teacher in (wrapped, unwrap(wrapped)):
         with pytest.raises(SettingError, match='The teacher is the model itself'):
             wrapped.set_teacher(teacher)
+
+
+def test_a_network_of_two_outputs_is_told_to_have_one() -> None:
+    net = timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=5)
+    net.set_distilled_training(True)
+    wrapped = wrap(net, 'multimix', preset='embeddings')
+    assert len(wrapped(IMAGES)) == 2  # as the network has it
+    with pytest.raises(SettingError, match=r'set_distilled_training\(False\)'):
+        wrapped(IMAGES, TARGET)

@@ -180,11 +180,15 @@ class MultiMix:
 
     def logits(self, input: Tensor) -> Tensor:
         """The model's own, (B, C). By its class, since a `forward` that is set on the object may be what called us."""
-        logits = type(self.model).forward(self.model, input)
-        if not isinstance(logits, Tensor) and self.model.training:
-            raise SettingError(f'{type(self.model).__name__} gives a {type(logits).__name__} in training, not logits '
-                               f'(B, C): switch it to a single output, as set_distilled_training(False) does.')
-        return logits  # type: ignore[no-any-return]
+        return type(self.model).forward(self.model, input)  # type: ignore[no-any-return]
+
+    def _logits(self, input: Tensor) -> Tensor:
+        """The same, checked: a model that is distilled may give two."""
+        logits = self.logits(input)
+        if isinstance(logits, (tuple, list)):
+            raise SettingError(f'{type(self.model).__name__} gives a {type(logits).__name__}, not logits (B, C): '
+                               f'switch it to a single output, as set_distilled_training(False) does.')
+        return logits
 
     def _make_dense(self) -> None:
         model = self.timm_adapter
@@ -286,7 +290,7 @@ class MultiMix:
     def _unmixed(self, input: Tensor, target: Tensor, plan: Plan, teacher: Optional[TeacherTargets],
                  ) -> MultiMixOutput:
         """The loss of the images as they are: of a step without embedding mixing, and in eval mode."""
-        logits = self.logits(input)
+        logits = self._logits(input)
         loss = self.losses(logits, target, self.model.training, teacher, plan.smoothed)
         self._note_eval_mode(loss)
         return MultiMixOutput(loss, logits, {} if plan.inputs else {'loss_clean': loss.detach()}, plan.mixed)
@@ -297,7 +301,7 @@ class MultiMix:
         config, ranks = self.config, world() if self.config.gather else 1
         z = mask = a = loss_attention = None
         if self.head_info is None:
-            logits = self.logits(input)
+            logits = self._logits(input)
             dense = logits.unsqueeze(1)
         else:
             with recorded(self._attending_layer()) as maps:
@@ -348,9 +352,9 @@ class MultiMix:
 
         if name:
             with output_of(self.model, name, mix):
-                logits = self.logits(input)
+                logits = self._logits(input)
         else:
-            logits = self.logits(mix(input))
+            logits = self._logits(mix(input))
         clean, mixed = (logits[:B], logits[B:]) if beside else (logits, logits)
         y, smoothing = self.losses.targets(target, logits.shape[1], clean, smoothed=plan.smoothed)
         teacher, _ = self._taught(plan, input)

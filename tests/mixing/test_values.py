@@ -165,8 +165,9 @@ def test_a_class_that_is_masked_is_as_if_it_were_not_there(
         want = [t * (len(kept) / classes) for t in want]
     assert not got[1][..., masked].any() and got[2].any() == learned
     got[1] = got[1][..., kept]
+    tf32 = engine == 'triton' and lam == 'given'  # in which it multiplies halves
     for x, t in zip(got, want):
-        torch.testing.assert_close(x, t, rtol=2e-3 if x.dtype == torch.float16 else 1e-4, atol=2e-6)
+        torch.testing.assert_close(x, t, rtol=2e-3 if x.dtype == torch.float16 else 5e-4 if tf32 else 1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize('how', HOW)
