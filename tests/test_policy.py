@@ -334,7 +334,7 @@ def test_a_model_does_not_teach_itself() -> None:
 
 
 def test_a_network_of_two_outputs_is_told_to_have_one() -> None:
-    net = timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=5)
+    net = timm.create_model('deit_tiny_distilled_patch16_224', img_size=32, num_classes=5)
     net.set_distilled_training(True)
     wrapped = wrap(net, 'multimix', preset='embeddings')
     assert len(wrapped(IMAGES)) == 2  # as the network has it
