@@ -296,11 +296,6 @@ def test_classes_that_change_are_followed_however_they_do() -> None:
         weighted(IMAGES, TARGET)
 
 
-def test_more_effective_examples_than_a_batch_has() -> None:
-    with pytest.raises(SettingError, match='effective .* a batch of 8 cannot mix that many'):
-        model(effective=50, ramp=0)(IMAGES, TARGET)
-
-
 def test_what_is_not_floating_is_not_mixed_as_images() -> None:
     policy = MixingPolicy(MultiMixConfig('dense', prob=0, ramp=0), 5)
     with pytest.raises(SettingError, match='these inputs are torch.int64'):
@@ -340,3 +335,10 @@ def test_a_network_of_two_outputs_is_told_to_have_one() -> None:
     assert len(wrapped(IMAGES)) == 2  # as the network has it
     with pytest.raises(SettingError, match=r'set_distilled_training\(False\)'):
         wrapped(IMAGES, TARGET)
+
+
+def test_a_mixup_fn_of_ones_own_mixes_what_it_likes() -> None:
+    policy = MixingPolicy(MultiMixConfig('dense', prob=0, ramp=0), 5,
+                          mixup_fn=lambda ids, target: (ids.flip(0), target))  # type: ignore[arg-type, return-value]
+    ids, _, plan = policy.begin(torch.arange(12).view(4, 3), torch.arange(4))
+    assert plan.inputs == 'inputs' and torch.equal(ids, torch.arange(12).view(4, 3).flip(0))

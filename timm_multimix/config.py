@@ -365,7 +365,7 @@ class MultiMixConfig:
                                                           "teacher_at 'image' (--multimix-teacher-at) alone.")
         self._check_n()
         self._note_unmixed()
-        if self.m is not None and 'effective' in self._given and self.effective[1] >= self.m:  # type: ignore[index]
+        if self.m is not None and self.given('effective') and self.effective[1] >= self.m:  # type: ignore[index]
             raise _bad('effective', self.effective, f'it must be below m, the {self.m} examples that are mixed.')
         self._check_class_weight()
 
@@ -422,18 +422,14 @@ class MultiMixConfig:
             raise SettingError('--batch-size is 1, but one example cannot be mixed with others: it must be at least 2.')
         if self.gather and self.mixtures(whole) < ranks:
             raise _bad('n', self.n, f'{ranks} ranks share them out, so it must be at least {ranks}.')
-        self.check_effective(whole)
+        if self.given('effective') and self.effective[1] >= whole:  # type: ignore[index]
+            raise _bad('effective', self.effective, f'a batch of {whole} cannot mix that many: it must be below '
+                                                    f'{whole}.')
         for name in ('mixup', 'cutmix'):
             if getattr(self, name) and batch % 2:
                 raise _bad(name, getattr(self, name), f"timm's Mixup pairs the batch with its reverse and needs an "
                                                       f'even batch size, not {batch} (--batch-size). The preset '
                                                       f"'embeddings' mixes no inputs.")
-
-    def check_effective(self, batch: int) -> None:
-        """Raise `SettingError` where so many effective examples were asked for that a batch does not have them."""
-        if 'effective' in self._given and self.effective[1] >= batch:  # type: ignore[index]
-            raise _bad('effective', self.effective, f'a batch of {batch} cannot mix that many: it must be below '
-                                                    f'{batch}.')
 
     def given(self, *names: str) -> bool:
         """Whether any of these settings was given, and is another than the preset's (which files repeat)."""

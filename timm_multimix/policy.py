@@ -282,9 +282,6 @@ class MixingPolicy:
 
     def _mix_inputs(self, images: Tensor, target: Tensor, plan: Plan) -> tuple[Tensor, Tensor, str]:
         assert self.mixup_fn is not None
-        if not images.is_floating_point():
-            raise SettingError(f'mixup and cutmix mix images, and these inputs are {images.dtype}: give '
-                               f"preset='embeddings', which mixes no inputs, or a mixup_fn.")
         if not getattr(self.mixup_fn, 'mixup_enabled', True):  # as timm's loop does from --mixup-off-epoch on
             return images, target, ''
         if target.ndim != 1:
@@ -295,6 +292,10 @@ class MixingPolicy:
             self._warn('odd', f"timm's Mixup pairs the images of a batch, and {len(images)} is odd: such batches train "
                               f'on unmixed images.')
             return images, target, ''
+        pixels = images.is_floating_point() or (images.ndim == 4 and not (self.config and self.config.mixup))
+        if self.given_mixup_fn is None and not pixels:
+            raise SettingError(f'mixup and cutmix mix images, and these inputs are {images.dtype}: give '
+                               f"preset='embeddings', which mixes no inputs, or a mixup_fn.")
         with seeded_place(self.seed, plan.step, rank()):
             images, target = self.mixup_fn(images.clone(), target)
         return images, target, getattr(self.mixup_fn, 'way', INPUTS)

@@ -280,7 +280,7 @@ class MultiMix:
         if generator is None and lam is None and not torch.compiler.is_compiling():
             generator = plan.generator(input.device)
         if plan.layer != 'embedding':
-            return self._mix_inside(plan, input, target, lam, generator)
+            return self._mix_inside(plan, input, target, self._vectors(plan, input, target, lam, generator))
         return self._mix_embeddings(plan, input, target, lam, generator)
 
     def _taught(self, plan: Plan, input: Tensor) -> Lessons:
@@ -334,20 +334,16 @@ class MultiMix:
             report['loss_attention'] = loss_attention
         return self._output(plan, loss_mixed, loss_clean, logits, report)
 
-    def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
-                    generator: Optional[torch.Generator]) -> MultiMixOutput:
-        """Mix what a module gives, or the images, and let the rest of the network classify the mixtures."""
+    def _mix_inside(self, plan: Plan, input: Tensor, target: Tensor, lam: Tensor) -> MultiMixOutput:
+        """Mix what a module gives, or the images, by Λ (N, B), and let the rest of the network classify that."""
         B, config, name = len(input), self.config, self.layers[plan.layer]
         if name:
-            check_not_again(self.model, plan.layer)
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
-        lam = self._vectors(lam, config.mixtures(B, plan.layer), y, generator, input.device)
+            check_not_again(self.model, plan.layer, name)
         beside = config.clean_weight > 0
 
         def mix(x: Tensor) -> Tensor:
             with torch.autocast(input.device.type, enabled=False):
-                mixed = (lam.to(x.dtype) @ x.flatten(1)).view(len(lam), *x.shape[1:])  # type: ignore[union-attr]
+                mixed = (lam.to(x.dtype) @ x.flatten(1)).view(len(lam), *x.shape[1:])
             return torch.cat([x, mixed]) if beside else mixed
 
         if name:
@@ -360,9 +356,9 @@ class MultiMix:
         teacher, _ = self._taught(plan, input)
         of_mixtures: Optional[TeacherTargets] = None
         with torch.autocast(input.device.type, enabled=False):
-            mixed_y = lam.to(y.dtype) @ y  # type: ignore[union-attr]
+            mixed_y = lam.to(y.dtype) @ y
             if teacher is not None:
-                of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)  # type: ignore[union-attr]
+                of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)
         weight = self.losses.class_weight(mixed)
         if of_mixtures is not None:
             loss_mixed = self.losses.taught(mixed, mixed_y, smoothing, of_mixtures)
@@ -375,18 +371,21 @@ class MultiMix:
             loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
                                              class_weight=weight)
         loss_clean = self.losses(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
-        report = signal(lam.unsqueeze(1), smooth(y, smoothing))  # type: ignore[union-attr]
+        report = signal(lam.unsqueeze(1), smooth(y, smoothing))
         return self._output(plan, loss_mixed, loss_clean, clean, report)
 
     @torch.compiler.disable  # whose shapes, of a batch of another size, cannot be drawn
-    def _vectors(self, lam: Optional[Tensor], n: int, y: Tensor, generator: Optional[torch.Generator],
-                 device: torch.device) -> Tensor:
-        """Λ of a single position, (N, B)."""
-        mixtures = self._mixtures(lam, n, 1, y, generator, device)
+    def _vectors(self, plan: Plan, input: Tensor, target: Tensor, lam: Optional[Tensor],
+                 generator: Optional[torch.Generator]) -> Tensor:
+        """Λ of a single position, (N, B), for what is mixed within the network."""
+        B, config = len(input), self.config
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
+        mixtures = self._mixtures(lam, config.mixtures(B, plan.layer), 1, y, generator, input.device)
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, y, None)
-        return (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(y.dtype)
+        return (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, y: Tensor,
                   generator: Optional[torch.Generator], device: torch.device) -> Union[Tensor, LamSampler]:
@@ -446,7 +445,6 @@ class MultiMix:
         self.needs_first_check = False
         batch = self.config.mixed_batch(batch, world())
         self.config.tuple_size(batch)  # later batches may be smaller
-        self.config.check_effective(batch)
         if message := signal_warning(self.config, batch, self.policy.num_classes):
             warnings.warn(message, stacklevel=6)
 

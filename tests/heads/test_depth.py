@@ -150,7 +150,8 @@ def test_a_branch_or_a_shared_module_is_no_place_to_mix() -> None:
     timm_multimix.wrap(Shared(), 'multimix', preset='manifold', layer='one', parts=parts)
 
 
-@pytest.mark.parametrize('name, layer', [('test_vit', 'blocks.0'), ('test_resnet', 2), ('test_efficientnet', 3)])
+@pytest.mark.parametrize('name, layer', [
+    ('test_vit', 'blocks.0'), ('test_resnet', 2), ('test_efficientnet', 3), ('test_convnext', 'stages.1.blocks.0')])
 def test_not_with_gradient_checkpointing(name: str, layer: object) -> None:
     model = timm.create_model(name, num_classes=5)
     wrapped = timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
@@ -164,13 +165,28 @@ def test_not_with_gradient_checkpointing(name: str, layer: object) -> None:
 
 
 @pytest.mark.parametrize('settings', [
-    dict(preset='regmixup'), dict(preset='manifold', layer=2), dict(layer='input', tuples='within')])
+    dict(preset='regmixup'), dict(preset='manifold', layer=2), dict(layer='input', tuples='within'),
+    dict(preset='manifold', layer=['input', 1]), dict(preset='manifold', layer=[1, 2, 'embedding'])])
 def test_a_compiled_network_takes_batches_of_other_sizes(settings: dict) -> None:
     torch._dynamo.reset()
     model = timm.create_model('test_resnet', num_classes=5)
     compiled = torch.compile(timm_multimix.wrap(model, 'multimix', **{'preset': 'embeddings', **settings}),
                              backend='eager')
-    for batch in (6, 5, 4):
+    for batch in (6, 6, 6, 5, 5, 4):
         loss = compiled(torch.randn(batch, 3, 64, 64), torch.arange(batch) % 5).loss
         loss.backward()
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize('name, layer', [('test_vit', 'patch_embed'), ('test_resnet', 'act1'), ('test_convnext', 2)])
+def test_gradient_checkpointing_of_other_layers(name: str, layer: object) -> None:
+    model = timm.create_model(name, num_classes=5)
+    wrapped = timm_multimix.wrap(model, 'multimix', preset='manifold', layer=layer)
+    images, target, lam = torch.randn(4, *model.pretrained_cfg['input_size']), torch.arange(4), sample_lam(4, 1, 4, 1.0)
+    grads = []
+    for again in (False, True):
+        model.set_grad_checkpointing(again)
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(wrapped(images, target, lam=lam).loss, list(model.parameters())))
+    for one, other in zip(*grads):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

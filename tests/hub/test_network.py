@@ -14,6 +14,7 @@ from tests.hub.conftest import logits, small_model, wrapped
 from tests.hub.server import HubServer
 from timm_multimix import from_pretrained, list_checkpoints, push_to_hub
 from timm_multimix.hub import HubError
+from timm_multimix.hub.errors import hub_error
 
 
 @pytest.mark.parametrize('method, path, status', [
@@ -120,3 +121,9 @@ def test_a_server_that_is_not_there(hub: HubServer, naps: list[float], monkeypat
         with pytest.raises(HubError, match='Connection refused') as caught:
             action()
         assert caught.value.passing
+
+
+def test_no_part_of_a_token_is_told() -> None:
+    for filler in range(270, 300):
+        told = str(hub_error(RuntimeError('x' * filler + ' hf_' + 'A' * 34), 'user/name', token='hf_' + 'A' * 34))
+        assert 'A' not in told

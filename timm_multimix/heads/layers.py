@@ -1,6 +1,7 @@
 """Where in the network to mix, other than the embedding: the input, a stage, or any module by its name."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -12,6 +13,9 @@ from torch import Tensor
 from ..config import Layer
 from ..errors import REFUSALS, SettingError, nearest
 from .positions import evaluating, probe
+
+# Where timm's models keep the blocks that gradient checkpointing computes again.
+_BLOCKS = re.compile(r'blocks|stages|layers?\d*')
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -52,12 +56,18 @@ def layer_name(model: nn.Module, layer: Layer) -> str:
                           if stages(model) else '.'))
 
 
-def check_not_again(model: Any, layer: Layer) -> None:
-    """Raise `SettingError` where gradient checkpointing would compute what a layer gives once more, without mixing."""
-    if getattr(model, 'grad_checkpointing', False):
-        raise SettingError(f'layer (--multimix-layer) is {layer!r}, which gradient checkpointing '
-                           f"(--grad-checkpointing) computes once more, unmixed: choose one of both, or layer "
-                           f"'embedding' or 'input'.")
+def check_not_again(model: Any, layer: Layer, name: str) -> None:
+    """Raise `SettingError` where gradient checkpointing would compute what a layer gives once more, without mixing.
+
+    A model says so of all of its blocks, and a stage of those in it.
+    """
+    parts = name.split('.')
+    for i in range(len(parts)):
+        around = model.get_submodule('.'.join(parts[:i]))
+        if getattr(around, 'grad_checkpointing', False) and (i or _BLOCKS.fullmatch(parts[0])):
+            raise SettingError(f'layer (--multimix-layer) is {layer!r}, which gradient checkpointing '
+                               f"(--grad-checkpointing) computes once more, unmixed: choose one of both, or layer "
+                               f"'embedding' or 'input'.")
 
 
 @torch.no_grad()
@@ -68,19 +78,17 @@ def check_layer(model: Any, layer: Layer, name: str, logits: Callable[[Tensor], 
     Two images that are swapped there must come out swapped. A branch beside others, as within a residual block, and a
     module that runs more than once are no place to mix: features would be mixed in part, or twice.
     """
-    check_not_again(model, layer)
+    check_not_again(model, layer, name)
     try:
         image = probe(model, input_size)
-        images = torch.cat([image, -image])
+        images = torch.cat([image, -image if image.is_floating_point() else image.flip(1)])
         with evaluating(model):
             plain = logits(images)
             with output_of(model, name, lambda z: z.flip(0)):
                 swapped = logits(images)
         apart, error = ((plain - x).abs().max() for x in (plain.flip(0), swapped.flip(0)))
         bad = float(error) > 0.1 * float(apart) > 0
-    except SettingError:
-        raise
-    except REFUSALS:  # not with this image: whoever trains it says why
+    except REFUSALS:  # not with this image, or not in eval mode: whoever trains it says why
         return
     if bad:
         raise SettingError(f'layer (--multimix-layer) is {layer!r}, but what that module gives is not all that the '

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, get_token, validate_repo_id
 
-from ..errors import SettingError, reason
+from ..errors import SettingError
 
 _logger = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -73,7 +73,7 @@ def check_network() -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as e:  # of its HTTP client, which differs between versions
-        raise HubError(f'{constants.ENDPOINT} cannot be reached ({scrub(reason(e, 1))})', True) from e
+        raise HubError(f'{constants.ENDPOINT} cannot be reached ({_first_line(e) or type(e).__name__})', True) from e
 
 
 def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, writing: bool = False,
@@ -115,10 +115,10 @@ def hub_error(error: Exception, repo_id: str, revision: Optional[str] = None, wr
     if status is not None and (status >= 500 or status == 408):
         return HubError(f'The Hub has a problem of its own (status {status}) with {repo_id}. Try again later.', True)
     if status is not None:
-        said = f'{reason(cause, 1)} {_said(response)}'.rstrip()
-        return HubError(f'The Hub refused {where}: {scrub(said, token)}')
+        said = f'{_first_line(cause, token)} {scrub(_said(response), token)}'.rstrip()
+        return HubError(f'The Hub refused {where}: {said}')
     last = causes[-1]  # where the chain began: a refused connection, a full disk
-    text = scrub(reason(last, 1), token)
+    text = _first_line(last, token)
     network = not isinstance(last, (ValueError, TypeError)) or type(last).__name__ == 'JSONDecodeError'
     return HubError(f'{"Pushing to" if writing else "Reading"} {where} failed: {type(last).__name__}: {text}', network)
 
@@ -150,6 +150,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(found))
         yield found
         found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _first_line(error: BaseException, token: Optional[str] = None) -> str:
+    """Without tokens, and only then cut."""
+    return next((line.strip() for line in scrub(str(error), token).splitlines() if line.strip()), '')[:300]
 
 
 def _said(response: Any) -> str:

@@ -73,7 +73,8 @@ def from_pretrained(
         if config.teacher is not None and settings.get('teacher') is None:
             if 'teacher' not in settings:
                 warnings.warn(f'{str(name)!r} was trained with the teacher {config.teacher!r}, which is not in it: it '
-                              f'goes on without one. from_pretrained(…, teacher=…) gives it one.', stacklevel=2)
+                              f'goes on without one. from_pretrained(…, teacher={config.teacher!r}) keeps it.',
+                              stacklevel=2)
             config = config.replace(teacher=None)
     plain = _create(folder / RAW if raw else folder, name, num_classes)
     plain.pretrained_cfg.pop('file', None)  # type: ignore[operator, union-attr]  # nothing is to be found there later

@@ -192,7 +192,8 @@ class LamSampler:
         The distribution is then the same in any order of the examples. So each vector is used `SAME` times, moved on by
         part of the batch. Each is an exact draw, and those of the same weights depend on each other.
         """
-        same = min(SAME, self.batch, n // MANY) if self.shares is None and self.classes is None else 0
+        alike = self.shares is None and self.classes is None and type(self).draw is LamSampler.draw
+        same = min(SAME, self.batch, n // MANY) if alike else 0
         if same < 2:
             return self.draw(positions, n)
         drawn = self.draw(positions, -(-n // same))
