@@ -245,9 +245,10 @@ class LamSampler:
         elif self.classes is not None:  # of each class the first in order
             classes = self.classes.expand(shape)
             first = torch.full_like(order, -1).scatter_reduce(-1, classes, order, 'amax')
-            # Which of the classes are among m is drawn anew: those of many examples have the highest orders.
-            again = torch.rand(shape, generator=self.generator, device=self.device)
-            order = again.masked_fill(order < first.gather(-1, classes), -1)
+            others = order < first.gather(-1, classes)
+            if self.m < self.batch:  # which classes are among m is drawn anew: large ones have the highest orders
+                order = torch.rand(shape, generator=self.generator, device=self.device)
+            order = order.masked_fill(others, -1)
         if self.m < self.batch:
             order = order.masked_fill(order < order.topk(self.m).values[..., -1:], -1)
         return order >= 0
