@@ -75,7 +75,7 @@ def loaders(args: argparse.Namespace) -> dict[str, float]:
 
     runs: dict[str, Run] = {
         "timm's loader": lambda: consume(plain), 'placed loader': lambda: consume(placed.batches(0)),
-        'look at the files': lambda: unreadable_images(dataset, workers=1, progress=False)}
+        'look at the files': lambda: unreadable_images(dataset, workers=1)}
     return medians(runs, args.repeat, 'cpu')
 
 

@@ -66,7 +66,7 @@ def test_folder(image_folder: Path) -> None:
     train, val = create_train_val('', str(image_folder))
     assert len(train) == len(val) == 18
     assert class_names(train) == ['class_0', 'class_1', 'class_2']
-    assert unreadable_images(train, progress=False) == []
+    assert unreadable_images(train) == []
 
 
 def test_finds_unreadable_images(image_folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_finds_unreadable_images(image_folder: Path) -> None:
     jpeg = (image_folder / 'train' / 'class_2' / 'cut.jpg').read_bytes()
     (image_folder / 'train' / 'class_2' / 'cut.jpg').write_bytes(jpeg[:len(jpeg) // 2])
     train, _ = create_train_val('', str(image_folder))
-    bad = unreadable_images(train, progress=False)
+    bad = unreadable_images(train)
     assert [Path(path).name for _, path, _ in bad] == ['0.png', '1.png', 'cut.jpg']
     assert all(train.reader.samples[i][0] == path and problem for i, path, problem in bad)
 

@@ -21,7 +21,6 @@ class Number:
         most, below: the highest value, or the one that it must not reach.
         word: a word that may stand in place of the number.
         read: the number of a text, in place of `int` or `float`.
-        right: what is right, in place of a sentence made from the bounds.
     """
     whole: bool = False
     least: Optional[float] = None
@@ -30,7 +29,6 @@ class Number:
     below: Optional[float] = None
     word: Optional[str] = None
     read: Optional[Callable[[str], float]] = None
-    right: str = ''
 
     @property
     def __name__(self) -> str:
@@ -47,7 +45,8 @@ class Number:
         """The bounds: 'at least 1', 'above 0', 'from 0 to 1', …; an empty string without any."""
         low = '' if self.least is None else f'from {self.least:g} to '
         if self.above is not None:
-            text = f'above {self.above:g}' + ('' if self.most is None else f' and up to {self.most:g}')
+            text = f'above {self.above:g}' + (f' and up to {self.most:g}' if self.most is not None else
+                                              f' and below {self.below:g}' if self.below is not None else '')
         elif self.most is not None:
             text = f'{low or "up to "}{self.most:.10g}'
         elif self.below is not None:
@@ -68,7 +67,7 @@ class Number:
         if ((self.least is None or value >= self.least) and (self.above is None or value > self.above)
                 and (self.most is None or value <= self.most) and (self.below is None or value < self.below)):
             return ''
-        return self.right or f'{it} must be {self.words}.'
+        return f'{it} must be {self.words}.'
 
 
 def whole(least: Optional[int] = None, most: Optional[int] = None, word: Optional[str] = None) -> Number:
@@ -77,9 +76,9 @@ def whole(least: Optional[int] = None, most: Optional[int] = None, word: Optiona
 
 
 def number(least: Optional[float] = None, above: Optional[float] = None, most: Optional[float] = None,
-           below: Optional[float] = None, read: Optional[Callable[[str], float]] = None, right: str = '') -> Number:
+           below: Optional[float] = None, read: Optional[Callable[[str], float]] = None) -> Number:
     """A finite number."""
-    return Number(False, least, above, most, below, read=read, right=right)
+    return Number(False, least, above, most, below, read=read)
 
 
 SHARE = number(least=0, most=1)

@@ -31,12 +31,11 @@ from .mixing import (
     LearnedAttention,
     TeacherTargets,
     attention,
-    mixed_cross_entropy,
     signal,
 )
 from .mixing.diagnostics import signal_warning
 from .mixing.losses import Losses
-from .mixing.targets import cross_entropy, smooth, soft_target
+from .mixing.targets import smooth, soft_target
 from .policy import MixingPolicy, Plan
 from .teaching import Teacher, check_teacher, check_there, taught
 
@@ -241,9 +240,7 @@ class MultiMix:
         if num_classes < 1:
             raise SettingError(f'reset_classifier({num_classes}) would leave no classifier to mix for: unwrap() the '
                                f'model first.')
-        if self.config.class_weight is not None and len(self.config.class_weight) != num_classes:
-            raise SettingError(f'reset_classifier({num_classes}): class_weight has {len(self.config.class_weight)} '
-                               f'weights. reconfigure(class_weight=None) drops them first.')
+        self._check_class_weight(classes=num_classes)
         self.model.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
         self._follow(num_classes)
 
@@ -359,17 +356,7 @@ class MultiMix:
             mixed_y = lam.to(y.dtype) @ y
             if teacher is not None:
                 of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)
-        weight = self.losses.class_weight(mixed)
-        if of_mixtures is not None:
-            loss_mixed = self.losses.taught(mixed, mixed_y, smoothing, of_mixtures)
-        elif config.bce_loss:
-            loss_mixed = self.losses.binary(mixed, mixed_y)
-        elif weight is None:
-            loss_mixed = cross_entropy(mixed, smooth(mixed_y, smoothing))
-        else:  # of mixtures that are mixed already: Λ is the identity
-            eye = torch.eye(len(mixed), dtype=y.dtype, device=y.device).unsqueeze(1)
-            loss_mixed = mixed_cross_entropy(mixed, mixed_y, eye, label_smoothing=smoothing, engine='torch',
-                                             class_weight=weight)
+        loss_mixed = self.losses.soft(mixed, mixed_y, smoothing, of_mixtures)
         loss_clean = self.losses(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))
         return self._output(plan, loss_mixed, loss_clean, clean, report)

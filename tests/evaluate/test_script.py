@@ -85,7 +85,7 @@ def test_two_checkpoints_on_everything(folders: list[Path], tmp_path: Path) -> N
     (['CHECKPOINT', '--on', 'acuracy'], "--on has 'acuracy'.*Did you mean accuracy"),
     (['nowhere'], "'nowhere' is no checkpoint"),
     (['CHECKPOINT', '--data-dir', 'nowhere'], "--data-dir is 'nowhere'"),
-    (['CHECKPOINT', '--pgd-eps', '4'], r'--pgd-eps is 4, but pixels are from 0 to 1'),
+    (['CHECKPOINT', '--pgd-eps', '4'], r'--pgd-eps is 4, but it must be above 0 and up to 1'),
     (['CHECKPOINT', '--on', 'transfer'], 'no --transfer-data'),
     (['CHECKPOINT', '--transfer-data', 'x'], "--transfer-data is 'x', but --on has no transfer"),
     (['CHECKPOINT', '--on', 'ood', '--ood', 'nowhere'], "--ood has 'nowhere'"),

@@ -14,12 +14,12 @@ import torch.nn as nn
 from torch import Tensor
 from torchvision.transforms import v2
 
+from benchmarks.shapes import SHAPES, draw, write
 from timm_multimix import SettingError, wrap
 from timm_multimix.evaluate import transfer
 from timm_multimix.evaluate.detection.data import Annotated, DetectionSet, read
 from timm_multimix.evaluate.detection.detectors import Pyramid, faster_rcnn, ssd
 from timm_multimix.evaluate.detection.transfer import fine_tune, measure
-from timm_multimix.evaluate.shapes import SHAPES, draw, write
 
 SMALL = {'box_batch_size_per_image': 16, 'rpn_post_nms_top_n_train': 50, 'rpn_post_nms_top_n_test': 20}
 

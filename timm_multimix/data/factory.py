@@ -329,7 +329,7 @@ def drop_unreadable(dataset: Any, split: str, skip: bool, workers: int = 8) -> O
     return f'{count} and are left out:{listed}{more}'
 
 
-def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> list[tuple[int, str, str]]:
+def unreadable_images(dataset: Any, workers: int = 8) -> list[tuple[int, str, str]]:
     """Open and decode every image of a folder data set: (index, path, what is wrong) of those that fail.
 
     Under `torch.distributed` each rank looks at its share. JPEGs are decoded at an eighth of their size, which reads
@@ -353,5 +353,5 @@ def unreadable_images(dataset: Any, workers: int = 8, progress: bool = True) -> 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         paths = {i: samples[i][0] for i in range(rank(), len(samples), world())}
         found = tqdm(pool.map(look, paths.values(), chunksize=64), total=len(paths), unit='img',
-                     desc='Checking images', disable=None if progress and rank() == 0 else True, leave=False)
+                     desc='Checking images', disable=None if rank() == 0 else True, leave=False)
         return [(i, path, problem) for (i, path), problem in zip(paths.items(), found) if problem]

@@ -40,7 +40,7 @@ def fraction(text: str) -> float:
     return float(top) / float(bottom or 1)
 
 
-EPS = number(above=0, most=1, read=fraction, right='pixels are from 0 to 1: above 0, such as 8/255.')
+EPS = number(above=0, most=1, read=fraction)
 
 
 def names(text: str) -> list[str]:
@@ -154,20 +154,15 @@ def parse_args(argv: Optional[list[str]] = None) -> argparse.Namespace:
         args = parser.parse_args(argv)  # what the command gives itself stays
         args.left_out = [text.format(value, full[name]) for name, (value, tables, text) in QUICK.items()
                          if getattr(args, name) == value and (not tables or set(tables) & set(args.on))]
-    for name in args.on:
-        if name not in TABLES:
-            raise SettingError(f'--on has {name!r}, but there are {",".join(TABLES)}.{nearest(name, TABLES)}')
+    for flag, given, known in (('--on', args.on, TABLES), ('--detectors', args.detectors, DETECTORS),
+                               ('--attacks', args.attacks, ATTACKS)):
+        for name in given:
+            if name not in known:
+                raise SettingError(f'{flag} has {name!r}, but there are {",".join(known)}.{nearest(name, known)}')
     if not args.on:
         raise SettingError(f'--on is empty, but it names tables: {",".join(TABLES)}.')
     args.on = list(dict.fromkeys(args.on))
     args.on_given = args.on != list(DEFAULT)
-    for name in args.detectors:
-        if name not in DETECTORS:
-            raise SettingError(f'--detectors has {name!r}, but there are {",".join(DETECTORS)}.'
-                               f'{nearest(name, DETECTORS)}')
-    for name in args.attacks:
-        if name not in ATTACKS:
-            raise SettingError(f'--attacks has {name!r}, but there are {",".join(ATTACKS)}.{nearest(name, ATTACKS)}')
     if ('transfer' in args.on) != bool(args.transfer_data):
         raise SettingError(
             '--on has transfer, but no --transfer-data says where the boxes are.' if 'transfer' in args.on else

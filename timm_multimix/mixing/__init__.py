@@ -1,5 +1,4 @@
 """Pure tensors in, tensors out: the method without models."""
-from ..distributed import gather
 from .attention_maps import attention
 from .diagnostics import expected_signal, signal
 from .dirichlet import LamSampler, balanced_shares, effective_examples, sample_lam
@@ -10,5 +9,5 @@ from .teacher import TeacherTargets
 
 __all__ = [
     'LamSampler', 'LearnedAttention', 'TeacherTargets', 'attention', 'balanced_shares', 'cross_entropy',
-    'effective_examples', 'expected_signal', 'gather', 'mixed_cross_entropy', 'sample_lam', 'signal', 'soft_target',
+    'effective_examples', 'expected_signal', 'mixed_cross_entropy', 'sample_lam', 'signal', 'soft_target',
 ]

@@ -17,6 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..distributed import total, world
+from .attention_maps import normalize_map
 
 
 class LearnedAttention:
@@ -102,10 +103,7 @@ class LearnedAttention:
 def maps(features: Tensor, u: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     """a, (B, P), of features z (B, P, D) and u (D,); with 0 where a position does not exist."""
     z = features if features.dtype == torch.float64 else features.float()
-    if mask is None:
-        with torch.autocast(z.device.type, enabled=False):
-            return (z @ u.to(z.dtype)).softmax(1)
-    z = z.masked_fill(~mask.unsqueeze(-1), 0)  # padding may hold anything
+    if mask is not None:
+        z = z.masked_fill(~mask.unsqueeze(-1), 0)  # padding may hold anything
     with torch.autocast(z.device.type, enabled=False):
-        a = (z @ u.to(z.dtype)).masked_fill(~mask, torch.finfo(z.dtype).min).softmax(1)
-    return a * mask  # an example without any position has 0 everywhere
+        return normalize_map(z @ u.to(z.dtype), 'softmax', mask)

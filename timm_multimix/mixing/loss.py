@@ -65,10 +65,10 @@ def mixed_cross_entropy(
             'all': over the total weight of all positions.
         engine: 'torch', 'triton' (CUDA), or 'auto', Triton on CUDA where it can (it says so once in the log where it
             cannot) and torch elsewhere.
-        over_ranks: every rank of `torch.distributed` holds the same logits, targets and attention (`mixing.gather`)
-            and mixes a share of the mixtures, `lam`. The loss is that of all mixtures together, the same on every
-            rank; its gradient is that of this rank's share, times the number of ranks: averaged over the ranks, as
-            DistributedDataParallel does with what follows from it, it is that of the loss.
+        over_ranks: every rank of `torch.distributed` holds the same logits, targets and attention
+            (`distributed.gather`) and mixes a share of the mixtures, `lam`. The loss is that of all mixtures together,
+            the same on every rank; its gradient is that of this rank's share, times the number of ranks: averaged over
+            the ranks, as DistributedDataParallel does with what follows from it, it is that of the loss.
         binary: binary cross-entropy: every class for itself, with mixed targets as its probability, and the mean over
             the classes, as `torch.nn.functional.binary_cross_entropy_with_logits` has it. Targets then need not sum
             to 1.

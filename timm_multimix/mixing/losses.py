@@ -34,7 +34,7 @@ class Losses:
         config = self.config
         if teacher is not None:
             y, smoothing = self.targets(target, logits.shape[1], logits, training, smoothed)
-            return self.taught(logits, y, smoothing, teacher)
+            return self.soft(logits, y, smoothing, teacher)
         if config.bce_loss:
             return self.binary(logits, self.targets(target, logits.shape[1], logits, training)[0])
         return cross_entropy(
@@ -56,11 +56,13 @@ class Losses:
         y = smooth(y, smoothing)
         return (y > config.bce_target_thresh).to(dtype) if training and config.bce_target_thresh is not None else y, 0.0
 
-    def taught(self, logits: Tensor, y: Tensor, smoothing: float, teacher: TeacherTargets) -> Tensor:
-        """Against labels Y (B, C), still to be smoothed, and a teacher's predictions."""
-        teacher.check(len(y), 1, y.shape[1])
+    def soft(self, logits: Tensor, y: Tensor, smoothing: float, teacher: Optional[TeacherTargets] = None) -> Tensor:
+        """Of labels Y (B, C), still to be smoothed, and of what a teacher says, as targets."""
+        whole, plain = smooth(y, smoothing), y
         with torch.autocast(logits.device.type, enabled=False):
-            whole, plain = (teacher.blend(labels, self.config.bce_loss) for labels in (smooth(y, smoothing), y))
+            if teacher is not None:
+                teacher.check(len(y), 1, y.shape[1])
+                whole, plain = (teacher.blend(labels, self.config.bce_loss) for labels in (whole, plain))
             if self.config.bce_loss:
                 return self.binary(logits, whole)
             x, w = logits.to(y.dtype).clamp(min=MASKED), self.class_weight(logits)

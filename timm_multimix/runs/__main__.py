@@ -1,25 +1,23 @@
 """`python -m timm_multimix advise RUN`: is mixing likely to help this training?"""
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Optional
 
 from ..errors import SettingError, shown
+from ..setting import number
 from .advice import OPTIONS, SCRATCH, SHOWN, advise, evidence, read_run, sentences, table
+from .parser import Parser
 
 
 def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.runs') -> int:
-    parser = argparse.ArgumentParser(
-        prog=prog, description='Whether mixing is likely to help a training, from a run of it without mixing and from '
-                               'what mixing did to the trainings of our studies that are most like it.')
+    parser = Parser('Whether mixing is likely to help a training, from a run of it without mixing and from what mixing '
+                    'did to the trainings of our studies that are most like it.', prog)
     parser.add_argument('run', metavar='RUN', help='output folder of train.py, of a run without mixing')
-    parser.add_argument('--images-per-class', type=float, metavar='N',
+    parser.add_argument('--images-per-class', type=number(above=0), metavar='N',
                         help='training images of a class on average; default what the run says')
-    args = parser.parse_args(argv)
-    if args.images_per_class is not None and not 0 < args.images_per_class < float('inf'):
-        parser.error(f'--images-per-class is {args.images_per_class:g}, but it must be above 0')
     try:
+        args = parser.parse_args(argv)
         run, known = read_run(args.run, args.images_per_class), evidence()
         option, gain, like = advise(run, known)
     except SettingError as e:

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from ..config import MODES, SETTINGS, MultiMixConfig, flag, setting_text
 from ..data import DIGITS
+from ..data.factory import MODES as IMAGE_MODES
 from ..data.split import HELD_OUT
 from ..setting import SHARE, Number, number, whole
 from .loss_names import LOSSES
@@ -30,7 +31,7 @@ PATHS = ('data_dir', 'output', 'initial_checkpoint', 'pretrained_path', *PERHAPS
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming')
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 SIDE = whole(least=1, most=16384)  # of an image in pixels
-CROP_PCT = number(above=0, most=2, right='it is the share of the image that is kept: above 0, usually up to 1.')
+CROP_PCT = number(above=0, most=2)
 SEED = whole(least=0, most=2**32 - 1)
 
 
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--dataset', default=None, metavar='NAME', help=f'as in timm: torch/cifar10, hfds/…; without --data-dir {DIGITS}')
     g('--train-split', default='train', metavar='NAME', help='split of the data set that is trained on')
     g('--val-split', default='validation', metavar='NAME', help='split of the data set that is validated on')
-    g('--val-fraction', type=number(above=0, below=1, right='it is a share of the images: above 0 and below 1.'),
+    g('--val-fraction', type=number(above=0, below=1),
       default=HELD_OUT, metavar='P',
       help='share of each class that is held out to validate on, where --data-dir has class folders and no splits')
     g('--dataset-download', action=on_off, default=False, help='let torch/, hfids/ and tfds/ data sets download')
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--input-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the images')
     g('--target-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the classes')
     g('--dataset-trust-remote-code', action=on_off, default=False, help='hfds/, hfids/: run code of the data set')
-    g('--input-img-mode', default=None, metavar='MODE',
+    g('--input-img-mode', choices=IMAGE_MODES, default=None, metavar='MODE',
       help="images are converted to this mode of Pillow's (default: RGB, with --in-chans 1 L)")
     g('--class-map', default='', metavar='FILE', help='class to index mapping')
     g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',

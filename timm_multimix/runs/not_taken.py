@@ -123,11 +123,3 @@ def note_newer(settings: dict[str, Any], path: str) -> None:
         values = ', '.join(f'{name}: {value!r}' for name, value in settings.items())
         warnings.warn(f'{path} was written by a timm that is newer than what is known here. These settings of it have '
                       f'no effect: {values}.', stacklevel=3)
-
-
-def note_defaults(settings: dict[str, Any], path: str) -> None:
-    """Say once which of a YAML's settings are not taken and stand at timm's defaults, so that nothing changes."""
-    idle = [name for name in settings if name in NOT_TAKEN and _idle(settings[name], NOT_TAKEN[name].default)]
-    if idle:
-        warnings.warn(f'{path} has settings of timm that are not taken here. They stand at their defaults, so nothing '
-                      f'changes: {", ".join(idle)}.', stacklevel=3)

@@ -41,8 +41,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Its errors are short; a number out of its bounds raises `SettingError`."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False, formatter_class=Help)
+    def __init__(self, description: str, prog: Optional[str] = None) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=Help)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         super()._check_value(action, value)

@@ -13,7 +13,7 @@ from ..errors import SettingError
 from .find import find_run, is_repo, settings_of_run, starting_folder
 from .flags import MULTIMIX_FLAGS, PATHS, build_parser, on_the_line
 from .loss_names import NAMES, translated
-from .not_taken import drop_not_taken, note_defaults
+from .not_taken import drop_not_taken
 from .recipes import find_recipe
 from .yaml_file import read_yaml
 
@@ -52,7 +52,6 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     else:
         args.config = str(recipe)
     if recipe is not None:
-        note_defaults(settings, str(recipe))
         if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
             names = ['multimix_' + name for name in MULTIMIX_FLAGS]
             vars(args).update({name: given.get(name) for name in names})

@@ -16,13 +16,12 @@ from .loss_names import NAMES, translated
 from .not_taken import NOT_TAKEN, is_args_yaml, note_newer
 from .parser import check_bounds, takes_several
 
-NULL_IN_TIMM = ('smoothing', 'eval_metric')  # whose default timm writes as null, and means ours by it
 _AS_DEFAULT = object()
 # What null means in timm where the default is something else.
 NULL_MEANS: dict[str, Any] = {
     'color_jitter': 0.0, 'aug_repeats': 0, 'dist_bn': '', 'train_interpolation': '', 'mixup_off_epoch': 0,
     'recovery_interval': 0, 'drop': None, 'scale': _AS_DEFAULT, 'ratio': _AS_DEFAULT,
-    **dict.fromkeys(NULL_IN_TIMM, _AS_DEFAULT)}
+    'smoothing': _AS_DEFAULT, 'eval_metric': _AS_DEFAULT}
 
 
 def read_yaml(path: Union[str, Path], parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 
 from ..data import DIGITS
-from ..data.factory import MODES, image_mode
+from ..data.factory import image_mode
 from ..errors import SettingError, nearest, reason
 from ..runs.find import resume_checkpoint
 from ..runs.flags import SIDE
@@ -69,9 +69,6 @@ def _check_images(args: argparse.Namespace) -> None:
         values = getattr(args, name)
         if values is not None and len(values) not in (1, channels):
             raise SettingError(f'--{name} is {values}, but it takes 1 or {channels} numbers.')
-    if args.input_img_mode and args.input_img_mode not in MODES:
-        raise SettingError(f'--input-img-mode is {args.input_img_mode!r}, but transforms take 8 bits a channel: '
-                           f'{", ".join(MODES)}. Grey images of 16 bits are scaled to 8 by themselves.')
     if args.in_chans or args.input_size:
         image_mode(channels, args.input_img_mode)
     inner = inner_size(args)

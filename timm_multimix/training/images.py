@@ -25,7 +25,6 @@ from ..distributed import one_by_one, world
 from ..errors import SettingError, in_words, reason
 from ..runs.find import resume_checkpoint
 from ..runs.screen import say
-from ..runs.settings import multimix_config
 
 
 @dataclass
@@ -98,7 +97,7 @@ def open_data_sets(args: argparse.Namespace) -> tuple[Any, Any, Optional[list[st
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * world():
         each = f' on each of {world()} ranks' if world() > 1 else ''
         raise SettingError(f'--batch-size is {args.batch_size}{each}, but there are only {len(train_set)} training '
-                           f'images{_largest_batch(args, len(train_set))}.')
+                           f'images: at most {len(train_set) // world()}.')
     if hasattr(val_set, '__len__') and not len(val_set):
         raise SettingError(f'--val-split {args.val_split} holds no images to validate on, or is a stream that does not '
                            f'say how many: --val-num-samples.')
@@ -132,21 +131,6 @@ def _unwatched(train_set: Any, val_set: Any) -> Optional[str]:
         return None
     listed = ', '.join(names[target] for target in alone[:5]) + (', …' if len(alone) > 5 else '')
     return f'{len(alone)} of {len(names)} classes have one image each, which trains: nothing validates {listed}.'
-
-
-def _largest_batch(args: argparse.Namespace, images: int) -> str:
-    """The largest -b that works with so many images, as a part of a sentence; '' where none does."""
-    config = multimix_config(args)
-    pairs = (config or args).mixup or (config or args).cutmix or args.cutmix_minmax
-    for batch in range(images // world() // args.grad_accum_steps, 0, -1):
-        try:
-            if config is not None:
-                config.check_batch(batch, world())
-        except SettingError:
-            continue
-        if not (pairs and batch % 2):  # timm's Mixup pairs the images of a batch
-            return f': -b {batch} works'
-    return ''
 
 
 def load_images(args: argparse.Namespace, train_set: Any, val_set: Any, names: Optional[list[str]],

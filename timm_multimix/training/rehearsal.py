@@ -9,7 +9,6 @@ import torch
 import torch._dynamo
 
 from ..errors import in_words
-from ..policy import MixingPolicy
 from ..task import MultiMixTask
 from .images import Images
 
@@ -22,15 +21,14 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, images: Images, autoc
     count = min(count, args.batch_size)  # with --multimix-gather, m may be more than a rank has
     count += count % 2 if task.mixup_fn is not None else 0
     copied = copy.deepcopy(task)
-    kinds: dict[Any, tuple[int, tuple[float, float]]] = {}  # the number of a step of every kind, and how far it is
+    kinds: dict[Any, int] = {}  # the number of a step of every kind
     whole = max(1.0, *(getattr(copied.config, name, None) or 1.0 for name in ('ramp_epochs', 'teacher_start_epoch')))
     if copied.config is not None and copied.config.teacher is not None:  # the average is not there yet
         copied.wrapped.set_teacher(task.wrapped.multimix.teacher or copy.deepcopy(task.wrapped))
-    for at in (0.25, 0.5, 0.75, 1.0) if training_is_scheduled(copied) else (1.0,):
-        copied.set_progress(at * whole, whole)
-        for step in range(_LOOKED_AT):
-            plan = copied.policy.choose(step)
-            kinds[plan.mixed, plan.layer if plan.embeddings else ''] = step, (at * whole, whole)
+    copied.set_progress(whole, whole)  # when all that ramps up is there
+    for step in range(_LOOKED_AT):
+        plan = copied.policy.choose(step)
+        kinds[plan.mixed, plan.layer if plan.embeddings else ''] = step
     dtype = getattr(torch, args.model_dtype or 'float32')
     try:
         for dataset, loader, training in ((images.train_set, images.train_loader, True),
@@ -40,9 +38,8 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, images: Images, autoc
             input, target = loader.collate_fn([dataset[i % len(dataset)] for i in range(count)])
             input, target = input.to(device, dtype), target.to(device)
             copied.train(training)
-            for step, progress in kinds.values() if training else [(0, (1.0, 1.0))]:
+            for step in kinds.values() if training else [0]:
                 copied.policy.step = step
-                copied.set_progress(*progress)
                 with autocast():
                     loss = copied(input, target)['loss']
                 if training:
@@ -51,8 +48,3 @@ def rehearse(args: argparse.Namespace, task: MultiMixTask, images: Images, autoc
         raise in_words(f'A first step with these settings fails: {type(e).__name__}: {e}\n  (--model {args.model}, '
                            f'--img-size {args.img_size}, --in-chans {args.in_chans or 3}, --device {device}, and '
                            f'the flags of data and of augmentation.)', e) from e
-
-
-def training_is_scheduled(task: MultiMixTask) -> bool:
-    """Whether what is mixed may become less again, as a ramp's does not."""
-    return task.policy.schedule is not None or type(task.policy) is not MixingPolicy

@@ -211,7 +211,7 @@ class TrainState:
         names = [*SET_ANEW, *(['lr'] if self.scheduler is None else [])]  # which a schedule sets by itself
         anew = [{key: group[key] for key in names if key in group} for group in self.optimizer.param_groups]
         try:
-            resume_task_checkpoint(self.task, path, self.optimizer, log_info=False)
+            self.optimizer.load_state_dict(state['optimizer'])
             missing = settings - set(self.optimizer.param_groups[0])
             if missing:
                 raise ValueError(f'it has no {", ".join(sorted(missing))}')

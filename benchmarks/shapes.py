@@ -1,6 +1,6 @@
 """A small detection data set to try things with: circles, squares and triangles, in VOC's layout or in COCO's.
 
-    python -m timm_multimix.evaluate.shapes shapes --format voc
+    python -m benchmarks.shapes shapes --format voc
 """
 from __future__ import annotations
 
