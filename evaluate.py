@@ -32,7 +32,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from timm_multimix import SettingError, evaluate
-from timm_multimix.data import DIGITS
+from timm_multimix.data import DIGITS, drop_unreadable
 from timm_multimix.data.split import split_folder
 from timm_multimix.distributed import start
 from timm_multimix.errors import shown
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     if evaluation.dataset is not None:
         count = min(len(evaluation.dataset), args.num_images or len(evaluation.dataset))
         about['images'] = f'{count} of {args.dataset or args.data_dir}, split {args.split}'
+    if evaluation.notes:
+        about['note'] = ' '.join(evaluation.notes)
     if args.left_out:
         about['--quick (in brackets: without it)'] = '; '.join(args.left_out)
     say(f'{len(evaluation.checkpoints)} checkpoint{"s" * (len(evaluation.checkpoints) > 1)}: {", ".join(args.on)}; '
@@ -105,7 +107,9 @@ class Evaluation:
         if self.dataset is not None and not len(self.dataset):
             raise SettingError(f'--split {args.split} holds no images.')
         self.checkpoints = self._load()
+        self.notes: list[str] = []
         self._take_held_out(self.dataset, args.split)
+        self._note(drop_unreadable(self.dataset, args.split, skip=True, workers=2 * max(1, args.workers)))
         self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints
                       if self.dataset is not None}
         self.outputs: dict[str, Outputs] = {}
@@ -136,9 +140,12 @@ class Evaluation:
         return [replace(c, name=name, model=c.model.to(self.device)) for name, c in zip(names, loaded)]
 
     def _take_held_out(self, dataset: Any, split: str) -> None:
-        told = images.take_held_out(dataset, self.args.data_dir, split, self.checkpoints)
+        self._note(images.take_held_out(dataset, self.args.data_dir, split, self.checkpoints))
+
+    def _note(self, told: Optional[str]) -> None:
         if told:
             say(told)
+            self.notes.append(told)
 
     def expected(self) -> dict[str, float]:
         """Seconds that each table is likely to take, and a line that says so."""

@@ -23,6 +23,7 @@ if __name__ == '__main__' and sys.stderr.isatty() and 'torch' not in sys.modules
     print('timm-multimix: loading torch and timm …', file=sys.stderr, flush=True)
 
 import argparse
+import shlex
 import time
 import warnings
 from collections import OrderedDict
@@ -45,6 +46,7 @@ from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start
 from timm_multimix.errors import shown
 from timm_multimix.hub import starting_point
 from timm_multimix.policy import TAUGHT, InputMixing
+from timm_multimix.runs.recipes import program
 from timm_multimix.runs.screen import say
 from timm_multimix.runs.settings import multimix_config, parse_args
 from timm_multimix.seeding import seed_place
@@ -128,7 +130,8 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     folder.begin(state.start, last)
 
     started = time.time()
-    with progress_bar(args, state, last) as bar, Interrupt() as stop:
+    go_on = shlex.join([*program('train'), '--resume', str(folder.path)])
+    with progress_bar(args, state, last) as bar, Interrupt(go_on) as stop:
         for epoch in range(state.start, last):
             bar.set_description(f'epoch {epoch + 1}/{last}')
             trained = train_epoch(state, images.train_loader, args, bar, stop)
@@ -336,13 +339,12 @@ def main(argv: Optional[list[str]] = None) -> int:
         print(f'train.py: error: {shown(e)}', file=sys.stderr)
         return 2
     except Stopped as e:
-        say(f'Stopped by {e}. Go on with: --resume FOLDER (the output folder named above), or the same command with '
-            f'--resume auto.')
+        say(f'Stopped by {e}. Go on with: {e.go_on}')
         finish()
         return 128 + e.signal
     except KeyboardInterrupt:
-        print('\nStopped at once. Go on with: --resume FOLDER (the output folder named above), if an epoch was '
-              'finished.', file=sys.stderr)
+        print('\nStopped at once. If an epoch was finished, the same command with --resume auto goes on.',
+              file=sys.stderr)
         return 130
     return 0
 

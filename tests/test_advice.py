@@ -144,6 +144,9 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
         assert kind in out and ('images a class on average' in out) == (kind != PRETRAINED)
     write_summary(mixed / 'summary.csv', [{k: v for k, v in row.items() if 'class' not in k} for row in rows])
     assert read_run(mixed).kind == PRETRAINED  # an older version
+    (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, 'epochs': args['epochs'] + 2}))
+    assert main(['advise', str(mixed)]) == 0
+    assert f'of its {args["epochs"] + 2} epochs: resume it' in capsys.readouterr().out
     for number in ('-5', 'nan', '0'):
         assert main(['advise', str(run), '--images-per-class', number]) == 2
         assert f'--images-per-class is {number}, but' in capsys.readouterr().err

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
+import evaluate
 import train
 from tests.conftest import write_images
 from timm_multimix import SettingError
@@ -73,6 +74,14 @@ def test_a_class_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     row = read_summary(tmp_path / 'x' / 'summary.csv')[-1]
     assert (row['train_smallest_class'], row['train_largest_class']) == ('1', '5')
     assert row['eval_balanced'] == row['eval_top1']  # of one image of two classes
+
+
+def test_images_both_in_a_folder_and_in_one_within_it_are_refused(image_folder: Path) -> None:
+    inner = image_folder / 'train' / 'class_1' / 'more'
+    inner.mkdir()
+    (inner.parent / '0.png').rename(inner / '0.png')
+    with pytest.raises(SettingError, match='images in class_1 and in class_1/more, and timm would make two classes'):
+        create_train_val('', str(image_folder))
 
 
 def test_one_name_below_several_classes_is_refused(image_folder: Path, tmp_path: Path) -> None:
@@ -164,7 +173,13 @@ def test_what_is_found_is_said(image_folder: Path) -> None:
     Image.new('L', (40, 50)).save(image_folder / 'train' / 'class_1' / '0.png')
     data, _ = create_train_val('', str(image_folder))
     told = describe_images(data, class_names(data))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
     assert told == ('Found 3 classes: class_0 6, class_1 6, class_2 6. Of 18 looked at: RGB, L, 32×32 to 40×50 pixels.')
+    Image.new('RGB', (32, 32)).save(image_folder / 'train' / 'class_1' / '1.png', exif=turned)
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(image_folder / 'train' / 'class_1' / '2.png')
+    told = describe_images(data, class_names(data))
+    assert told is not None and '1 of them are to be turned' in told and 'Grey images of 16 bits are scaled' in told
     for split in ('train', 'validation'):
         for c in range(3, 12):
             shutil.copytree(image_folder / split / 'class_0', image_folder / split / f'class_{c}')
@@ -185,3 +200,17 @@ def test_class_weights_of_names_that_yaml_reads_as_something_else(
             (image_folder / split / f'class_{i}').rename(image_folder / split / name)
     (tmp_path / 'weights').write_text(text)
     assert class_weights(str(tmp_path / 'weights'), create_train_val('', str(image_folder))[0], 3) == (1, 2, 3)
+
+
+def test_evaluate_leaves_out_what_cannot_be_read_and_says_so(
+        image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, '--data-dir', str(image_folder), '--output', str(tmp_path), '--experiment', 'x']) == 0
+    broken = next((image_folder / 'validation' / 'class_1').glob('*.png'))
+    broken.write_bytes(broken.read_bytes()[:40])
+    count = len(list((image_folder / 'validation').rglob('*.png')))
+    assert evaluate.main([str(tmp_path / 'x'), '--data-dir', str(image_folder), '--on', 'accuracy', '-j', '0',
+                          '--output', str(tmp_path / 'e')]) == 0
+    report = (tmp_path / 'e' / 'report.md').read_text()
+    for text in (capsys.readouterr().out, report):
+        assert f"1 of {count} images in 'validation' cannot be read and are left out" in text and broken.name in text
+    assert f'{count - 1} of {image_folder}, split validation' in report

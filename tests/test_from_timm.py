@@ -248,3 +248,9 @@ def test_a_resumed_run_keeps_its_folder(tmp_path: Path) -> None:
     for flag in ('--output', '--experiment'):
         with pytest.raises(SettingError, match=f'{flag} is .* stays in its folder'):
             parse_args(['--resume', str(tmp_path), flag, 'x'])
+    (tmp_path / 'x').mkdir()
+    args, said = parse('--resume', str(tmp_path / 'x'), '--output', str(tmp_path), '--experiment', 'x')  # that folder
+    assert args.experiment is None or not args.experiment
+    assert not said
+    _, said = parse('--resume', str(tmp_path / 'x'), '-c', 'finetune')
+    assert any('not those of the run' in line for line in said)

@@ -20,12 +20,13 @@ def test_a_signal_is_a_question(signum: signal.Signals) -> None:
     if outside == signal.SIG_IGN:  # the tests were started with nohup, or in the background
         signal.signal(signum, signal.SIG_DFL)
     before = signal.getsignal(signum)
-    with Interrupt() as stop:
+    with Interrupt('train.py --resume x') as stop:
         assert not stop()
         os.kill(os.getpid(), signum)
         assert stop()
         reason = stop.reason()
     assert isinstance(reason, Stopped) and reason.signal == signum and str(reason) == signum.name
+    assert reason.go_on == 'train.py --resume x'
     assert signal.getsignal(signum) == before
     signal.signal(signum, outside)
 

@@ -139,3 +139,25 @@ def test_another_rate_and_what_is_refused() -> None:
     with pytest.raises(SettingError, match='give only one'):
         given.reconfigure(mixup=0.3, label_smoothing=0.2)
     assert given.multimix.config is before
+
+
+def test_without_a_gradient_nothing_is_learned() -> None:
+    net, images, target = build('resnet')
+    model = quiet_wrap(net, 'dense', attention='learned', input_size=(3, 64, 64))
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            model(images, target)
+    assert not model.multimix.learned.u.any()
+
+
+@pytest.mark.parametrize('net, how', [
+    ('resnet', {'attention': 'gap'}), ('resnet', {'attention': 'gap', 'attention_norm': 'softmax'}),
+    ('resnet', {'attention': 'cam', 'attention_norm': 'softmax'}), ('resnet', {'attention': 'learned'}),
+    ('vit averaged', {'attention': 'self'})])
+def test_an_image_that_is_not_finite_makes_the_loss_nan(net: str, how: dict[str, str]) -> None:
+    """And no error: a training leaves such an update out."""
+    model, images, target = build(net)
+    model = quiet_wrap(model, 'dense', **how)
+    images[0] = torch.nan
+    out = model(images, target)
+    assert bool(out.loss.isnan())

@@ -89,7 +89,8 @@ def test_photographs_train_without_a_flag_and_are_judged_on_the_same_part(
         assert f'6 of {folder}, split validation' in (tmp_path / 'e' / 'report.md').read_text()
     others = photographs(tmp_path / 'others', fox=1, eel=2, dog=3, cat=4)  # other photographs of the same names
     assert evaluate.main([str(run), *flags, '--data-dir', str(others), '--output', str(tmp_path / 'e')]) == 0
-    assert 'held out' not in capsys.readouterr().out
+    doubt = f'so all 10 images are used. Nothing says which images of {others} x held out'
+    assert doubt in capsys.readouterr().out and doubt in (tmp_path / 'e' / 'report.md').read_text()
     assert f'10 of {others}, split validation' in (tmp_path / 'e' / 'report.md').read_text()
 
 

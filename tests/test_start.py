@@ -194,6 +194,8 @@ def test_published_weights_without_a_network(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SettingError, match='user/name is not in the cache.*local-dir:FOLDER'):
         built('--initial-checkpoint', 'hf-hub:user/name')
     assert not naps  # nor was anything tried again
+    torch.save(timm.create_model('resnet10t', num_classes=5).state_dict(), tmp_path / 'x.pth')  # which needs no Hub
+    built('--pretrained', '--model', 'resnet10t', '--initial-checkpoint', str(tmp_path / 'x.pth'))
 
 
 # ------------------------------------------------------------------------------------------------------- more epochs

@@ -47,7 +47,7 @@ def test_the_default_data_set_and_recipe(tmp_path: Path) -> None:
     assert 'sklearn/digits' in done.stdout and 'effective examples of 64' in done.stdout
     end = done.stdout.split('Done in')[1]
     assert end.count(f'In {tmp_path}/x:\n') == 1 and "  timm.create_model('local-dir:" in end
-    assert f'  python evaluate.py {tmp_path}/x\n' in end
+    assert f'  python evaluate.py {tmp_path}/x --on accuracy,calibration\n' in end
     assert f'  python -m timm_multimix push {tmp_path}/x user/name\n' in end
     rows = finished(tmp_path / 'x')
     with Image.open(tmp_path / 'x' / 'curves.png') as picture:

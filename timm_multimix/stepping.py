@@ -307,7 +307,7 @@ class MultiMix:
         B, P, C = dense.shape
         self._note_one_position(P)
         y, smoothing = self.losses.targets(target, C, logits, smoothed=plan.smoothed)
-        if z is not None and self.learned is not None and self.model.training:
+        if z is not None and self.learned is not None and torch.is_grad_enabled():
             loss_attention = self.learned.learn(z, dense, lambda pooled: self.losses(
                 pooled, target, smoothed=plan.smoothed), mask)
         clean, teacher = self._taught(plan, input)
@@ -326,7 +326,8 @@ class MultiMix:
             mixtures = self.sampler(mixtures, smooth(y, smoothing), dense.detach())
         loss_mixed = self.losses.mixed(dense, y, mixtures, a, mask=mask, label_smoothing=smoothing,
                                        over_ranks=ranks > 1, teacher=teacher)
-        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(y.dtype), mask=mask)
+        report = signal(mixtures, smooth(y, smoothing), None if a is None else a.detach().to(y.dtype), mask=mask,
+                        normalize=config.normalize or 'position')
         if loss_attention is not None:
             report['loss_attention'] = loss_attention
         return self._output(plan, loss_mixed, loss_clean, logits, report)

@@ -135,9 +135,9 @@ def test_a_mask_of_all_is_no_mask(p: dict[str, Any], normalize: str, kind: str) 
         torch.testing.assert_close(got, want)
 
 
-@given(p=ragged(), kind=st.sampled_from(['none', 'gap']))
+@given(p=ragged(), kind=st.sampled_from(['none', 'gap']), normalize=st.sampled_from(['position', 'all']))
 @settings(max_examples=80, deadline=None)
-def test_the_signal_is_that_of_what_exists(p: dict[str, Any], kind: str) -> None:
+def test_the_signal_is_that_of_what_exists(p: dict[str, Any], kind: str, normalize: str) -> None:
     Z, mask, Y, lam = (p[name].double() if p[name].is_floating_point() else p[name]
                        for name in ('Z', 'mask', 'Y', 'lam'))
     a = extensions.masked_maps(MAPS['uniform' if kind == 'none' else 'l1_relu'], Z, mask)
@@ -147,12 +147,14 @@ def test_the_signal_is_that_of_what_exists(p: dict[str, Any], kind: str) -> None
             continue
         w, s = reference.factors(lam[:, j, mask[:, j]], extensions.attention_of_some(a, mask, j))
         y = w @ Y[mask[:, j]]
+        if normalize == 'position':
+            s = s / s.sum() if s.sum() else s
         weight += float(s.sum())
         effective += float((s / w.square().sum(1)).sum())
         entropy += float((s * -torch.xlogy(y, y).sum(1)).sum())
     whole = Y[mask.any(1)].mean(0)
     whole_entropy = float(-torch.xlogy(whole, whole).sum())
-    got = signal(lam, Y, None if kind == 'none' else a, mask=mask)
+    got = signal(lam, Y, None if kind == 'none' else a, mask=mask, normalize=normalize)
     if weight:
         assert float(got['effective']) == pytest.approx(effective / weight)
         want = entropy / weight / whole_entropy if whole_entropy > 1e-6 else 1

@@ -32,8 +32,9 @@ def test_ends_of_the_scale() -> None:
 def test_follows_the_attention() -> None:
     lam = torch.full((6, 2, 4), 0.25)
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    got = signal(lam, torch.eye(4), a)  # position 0 keeps one example, position 1 three, with three times the weight
-    assert float(got['effective']) == pytest.approx(0.25 * 1 + 0.75 * 3)
+    # Position 0 keeps one example, position 1 three, with three times the weight.
+    assert float(signal(lam, torch.eye(4), a)['effective']) == pytest.approx((1 + 3) / 2)
+    assert float(signal(lam, torch.eye(4), a, normalize='all')['effective']) == pytest.approx(0.25 * 1 + 0.75 * 3)
 
 
 def test_one_class_in_the_batch_is_no_signal_and_no_nan() -> None:

@@ -53,7 +53,8 @@ def test_both_readings_equal_the_equations(
     a = torch.full(p['Z'].shape[:2], 1 / p['Z'].shape[1], dtype=torch.float64) if p['a'] is None else p['a']
 
     def literal(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:
-        return extensions.dense_multimix_loss(Z, extensions.smooth(Y, p['smoothing']), p['lam'], a, W, beta, normalize,
+        smoothed = extensions.smooth(Y, p['smoothing'], w)
+        return extensions.dense_multimix_loss(Z, smoothed, p['lam'], a, W, beta, normalize,
                                               binary, keep_norm, w, v, teacher=says)
 
     def fast(Z: Tensor, W: Tensor, beta: Tensor) -> Tensor:

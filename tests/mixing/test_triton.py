@@ -130,8 +130,8 @@ def test_class_weights_equal_the_equations(
     exact, weights = L.detach().double().requires_grad_(), w.double().to(DEVICE)
     eye = torch.eye(C, dtype=torch.float64, device=DEVICE)
     want = value_and_grad(literal(
-        exact, eye, 0 * eye[0], extensions.smooth(plain, smoothing), lam.double(), None if a is None else a.double(),
-        normalize, keep_norm, weights, extensions.weigh(plain, weights)), exact)
+        exact, eye, 0 * eye[0], extensions.smooth(plain, smoothing, weights), lam.double(),
+        None if a is None else a.double(), normalize, keep_norm, weights, extensions.weigh(plain, weights)), exact)
     for found, true in zip(got, want):  # bfloat16: of its gradient eight bits are left, and products are TF32's
         scale = max(float(true.abs().max()), 0.1 / N)
         assert float((found - true).abs().max()) <= (1e-2 if half else 1e-5) * scale

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Optional
 
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from ..errors import SettingError
@@ -78,7 +78,8 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
         class_map: as it was given; then the classes are what it says.
 
     Raises:
-        SettingError: images outside of class folders; one class name below several folders.
+        SettingError: images outside of class folders; one class name below several folders; images both in a folder
+            and in a folder within it.
     """
     reader = dataset.reader
     places = [os.path.relpath(os.path.dirname(path), root) for path, _ in reader.samples]
@@ -114,6 +115,11 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
         raise SettingError(f'{split!r} has {name!r} in several folders, {folders[0]} and {folders[1]}, and timm takes '
                            f'the innermost folder for the class: they would become one. Put the images right below '
                            f'their class, or name the innermost folders in a file, one a line, with --class-map.')
+    for place in sorted(set(places)):
+        if (above := os.path.dirname(place)) in places:
+            raise SettingError(f'{split!r} has images in {above} and in {place}, and timm would make two classes of '
+                               f'them. Move the images into one folder, or name the classes in a file, one a line, '
+                               f'with --class-map.')
     return told
 
 
@@ -147,11 +153,13 @@ def describe_images(dataset: Any, names: Optional[list[str]]) -> Optional[str]:
         classes = f'{known[0]} to {known[-1]}, of {min(counts.values())} to {max(counts.values())} images'
     looks: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
+    turned = 0
     for path, _ in samples[::-(-len(samples) // SAMPLE)]:
         try:
             with Image.open(path) as image:  # its head only
                 looks[image.mode] += 1
                 sizes.append(image.size)
+                turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         except Exception:  # decoders raise nearly anything; those that cannot be read are told elsewhere
             continue
     text = f'Found {len(counts)} classes: {classes}.'
@@ -159,4 +167,9 @@ def describe_images(dataset: Any, names: Optional[list[str]]) -> Optional[str]:
         small, large = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
         size = f'{small[0]}×{small[1]}' + (f' to {large[0]}×{large[1]}' if large != small else '')
         text += f' Of {len(sizes)} looked at: {", ".join(mode for mode, _ in looks.most_common())}, {size} pixels.'
+    if turned:
+        text += (f' {turned} of them are to be turned for viewing (EXIF). They are read as they are stored, as in '
+                 f'timm: if that is sideways, turn the files first.')
+    if any(mode.startswith('I;16') for mode in looks):
+        text += ' Grey images of 16 bits are scaled to 8 bits. Do the same when you use the model (docs/data.md).'
     return text

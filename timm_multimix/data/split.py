@@ -114,13 +114,14 @@ def read_parts(path: Union[str, Path]) -> Parts:
 
 
 def take_part(dataset: Any, parts: Mapping[str, Parts], split: str) -> Optional[str]:
-    """Leave of a folder without splits what runs held out of it; a sentence if they did, else None.
+    """Leave of a folder without splits what runs held out of it. A sentence that says so, or that nobody knows; None
+    for a split of another name.
 
     A run that was trained on other images, by their names and sizes, says nothing about these.
 
     Args:
         dataset: timm's `ImageDataset` of the whole folder.
-        parts: of the runs, by their names.
+        parts: of the runs, by their names; empty where there is none.
         split: a name of the training images takes those that every run trained on, one of the validation images those
             that every run held out; any other takes all.
 
@@ -135,15 +136,21 @@ def take_part(dataset: Any, parts: Mapping[str, Parts], split: str) -> Optional[
         held = [name for name, (part, size) in images.items() if part == 'validation']
         if 2 * sum(name in here and _bytes(here[name]) == images[name][1] for name in held) >= max(1, len(held)):
             theirs[run] = images
-    if not wanted or not theirs:
+    if not wanted:
         return None
+    unknown = ', '.join(run for run in parts if run not in theirs)
+    doubt = (f'Nothing says which images of {reader.root} {unknown} held out: if it was trained on them, its figures '
+             f'are too good.') if unknown and wanted == 'validation' else ''
+    if not theirs:
+        return f'{reader.root} has no sub-folder {split}, so all {len(here)} images are used. {doubt}'.rstrip()
     reader.samples = [sample for sample in reader.samples if all(
         images.get(name_below(reader.root, sample[0]), ('', 0))[0] == wanted for images in theirs.values())]
     if not reader.samples:
         raise SettingError(f'{str(reader.root)!r} has no image that {" and ".join(theirs)} have all as {wanted} image: '
                            f'evaluate them one at a time.')
+    did = 'trained on' if wanted == 'train' else 'held out'
     return (f'{reader.root} has no sub-folder {split}: {len(reader.samples)} of its {len(here)} images are those that '
-            f'{", ".join(theirs)} {"trained on" if wanted == "train" else "held out"} ({FILE} of the run).')
+            f'{", ".join(theirs)} {did} ({FILE} of the run). {doubt}').rstrip()
 
 
 def name_below(root: Union[str, Path], path: str) -> str:

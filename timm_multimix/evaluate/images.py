@@ -74,7 +74,7 @@ def take_held_out(dataset: Any, root: Optional[str], split: str, checkpoints: Se
     own = getattr(getattr(dataset, 'reader', None), 'root', None)
     if not root or own is None or os.path.realpath(str(own)) != os.path.realpath(root):
         return None
-    return take_part(dataset, {c.name: c.parts for c in checkpoints if c.parts}, split)
+    return take_part(dataset, {c.name: c.parts for c in checkpoints}, split)
 
 
 def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:

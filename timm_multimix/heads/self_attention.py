@@ -62,4 +62,5 @@ def attended(weights: Tensor, positions: int, by_class_token: bool = False) -> T
     prefix = whole.shape[-1] - positions
     by_class_token = whole.shape[1] == 1 or (by_class_token and prefix > 0)
     a = whole[:, 0, prefix:] if by_class_token else whole[:, prefix:, prefix:].mean(1)
-    return a / a.sum(1, keepdim=True).clamp(min=1e-30)
+    a = a / a.sum(1, keepdim=True).clamp(min=1e-30)
+    return torch.where(a.isfinite().all(1, keepdim=True), a, 1 / positions)  # of features that are not finite: uniform

@@ -76,6 +76,8 @@ def attention(
 def normalize_map(score: Tensor, norm: str, mask: Optional[Tensor] = None) -> Tensor:
     """h: (B, P) scores → maps that sum to 1 over the positions, those that exist."""
     if norm == 'softmax':
+        # Of features that are not finite, as l1_relu: a uniform map, and the loss becomes NaN by the logits.
+        score = torch.where(score.isfinite().all(1, keepdim=True), score, 0)
         if mask is None:
             return score.softmax(1)
         return score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(1).masked_fill(~mask, 0)

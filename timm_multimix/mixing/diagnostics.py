@@ -31,7 +31,7 @@ SAMPLE = 256
 @torch.no_grad()
 def signal(
         lam: Union[Tensor, LamSampler], y: Tensor, attention: Optional[Tensor] = None, *,
-        mask: Optional[Tensor] = None) -> dict[str, Tensor]:
+        mask: Optional[Tensor] = None, normalize: str = 'position') -> dict[str, Tensor]:
     """Diagnostics of a step's mixtures, from at most 256 of them or one a position. No wait for the device.
 
     Args:
@@ -40,6 +40,7 @@ def signal(
         attention: a, (B, P), if it weights the factors; the numbers are then those of the normalised factors M̂,
             weighted like the loss weights its terms.
         mask: (B, P), bool, True where a position exists, as in `mixed_cross_entropy`.
+        normalize: as there.
 
     Returns:
         'effective' and 'target_entropy', as above, their means over the mixtures: from 1 to B, and from 0 to 1. The
@@ -56,8 +57,11 @@ def signal(
     else:
         a, peak, _ = scale_attention(attention, mask is not None)
         w, s = factors(lam, a.unsqueeze(1))
-        s = s * peak.unsqueeze(1)
-    s = s / s.sum().clamp(min=TINY)
+        if normalize == 'all':
+            s = s * peak.unsqueeze(1)
+    whole_weight = s.sum() if normalize == 'all' else s.sum(1, keepdim=True)
+    s = torch.where(whole_weight > TINY, s / whole_weight.clamp(min=TINY), 0)
+    s = s / s.sum().clamp(min=TINY)  # the mean over the positions where anything weighs
     y = y.to(lam.dtype) / y.sum(1, keepdim=True).clamp(min=TINY).to(lam.dtype)  # binary targets need not sum to 1
     mixed = _entropy(w @ y)
     there = y.new_ones(B) if mask is None else mask.any(1).to(y.dtype)

@@ -57,7 +57,8 @@ class Sticks(NamedTuple):
 class LamSampler:
     """Interpolation vectors that are drawn when, and as many as, they are asked for.
 
-    `mixed_cross_entropy` takes one in place of Λ and then never holds more of Λ than a tile: n may be a million.
+    `mixed_cross_entropy` takes one in place of Λ and then never holds more of Λ than a tile: n may be a million. How it
+    draws depends on what the loss needs, so the same seed may give other mixtures where the attention requires grad.
 
     Args:
         n: N, vectors per position.

@@ -19,9 +19,14 @@ from torch.nn.functional import logsigmoid
 from .reference import TINY, attention_at, cross_entropy, factors
 
 
-def smooth(Y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Label smoothing of the targets, before they are mixed. (B, C) → (B, C)."""
-    return Y * (1 - label_smoothing) + label_smoothing / Y.shape[1]
+def smooth(Y: Tensor, label_smoothing: float = 0.0, w: Optional[Tensor] = None) -> Tensor:
+    """Label smoothing of the targets, before they are mixed. With weights of the classes they then weigh at most ten
+    times what they did. (B, C) → (B, C)."""
+    smoothed = Y * (1 - label_smoothing) + label_smoothing / Y.shape[1]
+    if w is None:
+        return smoothed
+    return torch.stack([y if w @ y <= 10 * (w @ before) else y * 10 * (w @ before) / (w @ y)
+                        for y, before in zip(smoothed, Y)])
 
 
 def balanced(Y: Tensor, alpha: float, balance: float) -> Tensor:

@@ -73,7 +73,7 @@ class LearnedAttention:
             mask: (B, P), bool, which positions exist.
 
         Returns:
-            That loss, before the step: a scalar, detached. Where its gradient is not finite nothing is learned.
+            That loss, before the step: a scalar, detached. A gradient that is not finite counts as 0.
         """
         self.to(features.device)
         with torch.autocast(features.device.type, enabled=False):

@@ -17,6 +17,10 @@ from .options import LossOptions
 from .targets import check_class_weight, reads_values, smooth, soft_target
 from .teacher import TeacherTargets
 
+# What an example's smoothed target weighs, at most, as a multiple of what it did before. A position may have examples
+# of classes with small weights alone. Divided by those, what smoothing puts on other classes would have no bounds.
+MOST_SMOOTHED = 10
+
 
 def mixed_cross_entropy(
         logits: Tensor,
@@ -45,8 +49,8 @@ def mixed_cross_entropy(
     A class whose logits are −∞ is masked: it is as if it were not there, and a target on it makes the loss huge, 1e30
     times its share, where `torch.nn.functional.cross_entropy` of the mixture gives inf; it is never NaN,
     unless all classes of an example are masked. (`label_smoothing` puts a target on every class. A masked class of
-    `binary` adds 0 to the mean over all C.) A logit or attention that is NaN or +∞ makes loss and gradient NaN,
-    whichever mixtures have it.
+    `binary` adds 0 to the mean over all C.) A logit that is NaN or +∞ makes loss and gradient NaN, whichever mixtures
+    have it; an attention does too, where `validate` lets it through.
 
     Args:
         logits: (B, P, C), or (B, C) for one position. Any floating dtype; computed in float32 (float64 stays),
@@ -79,7 +83,7 @@ def mixed_cross_entropy(
         class_weight: w, (C,), floating, ≥ 0: a weighted mean, as `torch.nn.functional.cross_entropy` has for class
             indices. An example weighs v = Σ_c w_c y_c, of its target before smoothing, and a mixture what its factors
             mix of that. The loss is Σ_k s_k Σ_c w_c ỹ_kc (−log p_kc) over Σ_k s_k v_k; 0, without a gradient, if that
-            is 0. Not in the paper. Not for `binary`.
+            is 0. A smoothed target that weighs more than 10 v is scaled to that. Not in the paper. Not for `binary`.
         teacher: a teacher's logits of the unmixed batch, and how they become a share of the targets. Labels are
             smoothed, a teacher's predictions are not. `keep_norm` divides its mixed logits too. Not in the paper's
             last version. With reading 'logits' the attention must not require grad.
@@ -119,6 +123,11 @@ def mixed_cross_entropy(
                            'them out.')
     plain = soft_target(target, C, dtype, binary=binary, batch=B, validate=validate)
     y, mass, said, w = smooth(plain, label_smoothing), None, None, None
+    if class_weight is not None:
+        w = check_class_weight(class_weight, logits, dtype, validate)
+        w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
+        most = MOST_SMOOTHED * (plain * w).sum(-1)
+        y = y * (most / (y * w).sum(-1).clamp(min=torch.finfo(dtype).tiny)).clamp(max=1).unsqueeze(-1)
     if teacher is not None:
         teacher.check(B, P, C)
         if mask is not None and teacher.logits.ndim == 3:
@@ -132,9 +141,7 @@ def mixed_cross_entropy(
             if attention is not None and attention.requires_grad:
                 raise SettingError("A teacher's reading 'logits' takes the attention as a constant, but it requires "
                                    "grad: detach it, or choose reading 'targets'.")
-    if class_weight is not None:
-        w = check_class_weight(class_weight, logits, dtype, validate)
-        w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
+    if w is not None:
         y, mass = y * w, (plain * w).sum(-1)
     if isinstance(lam, Tensor):
         lam = lam.to(dtype)

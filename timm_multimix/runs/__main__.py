@@ -28,7 +28,7 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     if flags := OPTIONS[run.kind][option]:
         half = run.kind != SCRATCH and '--multimix' in flags  # what held-out images chose for these
         rate = ', and half the learning rate' if half else ''
-        print(f'\nNext:\n  the same command with {flags}{rate}')
+        print(f'\nNext:\n  the same command with another --experiment and {flags}{rate}')
     return 0
 
 

@@ -47,6 +47,7 @@ class Training:
         gains: option → points of top-1 that it has more than this training, all classes counting alike; empty for a
             run of the user's.
         noise: option → whether a 95 % interval of its difference to the best option holds zero.
+        of: epochs that a run of the user's was to have.
     """
     title: str
     kind: str
@@ -56,6 +57,7 @@ class Training:
     eval_top1: float
     gains: Mapping[str, float] = field(default_factory=dict)
     noise: Mapping[str, bool] = field(default_factory=dict)
+    of: int = 0
 
     def distance(self, other: Training) -> float:
         """How unlike two trainings are: points of training accuracy, and ten for each factor of ten in the images."""
@@ -129,7 +131,8 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)
     return Training(title='', kind=_kind(settings, last), epochs=int(last['epoch']) + 1, images=images,
-                    train_top1=float(last['train_top1']), eval_top1=float(last['eval_top1']))
+                    train_top1=float(last['train_top1']), eval_top1=float(last['eval_top1']),
+                    of=int(settings.get('epochs') or 0))
 
 
 def _kind(settings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -151,6 +154,8 @@ def sentences(run: Training, option: str, gain: float, like: Sequence[Training])
     """
     nearest = like[:SHOWN]
     limits = []
+    if run.of > run.epochs:
+        limits.append(f'It has trained {run.epochs} of its {run.of} epochs: resume it, and ask again.')
     if run.distance(nearest[0]) > 2 * HALF:
         limits.append('No measured training is close to it.')
     if all(all(training.noise.values()) for training in nearest):
@@ -162,7 +167,7 @@ def sentences(run: Training, option: str, gain: float, like: Sequence[Training])
     images = f', with {run.images:.0f} images a class{average}' if run.images else ''
     changes = option != 'no mixing'
     return (f'{f"try {option}" if changes else "do not mix"}.\n\n'
-            f'It trained for {run.epochs} epochs {run.kind}{images}.\n'
+            f'It trained for {run.epochs} epoch{"s" * (run.epochs != 1)} {run.kind}{images}.\n'
             f'Its top-1 is {run.train_top1:.1f} % on training images and {run.eval_top1:.1f} % on validation images.\n'
             + (f'Measured trainings like it gained {gain:.1f} points on average.' if changes else
                'Measured trainings like it did best without mixing.')

@@ -18,6 +18,8 @@ from ..files import load_yaml
 from .flags import FREE_ON_RESUME, PATHS, PERHAPS_PATHS
 from .yaml_file import check_settings, read_yaml
 
+OUTPUT = './output/train'  # where runs go without --output
+
 SUFFIX = '.pth.tar'
 
 
@@ -110,7 +112,7 @@ def starting_folder(path: str) -> str:
 def find_run(args: argparse.Namespace, flags: Mapping[str, Any]) -> str:
     """The run that `--resume auto` goes on with: the newest with a checkpoint that no flag on the line contradicts; ''
     for none."""
-    root = Path(os.path.expanduser(args.output or './output/train'))
+    root = Path(os.path.expanduser(args.output or OUTPUT))
     runs = [root / args.experiment] if args.experiment else [p for p in root.glob('*') if p.is_dir()]
     newest = sorted(((max(p.stat().st_mtime for p in found), run) for run in runs if (found := candidates(run))),
                     reverse=True)
@@ -137,6 +139,12 @@ def find_run(args: argparse.Namespace, flags: Mapping[str, Any]) -> str:
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''
+
+
+def names_folder_of(given: Mapping[str, Any]) -> bool:
+    """Whether --output and --experiment name the folder of the run that --resume does."""
+    folder = Path(os.path.expanduser(given.get('output') or OUTPUT)) / given['experiment']
+    return folder.resolve() == resume_checkpoint(given['resume']).parent.resolve()
 
 
 def absolute_paths(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -10,7 +11,7 @@ from typing import Any, Optional, Union
 from ..config import MODES, PAIRS, MultiMixConfig
 from ..data import DIGITS
 from ..errors import SettingError
-from .find import find_run, is_repo, settings_of_run, starting_folder
+from .find import find_run, is_repo, names_folder_of, settings_of_run, starting_folder
 from .flags import MULTIMIX_FLAGS, PATHS, build_parser, on_the_line
 from .loss_names import NAMES, translated
 from .not_taken import drop_not_taken
@@ -32,8 +33,12 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
     data_dir = given.get('data_dir') or given.get('data')
     if given.get('data') and data_dir != given['data']:
         raise SettingError(f'DIR is {given["data"]!r} and --data-dir is {data_dir!r}: give only one.')
+    resumed = given.get('resume') not in (None, '', 'auto')
+    if resumed and given.get('experiment') and names_folder_of(given):
+        del given['experiment']
+        given.pop('output', None)
     for name in ('output', 'experiment'):
-        if given.get('resume') and given['resume'] != 'auto' and given.get(name):
+        if resumed and given.get(name):
             raise SettingError(f'--{name} is {given[name]!r}, but a run that is resumed stays in its folder: '
                                f'drop it, or start afresh from the weights with --initial-checkpoint.')
     recipe = find_recipe(given['config']) if given.get('config') else None
@@ -51,6 +56,9 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         args = argparse.Namespace(**{**defaults, **settings, **given})
     else:
         args.config = str(recipe)
+        if resumed:
+            warnings.warn(f'--config is given, so the settings are those of {recipe} and of this command, not those of '
+                          f'the run. Leave it out to go on as before.', stacklevel=2)
     if recipe is not None:
         if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
             names = ['multimix_' + name for name in MULTIMIX_FLAGS]

@@ -52,8 +52,9 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
         extra['bn_eps'] = args.bn_eps
     # A repository brings its architecture and its arguments with its weights.
     repo, saved = source or starting_point(args)
-    # The weights of a run that goes on are in its checkpoint.
-    pretrained = not args.resume and (bool(repo) or args.pretrained or bool(args.pretrained_path))
+    # The weights of a run that goes on are in its checkpoint, and those of a file are not published ones.
+    pretrained = bool(repo) or bool(args.pretrained_path) or (args.pretrained and not args.initial_checkpoint)
+    pretrained = pretrained and not args.resume
     create = partial(timm.create_model, repo or args.model, pretrained=pretrained,
                      num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
                      drop_block_rate=args.drop_block)
@@ -75,7 +76,9 @@ def build_model(args: argparse.Namespace, source: Optional[tuple[Optional[str], 
             with _noted() as loads:
                 model = create(**extra)
     except Exception as e:  # timm and the hub raise many kinds: the user needs the model's name and the reason
-        raise in_words(f'--model {args.model} cannot be built: {reason(e)}', e) from e
+        raise in_words(f'--model {args.model} cannot be built'
+                       + f' with the weights of {args.pretrained_path}' * bool(pretrained and args.pretrained_path)
+                       + f': {reason(e, 5)}', e) from e
     model.pretrained_cfg.pop('state_dict', None)  # type: ignore[operator, union-attr]
     said, trained = '', False  # whether the classifier comes with the weights
     if args.initial_checkpoint and not repo and not args.resume:

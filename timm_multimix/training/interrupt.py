@@ -14,11 +14,12 @@ class Stopped(Exception):
 
     Attributes:
         signal: which signal asked.
+        go_on: the command that goes on.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, go_on: str) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.signal = signum
+        self.signal, self.go_on = signum, go_on
 
 
 class Interrupt:
@@ -26,9 +27,13 @@ class Interrupt:
 
     Ranks that were told to stop at different moments agree: all get the answer at the same call. A second Ctrl-C stops
     at once.
+
+    Args:
+        go_on: the command that goes on after that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, go_on: str = '') -> None:
+        self.go_on = go_on
         self.signal: Optional[int] = None
         self.vote = Vote()
         self._before: dict[int, Any] = {}
@@ -42,7 +47,7 @@ class Interrupt:
 
     def reason(self) -> Stopped:
         """Every rank calls it."""
-        return Stopped(next((s for s in from_all(self.signal) if s), signal.SIGTERM))
+        return Stopped(next((s for s in from_all(self.signal) if s), signal.SIGTERM), self.go_on)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

@@ -22,7 +22,7 @@ from ..errors import SettingError
 from ..files import check_writable, write_text
 from ..hub import BackgroundPush, save_plain
 from ..policy import TAUGHT, told
-from ..runs.find import absolute_paths, candidates, is_repo, resume_checkpoint
+from ..runs.find import OUTPUT, absolute_paths, candidates, is_repo, resume_checkpoint
 from ..runs.recipes import program
 from ..runs.screen import say
 from ..runs.summary import read_summary, write_summary
@@ -184,8 +184,9 @@ class RunFolder:
                 counts=policy.counts if policy.mixes_anything or policy.counts.get(TAUGHT) else None)
         except (OSError, SafetensorError) as e:
             good = next(iter(candidates(self.path)), None)
-            raise SettingError(f'{self.path}/model could not be written: {e}. Make room and go on: --resume '
-                               f'{self.path} ' + (f'({good} is whole).' if good else '')) from e
+            raise SettingError(f'{self.path}/model could not be written: {e}. Make room'
+                               + (f' and go on: --resume {self.path} ({good} is whole).' if good else
+                                  ' and train again. No checkpoint was written.')) from e
         if policy.mixes_anything or policy.counts.get(TAUGHT):
             say('\n' + told(policy.counts))
         self._say_what_is_there(seconds)
@@ -225,7 +226,7 @@ class RunFolder:
                   '--class-map': args.class_map}
         flags = [word for flag, value in images.items() if value and value not in (DIGITS, 'validation')
                  for word in (flag, str(value))]  # evaluate.py has these two by default
-        found = [[*program('evaluate'), run, *flags]]
+        found = [[*program('evaluate'), run, *flags, '--on', 'accuracy,calibration']]
         if not self.task.policy.mixes_anything:
             found.append([*program('advise'), run])
         return found if self.pusher else [*found, [*program('push'), run, 'user/name']]
@@ -241,7 +242,7 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:
     """The folder of a new run, or that of the run which is resumed; of this process alone until `at_end`."""
-    root = args.output or './output/train'
+    root = args.output or OUTPUT
     name = args.experiment or '-'.join(
         [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
     try:

@@ -58,14 +58,17 @@ def write_report(
                       f'too good. {holds}', '']
     if (folder / 'curves.png').exists():
         lines += ['![Loss, accuracy and mixing over the epochs](curves.png)', '']
+    resumed = len(rows) > epochs
     if epochs > 0:
         speed = [float(row['train_images_per_second']) for row in rows[-epochs:] if row.get('train_images_per_second')]
-        lines += [f'{epochs} epochs in {clock(seconds)}' + (f', {statistics.median(speed):.0f} images/s in training '
-                  f'(the median epoch).' if speed else '.'), '']
+        lines += ['The last session: ' * resumed + f'{epochs} epoch{"s" * (epochs > 1)} in {clock(seconds)}'
+                  + (f', {statistics.median(speed):.0f} images/s in training (the median epoch)' if speed else '')
+                  + '.', '']
     changed = yaml.safe_dump(changed_settings(settings), default_flow_style=None, sort_keys=False).rstrip()
     lines += ['## Settings', '', mixing, '',
               'What differs from the defaults (`args.yaml` has all):', '', '```yaml', changed, '```', '',
-              '## Made with', '', f'- `{shlex.join([*program("train"), *sys.argv[1:]])}`']
+              '## Made with', '', f'- `{shlex.join([*program("train"), *sys.argv[1:]])}`'
+              + ' (the last session)' * resumed]
     lines += [f'- {line}' for line in environment(device)]
     train = shlex.join(program('train'))
     advise = [] if counts else [shlex.join([*program('advise'), str(folder)]) + '   # would mixing help?']

@@ -122,7 +122,8 @@ class TrainState:
                 saver.drop_recoveries()
         except (OSError, RuntimeError) as e:  # a full disk, mostly: the run goes on, and tries again next time
             good = next(iter(candidates(self.folder)), None)
-            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({reason(e, 1)}). '
+            full = 'the disk seems to be full: ' * ('inline_container' in str(e))  # torch says nothing of it
+            say(f'Warning: a checkpoint of epoch {progress.epoch + 1} could not be written ({full}{reason(e, 1)}). '
                 + (f'{good} stays the last one.' if good else 'There is none yet.'))
 
     def not_finite(self, what: str) -> SettingError:
