@@ -160,10 +160,8 @@ def texts(words: int = 48) -> Study:
             lambda net, ids: net.encode(ids), lambda net, f, mask: masked_mean(f, mask), 'fc', 'NLC',
             mask=lambda net, ids: ids != PADDING, example=torch.ones(1, words, dtype=torch.long))}
 
-    inside = {'pairs inside the encoder': {  # as TMix mixes
-        'config': 'multimix', 'preset': 'manifold', 'layer': 'encoder.encoder.layer.3'}}
     return Study((ids[500:], y[500:]), (ids[:500], y[:500]), net, labels=(4, 16, 64), held_out=16,
-                 rates=(3e-5, 1e-4, 3e-4), steps=60, batch=16, seeds=5, methods=inside, amp=True)
+                 rates=(3e-5, 1e-4, 3e-4), steps=60, batch=16, seeds=5, amp=True)
 
 
 def languages(folder: Path) -> Study:

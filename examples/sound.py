@@ -12,6 +12,8 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 import timm_multimix
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 epochs, frames, mels = int(os.environ.get('EPOCHS', 30)), 128, 64
 torch.manual_seed(0)
 files = sorted(Path(sys.argv[1]).glob('*/*.wav'))

@@ -337,3 +337,9 @@ for prob in (0.0, 1.0):
     assert done.returncode == 0, done.stderr
     plain, mixed = (torch.load(tmp_path / f'{prob}.pt', weights_only=True) for prob in (0.0, 1.0))
     assert torch.allclose(weights(one), plain, atol=1e-6) and not torch.allclose(plain, mixed, atol=1e-6)
+
+
+def test_settings_are_named() -> None:
+    for wrong in ('multimix', {'n': 5}):
+        with pytest.raises(SettingError, match='it must be a MultiMixConfig'):
+            timm_multimix.hf_loss(wrong)  # type: ignore[arg-type]

@@ -342,3 +342,15 @@ def test_a_mixup_fn_of_ones_own_mixes_what_it_likes() -> None:
                           mixup_fn=lambda ids, target: (ids.flip(0), target))  # type: ignore[arg-type, return-value]
     ids, _, plan = policy.begin(torch.arange(12).view(4, 3), torch.arange(4))
     assert plan.inputs == 'inputs' and torch.equal(ids, torch.arange(12).view(4, 3).flip(0))
+
+
+def test_a_share_of_ones_own_needs_no_progress() -> None:
+    class Slow(MixingPolicy):
+        @property
+        def share(self) -> float:
+            return min(1.0, self.step / 20)
+
+    net = wrap(timm.create_model('test_resnet', num_classes=5), 'dense', policy=Slow)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        net(IMAGES, TARGET)

@@ -188,3 +188,11 @@ def test_two_steps_on_cifar_as_torchvision_has_it(tmp_path: Path, monkeypatch: p
     raw_cifar(tmp_path / 'raw', monkeypatch)
     two_steps('cifar10_preactresnet18', 'dense', tmp_path, tmp_path / 'raw', '--num-classes', '10',
               '--no-dataset-download')
+
+
+def test_the_recipe_of_fine_tuning_mixes_embeddings_alone_where_mixing_is_asked_for() -> None:
+    assert multimix_config(parse_args(['-c', 'finetune'])) is None
+    config = multimix_config(parse_args(['-c', 'finetune', '--multimix', 'dense']))
+    assert config is not None and config.preset == 'embeddings' and config.mixup == config.cutmix == 0
+    config = multimix_config(parse_args(['-c', 'finetune', '--multimix', 'multimix', '--multimix-preset', 'manifold']))
+    assert config is not None and config.preset == 'manifold'

@@ -11,8 +11,8 @@ import torch
 import torch.nn as nn
 
 import timm_multimix
-from tests.models import MODELS, build, quiet_wrap
-from timm_multimix import MultiMixConfig, SettingError, sample_lam, unwrap, wrap
+from tests.models import IMAGES, MODELS, TARGET, a_resnet, build, quiet_wrap
+from timm_multimix import MixingPolicy, MultiMixConfig, SettingError, sample_lam, unwrap, wrap
 
 
 def logits_in_both_modes(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -338,3 +338,21 @@ def test_a_softmax_in_the_forward_of_ones_own_network_is_refused(mode: str) -> N
     with pytest.raises(SettingError, match='needs a linear last layer'):
         wrap(Net(True), mode, parts=parts, input_size=(3, 32, 32))
     assert wrap(Net(False), mode, parts=parts, input_size=(3, 32, 32)).training
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ({'model': 'resnet18'}, "model is 'resnet18', but it must be a network"), ({'model': None}, 'model is None'),
+    ({'policy': MixingPolicy(None, 5)}, 'a subclass of MixingPolicy'), ({'sampler': 5}, 'sampler is 5, but')])
+def test_arguments_of_another_kind(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        wrap(**{'model': timm.create_model('test_resnet', num_classes=5), **arguments})
+
+
+@pytest.mark.parametrize('lam, words', [
+    (torch.rand(8, 1, 8) * 3, 'lam (holds|has a row)'), (-torch.rand(8, 1, 8), 'lam holds'),
+    (sample_lam(8, 3, 8), 'lam must be'), (sample_lam(8, 1, 7), 'lam must be'),
+    (sample_lam(20, 1, 8), 'lam has 20 mixtures, but .* one for each of the 8 images')])
+def test_a_lam_for_another_layer_is_looked_at(lam: torch.Tensor, words: str) -> None:
+    model = a_resnet(preset='manifold', layer=1, n='batch')
+    with pytest.raises(SettingError, match=words):
+        model(IMAGES, TARGET, lam=lam)

@@ -175,8 +175,9 @@ class MultiMixConfig:
         None, "what is mixed: 'embedding', 'input', a stage by its number, or a block by its name; of several, each "
         'step draws one', metavar='L', many=True, modes=('multimix',), usual='embedding', more="Stages are "
         "numbered as in timm's `out_indices`. A block's output is mixed. The rest of "
-        'the network must use only it, so layers within residual blocks raise an error. The mixtures go through the '
-        'rest of the network, beside the unmixed images if `clean_weight` is not 0. So there are as many as the batch '
+        'the network must use only it, so layers within residual blocks raise an error, and so does a network whose '
+        '`Parts` have a mask. The mixtures go through the rest of the network, beside the unmixed images if '
+        '`clean_weight` is not 0. So there are as many as the batch '
         "has images. Give `n` for another number. Of several layers with 'embedding', `n` counts there alone.")
     engine: str = setting(
         'auto', "what computes the loss: 'torch', 'triton', or 'auto': Triton on CUDA where it can, torch elsewhere; "

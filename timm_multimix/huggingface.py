@@ -224,6 +224,9 @@ def hf_loss(
     Raises:
         SettingError: a setting is off, or needs more than logits.
     """
+    if not isinstance(config, (MultiMixConfig, type(None))):
+        raise SettingError(f'config is {config!r}, but it must be a MultiMixConfig: settings are named, as '
+                           f'hf_loss(effective=2).')
     if config is None:
         config = MultiMixConfig.from_dict({'mode': 'multimix', 'preset': 'embeddings', **settings})
     elif settings:

@@ -301,7 +301,8 @@ class MixingPolicy:
         return images, target, getattr(self.mixup_fn, 'way', INPUTS)
 
     def _say_assumption(self) -> None:
-        if self.progress is None and self.config is not None and (
+        own = type(self).share is not MixingPolicy.share or type(self).choose is not MixingPolicy.choose
+        if self.progress is None and self.config is not None and not own and (
                 self.config.ramp or self.config.ramp_epochs or self.schedule):
             self._warn('progress', 'the progress of the training is not known, so mixing is as frequent from the first '
                                    'step as at the end. Call model.set_progress(epoch, epochs) once an epoch'

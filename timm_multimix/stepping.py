@@ -34,8 +34,9 @@ from .mixing import (
     signal,
 )
 from .mixing.diagnostics import signal_warning
+from .mixing.loss import check_lam, check_values
 from .mixing.losses import Losses
-from .mixing.targets import smooth, soft_target
+from .mixing.targets import reads_values, smooth, soft_target
 from .policy import MixingPolicy, Plan
 from .teaching import Teacher, check_teacher, check_there, taught
 
@@ -100,6 +101,9 @@ class MultiMix:
         self.attending: Optional[str] = None  # the layer whose attention is 'self'
         self.needs_first_check = self.needs_position_check = True
         self.layers = {layer: layer_name(model, layer) for layer in config.layers if layer != 'embedding'}
+        if any(self.layers.values()) and parts is not None and parts.mask is not None:
+            raise SettingError(f'layer is {next(iter(self.layers))!r}, but {type(model).__name__} has a mask: what '
+                               f'follows would mask a mixture as if it were a single example. Mix at the embedding.')
         for layer, name in self.layers.items():
             if name:
                 check_layer(self.timm_adapter, layer, name, self.logits, input_size)
@@ -340,6 +344,9 @@ class MultiMix:
         beside = config.clean_weight > 0
 
         def mix(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                raise SettingError(f"layer {plan.layer!r} mixes numbers, and these are {x.dtype}: give floating ones, "
+                                   f"or layer='embedding'.")
             with torch.autocast(input.device.type, enabled=False):
                 mixed = (lam.to(x.dtype) @ x.flatten(1)).view(len(lam), *x.shape[1:])
             return torch.cat([x, mixed]) if beside else mixed
@@ -373,7 +380,15 @@ class MultiMix:
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
             mixtures = self.sampler(mixtures, y, None)
-        return (mixtures.draw(1, mixtures.n)[0] if isinstance(mixtures, LamSampler) else mixtures[:, 0]).to(dtype)
+        if isinstance(mixtures, LamSampler):
+            return mixtures.draw(1, mixtures.n)[0].to(dtype)
+        check_lam(mixtures, 1, B)
+        if reads_values(mixtures):
+            check_values(mixtures)
+        if not config.clean_weight and len(mixtures) != B:
+            raise SettingError(f'lam has {len(mixtures)} mixtures, but with layer {plan.layer!r} and clean_weight 0 '
+                               f'there is one for each of the {B} images.')
+        return mixtures[:, 0].to(dtype)
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, y: Tensor,
                   generator: Optional[torch.Generator], device: torch.device) -> Union[Tensor, LamSampler]:

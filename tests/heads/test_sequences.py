@@ -10,6 +10,7 @@ from torch import Tensor
 
 import timm_multimix
 from timm_multimix import Parts, SettingError, sample_lam
+from timm_multimix.heads import description
 from timm_multimix.mixing import extensions, reference
 
 PADDING = 0
@@ -135,3 +136,22 @@ def test_what_does_not_fit() -> None:
     wrong = Parts(TEXT.features, TEXT.embed, 'fc', 'NLC', mask=lambda net, ids: ids, example=TEXT.example)
     with pytest.raises(SettingError, match='mask must be bool'):
         timm_multimix.wrap(Text(), 'dense', preset='embeddings', parts=wrong)(*texts())
+
+
+def test_a_network_with_a_mask_is_mixed_at_the_embedding_only() -> None:
+    """Behind another layer, a mixture would be masked as if it were one of its examples."""
+    with pytest.raises(SettingError, match="layer is 'layer', but .* has a mask"):
+        timm_multimix.wrap(Text(), 'multimix', preset='manifold', layer='layer', parts=TEXT)
+
+
+def test_words_are_not_mixed() -> None:
+    ids, y = texts()
+    model = timm_multimix.wrap(Text(), 'multimix', preset='regmixup', parts=TEXT)
+    with pytest.raises(SettingError, match="layer 'input' mixes numbers, and these are torch.int64"):
+        model(ids, y)
+
+
+def test_a_description_is_of_the_example() -> None:
+    model = timm_multimix.wrap(Text(), 'dense', preset='embeddings', parts=TEXT)
+    found = str(description(model))
+    assert 'input 6, ' in found and 'LayerNorm' in found

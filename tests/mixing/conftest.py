@@ -1,12 +1,16 @@
-"""Triton's interpreter multiplies in float32, whatever it is asked for. Here it cuts to TF32, as tensor cores do."""
+"""Triton's interpreter multiplies in float32, whatever it is asked for. Here it cuts to TF32, as tensor cores do. And
+sticks are drawn however little there is to mix, so that small examples test them."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
+
+from timm_multimix.mixing.engines import stream
 
 
 def cut(x: np.ndarray) -> np.ndarray:
@@ -28,3 +32,10 @@ def tensor_cores() -> None:
         return usual(self, a, b, d, input_precision, *more)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+@pytest.fixture(autouse=True, scope='package')
+def sticks_for_few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, 'FEW', 0)
+        yield

@@ -115,8 +115,9 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
         raise SettingError(f'{split!r} has {name!r} in several folders, {folders[0]} and {folders[1]}, and timm takes '
                            f'the innermost folder for the class: they would become one. Put the images right below '
                            f'their class, or name the innermost folders in a file, one a line, with --class-map.')
-    for place in sorted(set(places)):
-        if (above := os.path.dirname(place)) in places:
+    found = set(places)
+    for place in sorted(found):
+        if (above := os.path.dirname(place)) in found:
             raise SettingError(f'{split!r} has images in {above} and in {place}, and timm would make two classes of '
                                f'them. Move the images into one folder, or name the classes in a file, one a line, '
                                f'with --class-map.')

@@ -8,10 +8,11 @@ from typing import Optional
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from ..errors import REFUSALS, SettingError
 from .parts import Model, adapter_of
-from .positions import HeadInfo, classifier_leaves, evaluating, input_size_of, inspect_head, name_of, switch_class_token
+from .positions import HeadInfo, classifier_leaves, evaluating, inspect_head, name_of, probe, switch_class_token
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Description:
 
     def __str__(self) -> str:
         e, lines = self.head_info, [
-            f'{self.name}: {self.parameters / 1e6:.1f} M parameters, images {"×".join(map(str, self.input_size))}, '
+            f'{self.name}: {self.parameters / 1e6:.1f} M parameters, '
+            f'{"images" if len(self.input_size) == 3 else "input"} {"×".join(map(str, self.input_size))}, '
             f'{self.classes} classes']
         lines.append('head       ' + (' → '.join(f'{name} ({kind})' for name, kind in self.head) or 'no layers'))
         several = f'; the mean of {len(self.classifiers)} classifiers' if len(self.classifiers) > 1 else ''
@@ -79,7 +81,8 @@ def description(model: Model, input_size: Optional[Sequence[int]] = None) -> Des
     model = adapter_of(model)
     leaves = classifier_leaves(model)
     twin = copy.deepcopy(model)  # switching to average pooling is not for the user's own
-    size = tuple(input_size) if input_size else input_size_of(twin)
+    example = probe(twin, tuple(input_size) if input_size else None)
+    size = tuple(example.shape[1:])
     head_info, refused, args = None, None, {}
     try:
         args = switch_class_token(twin) if isinstance(twin, nn.Module) else {}
@@ -91,17 +94,15 @@ def description(model: Model, input_size: Optional[Sequence[int]] = None) -> Des
     width = leaf.in_features if isinstance(leaf, nn.Linear) else leaf.in_channels
     return Description(
         name_of(model), sum(p.numel() for p in model.parameters()), size, int(model.num_classes),  # type: ignore
-        int(width), tuple(names[m] for m in leaves), _head(twin, size), head_info, args, refused)  # type: ignore[arg-type]
+        int(width), tuple(names[m] for m in leaves), _head(twin, example), head_info, args, refused)  # type: ignore[arg-type]
 
 
-def _head(model: Model, size: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
+def _head(model: Model, example: Tensor) -> tuple[tuple[str, str], ...]:
     """The layers that run in forward_head, in order, without those that do nothing."""
     ran: list[tuple[str, str]] = []
-    parameter = next(model.parameters())
     with evaluating(model), torch.no_grad():
         try:
-            features = model.forward_features(  # type: ignore[operator]
-                torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+            features = model.forward_features(example)  # type: ignore[operator]
         except REFUSALS:  # no such method, or not for this image size: `refused` says it already
             return ()
         hooks = [m.register_forward_hook(lambda m, *_, name=name: ran.append((name, type(m).__name__)))

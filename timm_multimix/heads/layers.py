@@ -81,7 +81,7 @@ def check_layer(model: Any, layer: Layer, name: str, logits: Callable[[Tensor], 
     check_not_again(model, layer, name)
     try:
         image = probe(model, input_size)
-        images = torch.cat([image, -image if image.is_floating_point() else image.flip(1)])
+        images = torch.cat([image, _other(image)])
         with evaluating(model):
             plain = logits(images)
             with output_of(model, name, lambda z: z.flip(0)):
@@ -94,6 +94,14 @@ def check_layer(model: Any, layer: Layer, name: str, logits: Callable[[Tensor], 
         raise SettingError(f'layer (--multimix-layer) is {layer!r}, but what that module gives is not all that the '
                            f'network goes on with: it is a branch beside others, or runs more than once. Choose a '
                            f'stage or a whole block.')
+
+
+def _other(image: Tensor) -> Tensor:
+    """Another input of the same kind. Numbers may stand for words, of which only those in the image are known."""
+    if image.is_floating_point():
+        return -image
+    other = image.flip(1)
+    return other if not torch.equal(other, image) else image.clone().index_fill_(1, image.new_zeros(1).long(), 0)
 
 
 @contextmanager

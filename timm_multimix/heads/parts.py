@@ -47,7 +47,8 @@ class Parts:
         layout: of the features: 'NCHW', 'NHWC', or 'NLC' for tokens.
         prefix_tokens: tokens in front of the patch tokens that are no positions ('NLC' only).
         mask: (network, images) → (B, P), bool, True where a position exists, without prefix tokens. None: all do.
-        example: an input of one example to try the network with, (1, …), where it takes no images.
+        example: an input of one example to try the network with, (1, …), where it takes no images. Its values should
+            differ from each other.
     """
     features: Callable[[Any, Tensor], Tensor]
     embed: Callable[..., Tensor]

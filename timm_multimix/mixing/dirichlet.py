@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import TUPLES
 from ..errors import SettingError
 from .rng import CpuStreams
+from .targets import reads_values
 
 # Sticks are drawn until what is left of the unit is expected to be below the rounding of the dtype.
 _BITS = {torch.float32: 24, torch.float64: 53}
@@ -124,6 +125,8 @@ class LamSampler:
             if shares.shape != (batch,) or not shares.is_floating_point():
                 raise SettingError(f'shares are {shares.dtype} {tuple(shares.shape)}, but they must be floating '
                                    f'({batch},), one for each example.')
+            if reads_values(shares) and not (float(shares.min()) >= 0 and 0 < float(shares.sum()) < float('inf')):
+                raise SettingError('shares must be finite and at least 0, and some above 0.')
             self.shares = shares.to(self.dtype) / shares.to(self.dtype).sum()
         if tuples not in TUPLES:
             raise SettingError(f'tuples is {tuples!r}, but it must be one of {", ".join(TUPLES)}.')

@@ -117,7 +117,7 @@ def mixed_cross_entropy(
         logits = logits.masked_fill(~mask.unsqueeze(-1), 0)
         attention = masked_attention(attention, mask, dtype)
     if reads_values(logits, validate):
-        _check_values(lam, attention)
+        check_values(lam, attention)
     if binary and class_weight is not None:
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
                            'them out.')
@@ -164,21 +164,27 @@ def _check_shapes(logits: Tensor, lam: Union[Tensor, LamSampler], attention: Opt
     B, P, C = logits.shape
     if not (B and P and C):
         raise SettingError(f'logits are {tuple(logits.shape)}, but there must be an example, a position and a class.')
-    for name, tensor in (('lam', lam), ('attention', attention)):
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            raise SettingError(f'{name} is {tensor.dtype}, but weights must be floating.')
+    check_lam(lam, P, B)
+    if attention is not None and not attention.is_floating_point():
+        raise SettingError(f'attention is {attention.dtype}, but weights must be floating.')
+    if attention is not None and attention.shape != (B, P):
+        raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
+
+
+def check_lam(lam: Union[Tensor, LamSampler], P: int, B: int) -> None:
+    """Raise `SettingError` unless Λ is (N, P, B), floating, without a gradient."""
+    if isinstance(lam, Tensor) and not lam.is_floating_point():
+        raise SettingError(f'lam is {lam.dtype}, but weights must be floating.')
     if len(lam.shape) != 3 or tuple(lam.shape[1:]) != (P, B):
         raise SettingError(f'lam must be (N, P, B) = (N, {P}, {B}) to fit the logits, not {tuple(lam.shape)}.')
     if lam.shape[0] < 1:
         raise SettingError(f'lam is {tuple(lam.shape)}, but there must be a mixture.')
     if isinstance(lam, Tensor) and lam.requires_grad:
         raise SettingError('lam requires grad, but the interpolation vectors are drawn, not learned: detach them.')
-    if attention is not None and attention.shape != (B, P):
-        raise SettingError(f'attention must be (B, P) = ({B}, {P}) to fit the logits, not {tuple(attention.shape)}.')
 
 
-def _check_values(lam: Union[Tensor, LamSampler], attention: Optional[Tensor]) -> None:
-    """Weights that are no weights would give a plausible number."""
+def check_values(lam: Union[Tensor, LamSampler], attention: Optional[Tensor] = None) -> None:
+    """Raise `SettingError` for weights that are no weights, which would give a plausible number."""
     if isinstance(lam, Tensor):
         low, sums = float(lam.min()), lam.sum(-1, dtype=torch.float32)
         off = float((sums - 1).abs().max())

@@ -30,6 +30,9 @@ def find_recipe(name: str) -> Path:
     stem = name.removesuffix('.yaml')
     if stem in recipes:
         return recipes[stem]
+    if path.stem in recipes:
+        raise SettingError(f'--config is {name!r}, but there is no such file here. The recipe that came along is '
+                           f'-c {path.stem}.')
     beside = [p.name for p in path.parent.glob('*.y*ml')]
     raise SettingError(f'--config is {name!r}, but there is no such file'
                        + (f'.{nearest(path.name, beside)}' if path.name != name else

@@ -59,10 +59,8 @@ def parse_args(argv: Optional[list[str]] = None, digits_recipe: Union[str, Path,
         if resumed:
             warnings.warn(f'--config is given, so the settings are those of {recipe} and of this command, not those of '
                           f'the run. Leave it out to go on as before.', stacklevel=2)
-    if recipe is not None:
-        if args.multimix == 'none' and settings.get('multimix', 'none') != 'none':  # for the baseline of a recipe
-            names = ['multimix_' + name for name in MULTIMIX_FLAGS]
-            vars(args).update({name: given.get(name) for name in names})
+    if args.multimix == 'none' and 'multimix' in settings:  # what the file says of mixing is for those who ask for it
+        vars(args).update({name: given.get(name) for name in ('multimix_' + name for name in MULTIMIX_FLAGS)})
     drop_not_taken(args)
     args.resume, args.resume_auto = resume, auto
     args.data_dir = data_dir or args.data_dir or args.data

@@ -53,9 +53,7 @@ def add_sticks(sums: Sums, batch: Batch, sticks: Sticks) -> None:
         sums.pair += _fold(_fold(pair.view(p, to.parts, E, E).sum(1), tails).transpose(1, 2), tails)
     else:
         y = _extend(batch.y.expand(p, B, C), tails).view(p * E, C)
-        mixed = _mix(y, which, share.flatten(), torch.arange(0, p * N * K, K, device=share.device))
-        targets = to.mix(mixed, s.flatten(), *everything)
-        sums.subtract(_fold(targets.view(p, to.parts, E, C).sum(1), tails), batch.logits)
+        shares, times, targets = share.flatten(), s.flatten(), share.new_zeros(p, E, C)
 
     rows = _extend(batch.logits, tails).view(p * E, C)
     blocks = [block.contiguous() for block in rows.split(max(64, size // (n * q)), 1)]
@@ -67,13 +65,20 @@ def add_sticks(sums: Sums, batch: Batch, sticks: Sticks) -> None:
         for j in range(0, N, n):
             a = i * N + j
             b = min(a + q * n, (i + q) * N, p * N)
+            part = i * to.parts + j // n
+            if sums.pair is None:
+                mixed = _mix(y, which[a * K:b * K], shares[a * K:b * K], every[:b - a])
+                into = targets[i:i + q]
+                into += to.mix(mixed, times[a:b], slice(a, b), slice(part, part + q)).view_as(into)
+                del mixed  # the powers take its place
             powers, total, lse[a:b] = _exponentials(
                 blocks, which[a * K:b * K], doublings[a * K:b * K], every[:b - a])
             if grad is None:
                 continue
-            part = i * to.parts + j // n
             for into, block in zip(grad[i:i + q].split([len(block[0]) for block in powers], 2), powers):
                 into += to.mix(block, weight[a:b] / total, slice(a, b), slice(part, part + q)).view_as(into)
+    if sums.pair is None:
+        sums.subtract(_fold(targets, tails), batch.logits)
     sums.loss += (weight * lse).view(p, N).sum(1)
     if sums.logits is not None and grad is not None:
         sums.logits += _fold(grad, tails)

@@ -33,8 +33,11 @@ from ..targets import MASKED
 # Below this a column sum of factors counts as nothing: 0/0 is not far, and float32 division is about to lose digits.
 TINY = 1e-30
 
-# Elements of Λ drawn or cut, or of the logits, at a time.
+# Elements of Λ drawn or cut, or of the logits, at a time; and how many of them the sticks of a mixture count as, each.
 CHUNK = {'cpu': 1 << 19, 'cuda': 1 << 24}
+STICK = 6
+# Multiplications of a product, below which sticks cost more than they save.
+FEW = 1 << 22
 
 
 class Targets(NamedTuple):
@@ -166,12 +169,13 @@ def run(
     if options.attention_grad:
         grad_a, count, reference = L.new_zeros(P, B), L.new_zeros(P, B), L.new_full((P,), torch.nan)
 
-    as_sticks = (isinstance(lam, LamSampler) and engine.prefers_sticks(lam)
+    as_sticks = (isinstance(lam, LamSampler) and engine.prefers_sticks(lam) and N * P * B * C >= FEW
                  and not (options.attention_grad or options.binary or teacher is not None))
     pairs = C > B or options.attention_grad or not engine.mixes_targets
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
-    k_size = max(1, min(N, chunk // B))
-    p_size = max(1, min(P, chunk // (B * max(k_size, C))))
+    held = min(B, STICK * lam.short_sticks) if as_sticks and not pairs and not options.keep_norm else B  # type: ignore[union-attr]
+    k_size = max(1, min(N, chunk // held))
+    p_size = max(1, min(P, chunk // max(held * k_size, B * C)))
     for p in _slices(P, p_size):
         part = Batch(L[p].contiguous(), at(y, p, 3), at(rowsum, p, 2), None if a is None else a[p],  # type: ignore[arg-type]
                      at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype, options)
