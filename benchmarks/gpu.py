@@ -179,7 +179,7 @@ def train(place: Place, part: str, seconds: float) -> Figures:
     figures: Figures = {}
     for words in (command, ['train.py', '--resume', str(folder / 'run'), '--stop-epoch', str(epochs)]):
         left = deadline - time.monotonic()
-        place.check(part, place.execute(part, words, left), left, figures)
+        place.check(part, place.execute(part, words, left), seconds, figures)
         rows = summary_rows(folder / 'run' / 'summary.csv')
         figures.update({'epochs': len(rows), 'top-1': float(rows[-1]['eval_top1']),
                         'images per second': float(rows[-1]['train_images_per_second'])})
@@ -252,7 +252,7 @@ PARTS = {
     'cuda-tests': Part(70, tests('tests/test_cuda.py'), needs_cuda),
     'loss': Part(80, benchmark('loss', ['--repeat', '10', '--compile'], TINY_LOSS)),
     'step': Part(80, benchmark('step', [*MODELS, *BATCH, *AMP], [*TINY_STEP, *AMP])),
-    'train': Part(30, train),
+    'train': Part(60, train),
     'sweep': Part(40, benchmark('sweep', [], TINY_SWEEP)),
     'triton-tests': Part(90, tests('tests/mixing/test_triton.py'), needs_triton),
     'loss-amp': Part(60, benchmark('loss', ['--repeat', '10', '--amp', '--compile'], [*TINY_LOSS, '--amp'])),

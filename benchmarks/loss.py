@@ -35,6 +35,7 @@ SHAPES = {
     'ImageNet R-50': (128, 49, 2048, 1000, 1000),
     'ImageNet ViT-S/16': (128, 196, 384, 1000, 1000),
     '21841 classes': (128, 16, 512, 21841, 1000),
+    'fine-tuning, Lite0': (20, 9, 1280, 10, 1000),
     'tiny': (8, 4, 16, 10, 20),  # to try the benchmark itself
 }
 
