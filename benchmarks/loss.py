@@ -176,7 +176,7 @@ def main() -> int:
                          'errors': errors})
     print('\n' + table(rows))
     if args.picture and rows:
-        picture(args.picture, rows, f'{where["device"]}, {where["threads"]} threads')
+        picture(args.picture, rows, f'{where["device"]}, threads: {where["threads"]}')
     return int(bool(errors))
 
 

@@ -138,7 +138,7 @@ def main() -> int:
         cells += [f'{row["time ratio"][m]:.3f}×, {row["memory ratio"][m]:.3f}×' for m in MODES[1:]]
         print(f'| {label(row)} | {" | ".join(cells)} |', flush=True)
     if args.picture and rows:
-        picture(args.picture, rows, f'{where["device"]}, {where["threads"]} threads')
+        picture(args.picture, rows, f'{where["device"]}, threads: {where["threads"]}')
     return int(bool(errors))
 
 

@@ -87,7 +87,7 @@ def main() -> None:
         print(f'| {row["n"]:,} | {cells[0]} | {cells[1]} |', flush=True)
         save(args.json, {**where, 'shape': args.shape, 'B, P, D, C': SHAPES[args.shape][:4], 'rows': rows})
     if args.picture:
-        picture(args.picture, rows, args.shape, f'{where["device"]}, {where["threads"]} threads')
+        picture(args.picture, rows, args.shape, f'{where["device"]}, threads: {where["threads"]}')
 
 
 if __name__ == '__main__':

@@ -63,7 +63,7 @@ def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert parse_args(['-c', name]) == by_path
     with pytest.raises(SettingError, match=f'no recipe of that name. Did you mean {RECIPE}'):
         parse_args(['-c', 'cifar10_resnt18'])
-    with pytest.raises(SettingError, match='no such file.$'):  # a path is no name
+    with pytest.raises(SettingError, match=f'no such file here. The recipe that came along is -c {RECIPE}'):
         parse_args(['-c', f'elsewhere/{RECIPE}'])
     Path(f'{RECIPE}.yaml').write_text('epochs: 3')  # a file of one's own goes first
     assert parse_args(['-c', f'{RECIPE}.yaml']).epochs == 3

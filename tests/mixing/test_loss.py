@@ -117,9 +117,9 @@ def test_multimix_equals_the_equations(p: dict, binary: bool, keep_norm: bool) -
 def test_extensions_that_are_not_used_leave_the_papers_losses(p: dict, normalize: str) -> None:
     a = torch.rand(p['Z'].shape[:2], dtype=p['dtype'])
     dense = p['Z'], p['Y'], p['lam'], a, p['W'], p['beta'], normalize
-    assert torch.equal(extensions.dense_multimix_loss(*dense), reference.dense_multimix_loss(*dense))
+    torch.testing.assert_close(extensions.dense_multimix_loss(*dense), reference.dense_multimix_loss(*dense))
     plain = p['Z'][:, 0], p['Y'], p['lam'][:, 0], p['W'], p['beta']
-    assert torch.equal(extensions.multimix_loss(*plain), reference.multimix_loss(*plain))
+    torch.testing.assert_close(extensions.multimix_loss(*plain), reference.multimix_loss(*plain))
 
 
 @given(p=problem(), zero_map=st.booleans(), zero_position=st.booleans(), everything=st.booleans())
