@@ -98,10 +98,10 @@ def check_layer(model: Any, layer: Layer, name: str, logits: Callable[[Tensor], 
 
 def _other(image: Tensor) -> Tensor:
     """Another input of the same kind. Numbers may stand for words, of which only those in the image are known."""
-    if image.is_floating_point():
-        return -image
-    other = image.flip(1)
-    return other if not torch.equal(other, image) else image.clone().index_fill_(1, image.new_zeros(1).long(), 0)
+    other = -image if image.is_floating_point() else image.flip(1)
+    if not torch.equal(other, image):
+        return other
+    return image + 1 if image.is_floating_point() else image.clone().index_fill_(1, image.new_zeros(1).long(), 0)
 
 
 @contextmanager
