@@ -222,10 +222,10 @@ def wrap(
     """
     if not isinstance(model, nn.Module):
         raise SettingError(f'model is {model!r}, but it must be a network, such as timm.create_model(…).')
-    for name, given in (('policy', policy), ('sampler', sampler)):
-        if given is not None and not callable(given):
-            raise SettingError(f'{name} is {given!r}, but it must be '
-                               + ('a subclass of MixingPolicy.' if name == 'policy' else 'a function.'))
+    if not callable(policy):
+        raise SettingError(f'policy is {policy!r}, but it must be a subclass of MixingPolicy.')
+    if sampler is not None and not callable(sampler):
+        raise SettingError(f'sampler is {sampler!r}, but it must be a function.')
     if isinstance(model, MultiMixModel):
         raise SettingError('This model is wrapped already. unwrap() it first to wrap it with other settings.')
     if hasattr(model, '_orig_mod') or getattr(model, '_compiled_call_impl', None) is not None:
