@@ -111,15 +111,16 @@ def test_the_first_reading_with_attention_that_is_learned_from(weighted: bool) -
 @given(p=problem(), reading=st.sampled_from(['targets', 'logits']))
 @settings(max_examples=60, deadline=None)
 def test_readings_agree_where_nothing_is_mixed(p: dict, reading: str) -> None:
-    """Λ = identity is the clean term, class weights, smoothing and all."""
-    config = MultiMixConfig('multimix', label_smoothing=p['smoothing'], class_weight=None if p['w'] is None else p[
-        'w'].tolist())
+    """Λ = identity is the clean term, class weights, smoothing and all; a mixture's smoothed target is scaled beside
+    smaller weights than these, a clean one's never."""
+    w = None if p['w'] is None else p['w'].clamp(min=0.05)
+    config = MultiMixConfig('multimix', label_smoothing=p['smoothing'], class_weight=None if w is None else w.tolist())
     L = (p['Z'] @ p['W'].t() + p['beta'])[:, 0]
     teacher = TeacherTargets(p['T'][:, 0], p['weight'], p['temperature'], reading)
     eye = torch.eye(len(L), dtype=torch.float64).unsqueeze(1)
 
     def mixed(L: Tensor) -> Tensor:
-        return mixed_cross_entropy(L, p['one_hot'], eye, label_smoothing=p['smoothing'], class_weight=p['w'],
+        return mixed_cross_entropy(L, p['one_hot'], eye, label_smoothing=p['smoothing'], class_weight=w,
                                    teacher=teacher)
 
     def clean(L: Tensor) -> Tensor:
