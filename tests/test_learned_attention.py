@@ -87,6 +87,14 @@ def test_neither_loss_moves_the_other() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_evaluation_teaches_nothing() -> None:
+    net, images, target = build('resnet')
+    model = quiet_wrap(net, 'dense', attention='learned', input_size=(3, 64, 64)).eval()
+    lam = torch.full((3, 4, len(images)), 1 / len(images))
+    assert 'loss_mixed' in model(images, target, lam=lam).signal
+    assert not model.multimix.learned.u.any()
+
+
 def test_it_is_no_part_of_the_model() -> None:
     net, images, target = build('resnet')
     keys, numbers = set(net.state_dict()), sum(p.numel() for p in net.parameters())

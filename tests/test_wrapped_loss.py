@@ -138,6 +138,18 @@ def test_soft_targets_are_taken_as_they_are() -> None:
     torch.testing.assert_close(soft.loss, wrapped(images, target, lam=lam).loss)
 
 
+@pytest.mark.parametrize('rare', [1.0, 1e-3])
+def test_pooled_embeddings_mix_alike_by_either_name(rare: float) -> None:
+    """What is pooled is what the classifier sees, smoothed labels of a class that weighs next to nothing and all."""
+    lam, target, found = sample_lam(6, 1, 6, 0.3, dtype=torch.float64), torch.tensor([0, 0, 0, 0, 0, 1]), []
+    net, images, _ = build('resnet')
+    for layer in ('embedding', 'global_pool'):
+        model = quiet_wrap(copy.deepcopy(net).double(), 'multimix', preset='embeddings', n='batch', layer=layer,
+                           clean_weight=0.0, label_smoothing=0.1, class_weight=[rare, 1.0, 1.0, 1.0, 1.0])
+        found.append(model.eval()(images.double(), target, lam=lam).loss)
+    torch.testing.assert_close(*found)
+
+
 def test_mixtures_keep_their_length_on_request() -> None:
     model, images, target = build('resnet')
     lam = sample_lam(6, 1, 6, 1.0)

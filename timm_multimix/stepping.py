@@ -36,7 +36,7 @@ from .mixing import (
 from .mixing.diagnostics import signal_warning
 from .mixing.loss import check_lam, check_values
 from .mixing.losses import Losses
-from .mixing.targets import reads_values, smooth, soft_target
+from .mixing.targets import reads_values, smooth
 from .policy import MixingPolicy, Plan
 from .teaching import Teacher, check_teacher, check_there, taught
 
@@ -311,7 +311,7 @@ class MultiMix:
         B, P, C = dense.shape
         self._note_one_position(P)
         y, smoothing = self.losses.targets(target, C, logits, smoothed=plan.smoothed)
-        if z is not None and self.learned is not None and torch.is_grad_enabled():
+        if z is not None and self.learned is not None and self.model.training and torch.is_grad_enabled():
             loss_attention = self.learned.learn(z, dense, lambda pooled: self.losses(
                 pooled, target, smoothed=plan.smoothed), mask)
         clean, teacher = self._taught(plan, input)
@@ -361,10 +361,11 @@ class MultiMix:
         teacher, _ = self._taught(plan, input)
         of_mixtures: Optional[TeacherTargets] = None
         with torch.autocast(input.device.type, enabled=False):
-            mixed_y = lam.to(y.dtype) @ y
+            whole = smooth(y, smoothing, self.losses.class_weight(clean))
+            plain, whole = (lam.to(y.dtype) @ labels for labels in (y, whole))
             if teacher is not None:
                 of_mixtures = teacher.of_mixtures(lam.to(y.dtype), config.bce_loss)
-        loss_mixed = self.losses.soft(mixed, mixed_y, smoothing, of_mixtures)
+        loss_mixed = self.losses.soft(mixed, plain, whole, of_mixtures)
         loss_clean = self.losses(clean, target, teacher=teacher, smoothed=plan.smoothed) if beside else None
         report = signal(lam.unsqueeze(1), smooth(y, smoothing))
         return self._output(plan, loss_mixed, loss_clean, clean, report)
@@ -374,21 +375,20 @@ class MultiMix:
                  generator: Optional[torch.Generator]) -> Tensor:
         """Λ of a single position, (N, B), for what is mixed within the network."""
         B, config = len(input), self.config
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        y = soft_target(target, self.policy.num_classes, dtype, binary=config.bce_loss, batch=B)
+        y, smoothing = self.losses.targets(target, self.policy.num_classes, input, smoothed=plan.smoothed)
         mixtures = self._mixtures(lam, config.mixtures(B, plan.layer), 1, y, generator, input.device)
         if self.sampler is not None and lam is None:
             assert isinstance(mixtures, LamSampler)
-            mixtures = self.sampler(mixtures, y, None)
+            mixtures = self.sampler(mixtures, smooth(y, smoothing), None)
         if isinstance(mixtures, LamSampler):
-            return mixtures.draw(1, mixtures.n)[0].to(dtype)
+            return mixtures.draw(1, mixtures.n)[0].to(y.dtype)
         check_lam(mixtures, 1, B)
         if reads_values(mixtures):
             check_values(mixtures)
         if not config.clean_weight and len(mixtures) != B:
             raise SettingError(f'lam has {len(mixtures)} mixtures, but with layer {plan.layer!r} and clean_weight 0 '
                                f'there is one for each of the {B} images.')
-        return mixtures[:, 0].to(dtype)
+        return mixtures[:, 0].to(y.dtype)
 
     def _mixtures(self, lam: Optional[Tensor], n: int, positions: int, y: Tensor,
                   generator: Optional[torch.Generator], device: torch.device) -> Union[Tensor, LamSampler]:

@@ -83,6 +83,34 @@ def test_a_step_is_balanced() -> None:
     assert drawn[1].shares is None
 
 
+@pytest.mark.parametrize('layer', ['embedding', 'layer3'])
+@pytest.mark.parametrize('settings', [{}, {'bce_loss': True}, {'mixup': 1e-6}, {'mixup': 1e-6, 'bce_loss': True},
+                                      {'mixup': 1e-6, 'class_weight': [1.0] * 5}], ids=str)
+def test_smoothed_labels_are_balanced_as_plain_ones(settings: dict, layer: str) -> None:
+    """Smoothing puts some of every label on every class, which would then look as if nearly balanced."""
+    net, _, _ = build('resnet')
+    images, target = torch.randn(8, 3, 64, 64), torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
+    drawn: list[LamSampler] = []
+    model = quiet_wrap(net, 'multimix', preset='embeddings', balance=1.0, n='batch', layer=layer, label_smoothing=0.1,
+                       sampler=lambda lam, y, logits: drawn.append(lam) or lam, **settings)
+    model(images, target)
+    shares = drawn[0].shares  # mixup of so small an α leaves each image as it is, or puts another in its place
+    assert shares is not None
+    torch.testing.assert_close(shares.sort().values, torch.tensor([1 / 18] * 6 + [1 / 3] * 2))
+
+
+def test_who_has_no_share_is_in_no_tuple() -> None:
+    """Neither nothing over nothing, nor a place that is lost to one who is not mixed."""
+    shares, classes = torch.tensor([1.0, 1, 0, 0, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 1])
+    for how in (dict(m=2), dict(tuples='across', classes=classes), dict(tuples='within', m=1, classes=classes),
+                dict(tuples='across', m=1, classes=classes)):
+        lam = sample_lam(200, 1, 6, 0.2, shares=shares, **how)[:, 0]
+        torch.testing.assert_close(lam.sum(-1), torch.ones(200))
+        assert float(lam[:, 2:].max()) == 0 and float(lam[:, :2].max(0).values.min()) > 0.5
+    pairs = sample_lam(50, 1, 6, 0.2, shares=shares, m=2)[:, 0]
+    assert ((pairs > 0).sum(-1) == 2).all()
+
+
 def test_compiled_draws_with_shares() -> None:
     shares = torch.tensor([0.0, 0.0, 1.0, 1.0])
     L, y = torch.zeros(4, 1, 3), torch.arange(4) % 3

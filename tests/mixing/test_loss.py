@@ -372,6 +372,26 @@ def test_compiles_with_a_sampler_without_breaks_and_unrolls_nothing() -> None:
     assert len(graphs) == 1 and len(graphs[0].graph.nodes) < 100
 
 
+@pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.parametrize('C, binary', [(6, False), (200, False), (6, True)])
+def test_a_sampler_of_ones_own_is_asked(C: int, binary: bool, compiled: bool) -> None:
+    """However much there is to mix: neither sticks nor another operator stand in for what its `draw` gives."""
+
+    class First(LamSampler):
+        def draw(self, positions: int, n: int) -> Tensor:
+            return torch.eye(1, self.batch).expand(positions, n, -1)
+
+    L, y = torch.randn(64, 2, C), torch.arange(64) % C
+
+    def loss(L: Tensor) -> Tensor:
+        return mixed_cross_entropy(L, y, First(2000, 2, 64, 0.02), binary=binary)
+
+    got = (torch.compile(loss, backend='aot_eager') if compiled else loss)(L)
+    Y = torch.nn.functional.one_hot(y[:1], C).float().expand(2, -1)
+    how = torch.nn.functional.binary_cross_entropy_with_logits if binary else torch.nn.functional.cross_entropy
+    torch.testing.assert_close(got, how(L[0], Y))
+
+
 def call(**changes: Union[Tensor, LamSampler, str, None]) -> Tensor:
     arguments = dict(logits=torch.randn(4, 2, 3), target=torch.tensor([0, 1, 2, 0]), lam=sample_lam(5, 2, 4, 1.0))
     return mixed_cross_entropy(**{**arguments, **changes})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Optional
 
 import pytest
@@ -160,6 +161,20 @@ def test_a_teacher_as_the_label_is_the_label() -> None:
     assert abs(float(other - want)) > 0.01  # the prediction of a mixture is that of its largest example
 
 
+@pytest.mark.parametrize('keep_norm', [False, True])
+def test_what_all_classes_have_in_common_costs_no_digits(keep_norm: bool) -> None:
+    """A teacher's logits are multiplied as low as those of the network came, and may be far from zero."""
+    L, T, lam = torch.randn(16, 50).bfloat16(), 3 * torch.randn(16, 50), sample_lam(40, 1, 16, 1.0)
+
+    def loss(L: Tensor, far: float) -> Tensor:
+        teacher = TeacherTargets(T + far * torch.rand(16, 1), 1.0, reading='logits')
+        return mixed_cross_entropy(L, torch.arange(16), lam, teacher=teacher, keep_norm=keep_norm)
+
+    (near, grad), (far, grad_far) = (values_and_grads(partial(loss, far=by), L) for by in (0.0, 1000.0))
+    torch.testing.assert_close(far, near, rtol=1e-2, atol=0)
+    torch.testing.assert_close(grad_far, grad, rtol=0, atol=0.02 * float(grad.abs().max()))
+
+
 @pytest.mark.parametrize('tile', [1, 7, 1 << 20])
 @pytest.mark.parametrize('classes', [3, 30])
 @pytest.mark.parametrize('reading', ['targets', 'logits'])
@@ -230,9 +245,12 @@ def test_errors() -> None:
     with pytest.raises(SettingError, match=r'\(5, 3\), but to fit the batch they must be \(5, 4\) or \(5, 1, 4\)'):
         mixed_cross_entropy(L, y, lam, teacher=TeacherTargets(T[:, :3]))
     for wrong in (dict(weight=0.0), dict(weight=1.5), dict(temperature=0.0), dict(reading='both'),
-                  dict(logits=T.clone().requires_grad_()), dict(logits=T.long()), dict(logits=T[0])):
+                  dict(logits=T.clone().requires_grad_()), dict(logits=T.long()), dict(logits=T[0]),
+                  dict(logits=[[1.0]]), dict(weight='half'), dict(temperature=None)):
         with pytest.raises(SettingError, match='teacher'):
             replace(TeacherTargets(T), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match='teacher is a Tensor, but it must be TeacherTargets'):
+        mixed_cross_entropy(L, y, lam, teacher=T)  # type: ignore[arg-type]
     a = torch.rand(5, 1, requires_grad=True)
     with pytest.raises(SettingError, match="reading 'logits' takes the attention as a constant"):
         mixed_cross_entropy(L, y, lam, a, teacher=TeacherTargets(T, reading='logits'))

@@ -53,6 +53,8 @@ def _compiled(
         options: LossOptions,
 ) -> Result:
     """For torch.compile one opaque operator: it would unroll the loop over tiles, hundreds of them."""
+    if isinstance(lam, LamSampler) and not lam.dirichlet:
+        lam = lam.draw(lam.positions, lam.n).transpose(0, 1)
     if isinstance(lam, LamSampler):
         drawn = (None, lam.alpha, lam.shares, lam.classes, lam.tuples, lam.low, lam.high, lam.n, lam.m)
     else:

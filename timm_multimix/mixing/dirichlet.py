@@ -8,7 +8,7 @@ Three exact ways to draw them, the cheapest that fits:
                 to an example drawn uniformly, with replacement, repeat. Shares that meet in one example add up, and
                 their sum over all sticks *is* Dir(α). In logarithms what is left after k sticks is −(E₁ + … + E_k)/Bα,
                 so a stick costs one exponential and one integer. It shrinks by Bα/(1 + Bα) a stick: with an effective
-                sample size of 2 of 128, 24 sticks leave 2⁻²⁴, float32's rounding, and replace 128 gammas.
+                sample size of 2 of 128, 25 sticks leave 2⁻²⁴, float32's rounding, and replace 128 gammas.
 """
 from __future__ import annotations
 
@@ -146,6 +146,11 @@ class LamSampler:
         return self.n, self.positions, self.batch
 
     @property
+    def dirichlet(self) -> bool:
+        """Whether `draw` is the one here. That of a subclass may give anything, so nothing may stand in for it."""
+        return type(self).draw is LamSampler.draw
+
+    @property
     def sticks(self) -> int:
         """Sticks per vector, K, or 0 where gammas are cheaper (or exponentials suffice)."""
         if self.classes is not None or (self.shares is not None and self.m < self.batch):
@@ -196,7 +201,7 @@ class LamSampler:
         The distribution is then the same in any order of the examples. So each vector is used `SAME` times, moved on by
         part of the batch. Each is an exact draw, and those of the same weights depend on each other.
         """
-        alike = self.shares is None and self.classes is None and type(self).draw is LamSampler.draw
+        alike = self.shares is None and self.classes is None and self.dirichlet
         same = min(SAME, self.batch, n // MANY) if alike else 0
         if same < 2:
             return self.draw(positions, n)
@@ -241,8 +246,8 @@ class LamSampler:
         return drawn.masked_fill_(alpha == 0, -torch.inf).softmax(-1)
 
     def _tuples(self, shape: tuple[int, int, int], shares: Tensor) -> Tensor:
-        """Which examples each vector mixes, (p, k, B), bool."""
-        order = torch.rand(shape, generator=self.generator, device=self.device)
+        """Which examples each vector mixes, (p, k, B), bool: of those that have a share."""
+        order = self._order(shape, shares)
         if self.classes is not None and self.tuples == 'within':
             of = torch.multinomial(shares, shape[0] * shape[1], replacement=True, generator=self.generator)
             order = order.masked_fill(self.classes != self.classes[of].view(*shape[:2], 1), -1)
@@ -251,11 +256,15 @@ class LamSampler:
             first = torch.full_like(order, -1).scatter_reduce(-1, classes, order, 'amax')
             others = order < first.gather(-1, classes)
             if self.m < self.batch:  # which classes are among m is drawn anew: large ones have the highest orders
-                order = torch.rand(shape, generator=self.generator, device=self.device)
+                order = self._order(shape, shares)
             order = order.masked_fill(others, -1)
         if self.m < self.batch:
             order = order.masked_fill(order < order.topk(self.m).values[..., -1:], -1)
         return order >= 0
+
+    def _order(self, shape: tuple[int, int, int], shares: Tensor) -> Tensor:
+        order = torch.rand(shape, generator=self.generator, device=self.device)
+        return order.masked_fill(shares == 0, -1)
 
     def _exponential(self, shape: tuple[int, ...]) -> Tensor:
         cpu = self._streams()

@@ -17,10 +17,6 @@ from .options import LossOptions
 from .targets import check_class_weight, reads_values, smooth, soft_target
 from .teacher import TeacherTargets
 
-# What an example's smoothed target weighs, at most, as a multiple of what it did before. A position may have examples
-# of classes with small weights alone. Divided by those, what smoothing puts on other classes would have no bounds.
-MOST_SMOOTHED = 10
-
 
 def mixed_cross_entropy(
         logits: Tensor,
@@ -122,13 +118,14 @@ def mixed_cross_entropy(
         raise SettingError('class_weight has no place in binary cross-entropy (binary=True, --bce-loss): leave one of '
                            'them out.')
     plain = soft_target(target, C, dtype, binary=binary, batch=B, validate=validate)
-    y, mass, said, w = smooth(plain, label_smoothing), None, None, None
+    mass, said, w = None, None, None
     if class_weight is not None:
         w = check_class_weight(class_weight, logits, dtype, validate)
         w = w / w.amax().clamp(min=torch.finfo(dtype).tiny)  # only their ratios count: the largest is 1
-        most = MOST_SMOOTHED * (plain * w).sum(-1)
-        y = y * (most / (y * w).sum(-1).clamp(min=torch.finfo(dtype).tiny)).clamp(max=1).unsqueeze(-1)
+    y = smooth(plain, label_smoothing, w)
     if teacher is not None:
+        if not isinstance(teacher, TeacherTargets):
+            raise SettingError(f'teacher is a {type(teacher).__name__}, but it must be TeacherTargets(logits).')
         teacher.check(B, P, C)
         if mask is not None and teacher.logits.ndim == 3:
             teacher = replace(teacher, logits=teacher.logits.masked_fill(~mask.unsqueeze(-1), 0))
@@ -138,6 +135,8 @@ def mixed_cross_entropy(
             y, plain = (labels * (1 - teacher.weight) for labels in (y, plain))
             said = teacher.sharp(dtype)
             said = said.transpose(0, 1) if said.ndim == 3 else said
+            if not binary:  # as those of the student, so that low precision rounds what is left
+                said = said - said.amax(-1, keepdim=True)
             if attention is not None and attention.requires_grad:
                 raise SettingError("A teacher's reading 'logits' takes the attention as a constant, but it requires "
                                    "grad: detach it, or choose reading 'targets'.")

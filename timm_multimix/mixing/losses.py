@@ -34,9 +34,9 @@ class Losses:
         config = self.config
         if teacher is not None:
             y, smoothing = self.targets(target, logits.shape[1], logits, training, smoothed)
-            return self.soft(logits, y, smoothing, teacher)
+            return self.soft(logits, y, smooth(y, smoothing), teacher)
         if config.bce_loss:
-            return self.binary(logits, self.targets(target, logits.shape[1], logits, training)[0])
+            return self.binary(logits, smooth(*self.targets(target, logits.shape[1], logits, training)))
         return cross_entropy(
             logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
             class_weight=self.class_weight(logits) if training else None, smoothed=smoothed)
@@ -44,28 +44,26 @@ class Losses:
     def targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True, smoothed: float = 0.0,
                 ) -> tuple[Tensor, float]:
         """Y, (B, C), in the dtype that losses of these logits are computed in, and by how much it is still to be
-        smoothed: a class weight is that of the class, smoothed or not. So where there are class weights, soft targets
-        that were `smoothed` already come back as they were before."""
+        smoothed: class weights and balance are of the class, smoothed or not. So soft targets that were `smoothed`
+        already come back as they were before. A threshold is of smoothed ones, and leaves nothing to smooth."""
         config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
         y = soft_target(target, C, dtype, binary=config.bce_loss, batch=len(logits))
         smoothing = config.label_smoothing if training and target.ndim == 1 else 0.0
-        if smoothed and target.ndim == 2 and config.class_weight is not None:
-            return unsmooth(y, smoothed).clamp(min=0), smoothed
-        if not config.bce_loss:
-            return y, smoothing
-        y = smooth(y, smoothing)
-        return (y > config.bce_target_thresh).to(dtype) if training and config.bce_target_thresh is not None else y, 0.0
+        if smoothed and target.ndim == 2:
+            y, smoothing = unsmooth(y, smoothed).clamp(min=0), smoothed
+        if training and config.bce_loss and config.bce_target_thresh is not None:
+            return (smooth(y, smoothing) > config.bce_target_thresh).to(dtype), 0.0
+        return y, smoothing
 
-    def soft(self, logits: Tensor, y: Tensor, smoothing: float, teacher: Optional[TeacherTargets] = None) -> Tensor:
-        """Of labels Y (B, C), still to be smoothed, and of what a teacher says, as targets."""
-        whole, plain = smooth(y, smoothing), y
+    def soft(self, logits: Tensor, plain: Tensor, whole: Tensor, teacher: Optional[TeacherTargets] = None) -> Tensor:
+        """Of labels (B, C), plain ones and the same smoothed, and of what a teacher says, as targets."""
         with torch.autocast(logits.device.type, enabled=False):
             if teacher is not None:
-                teacher.check(len(y), 1, y.shape[1])
+                teacher.check(len(plain), 1, plain.shape[1])
                 whole, plain = (teacher.blend(labels, self.config.bce_loss) for labels in (whole, plain))
             if self.config.bce_loss:
                 return self.binary(logits, whole)
-            x, w = logits.to(y.dtype).clamp(min=MASKED), self.class_weight(logits)
+            x, w = logits.to(plain.dtype).clamp(min=MASKED), self.class_weight(logits)
             if w is None:
                 return F.cross_entropy(x, whole)
             total, loss = (plain * w).sum(), F.cross_entropy(x, whole * w, reduction='sum')

@@ -16,6 +16,10 @@ MASKED = -1e30
 # (timm's Mixup computes shares of bfloat16 images in bfloat16, and gives float32.)
 SLACK = 8e-3
 
+# What an example's smoothed target weighs, at most, as a multiple of what it did before. A position may have examples
+# of classes with small weights alone. Divided by those, what smoothing puts on other classes would have no bounds.
+MOST_SMOOTHED = 10
+
 
 def soft_target(
         target: Tensor,
@@ -54,10 +58,19 @@ def soft_target(
     return smooth(y, label_smoothing)
 
 
-def smooth(y: Tensor, label_smoothing: float) -> Tensor:
-    """Label smoothing of Y, (B, C) → (B, C). Raises `SettingError` if it is not of 0 ≤ x < 1."""
+def smooth(y: Tensor, label_smoothing: float, class_weight: Optional[Tensor] = None) -> Tensor:
+    """Label smoothing of Y, (B, C) → (B, C), before it is mixed. Raises `SettingError` if it is not of 0 ≤ x < 1.
+
+    What then weighs more than `MOST_SMOOTHED` times what it did, by weights of the classes (C,), is scaled to that.
+    """
     check_smoothing(label_smoothing)
-    return y * (1 - label_smoothing) + label_smoothing / y.shape[1] if label_smoothing else y
+    if not label_smoothing:
+        return y
+    smoothed = y * (1 - label_smoothing) + label_smoothing / y.shape[1]
+    if class_weight is None:
+        return smoothed
+    most, weight = MOST_SMOOTHED * (y * class_weight).sum(-1), (smoothed * class_weight).sum(-1)
+    return smoothed * (most / weight.clamp(min=torch.finfo(y.dtype).tiny)).clamp(max=1).unsqueeze(-1)
 
 
 def unsmooth(y: Tensor, label_smoothing: float) -> Tensor:

@@ -33,14 +33,16 @@ class TeacherTargets:
     reading: str = 'targets'
 
     def __post_init__(self) -> None:
+        if not isinstance(self.logits, Tensor):
+            raise SettingError(f'The logits of a teacher are a {type(self.logits).__name__}, but must be a tensor.')
         if self.logits.ndim not in (2, 3) or not self.logits.is_floating_point():
             raise SettingError(f'The logits of a teacher must be floating (B, C) or (B, P, C), not {self.logits.dtype} '
                                f'{tuple(self.logits.shape)}.')
         if self.logits.requires_grad:
             raise SettingError('The logits of a teacher require grad, but targets are given, not learned: detach them.')
-        if not 0 < self.weight <= 1:
+        if not isinstance(self.weight, (int, float)) or not 0 < self.weight <= 1:
             raise SettingError(f"weight of a teacher is {self.weight!r}, but it is a share: above 0 and up to 1.")
-        if not 0 < self.temperature < float('inf'):
+        if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < float('inf'):
             raise SettingError(f'temperature of a teacher is {self.temperature!r}, but it must be finite and above 0.')
         if self.reading not in READINGS:
             raise SettingError(f'reading of a teacher is {self.reading!r}, but it must be one of '

@@ -130,7 +130,8 @@ class Engine:
 
     def prefers_sticks(self, lam: LamSampler) -> bool:
         """Of a loss that is cross-entropy with a constant attention and no teacher of mixtures."""
-        return lam.m == lam.batch and lam.classes is None and lam.short_sticks <= self.sticks * lam.batch
+        few = lam.short_sticks <= self.sticks * lam.batch
+        return few and lam.dirichlet and lam.m == lam.batch and lam.classes is None
 
 
 def run(
