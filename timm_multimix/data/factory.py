@@ -23,9 +23,9 @@ from .digits import DIGITS, DigitsReader
 from .folders import check_links, extensions, left_out, left_out_by, tidy
 from .split import HELD_OUT, TRAINING, VALIDATION, Parts, divide, split_folder
 
-PREFIXES = ('sklearn', 'torch', 'hfds', 'hfids', 'tfds', 'wds')
-KEYED = ('hfds', 'hfids', 'tfds', 'wds')
+# Kinds of data sets whose images and classes are columns, and the package that reads each.
 PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
+PREFIXES = ('sklearn', 'torch', *PACKAGES)
 
 
 def create_train_val(
@@ -62,12 +62,11 @@ def create_train_val(
     """
     kind = name.partition('/')[0].lower()
     for key in ('input_key', 'target_key'):
-        value = kwargs.pop(key, None)
-        if value is not None and kind not in KEYED:
-            raise SettingError(f'--{key.replace("_", "-")} is {value!r}, but only {", ".join(p + "/" for p in KEYED)} '
-                               f'have columns to choose.')
-        if value is not None:
-            kwargs[key] = value
+        if kwargs.get(key) is None:
+            kwargs.pop(key, None)
+        elif kind not in PACKAGES:
+            raise SettingError(f'--{key.replace("_", "-")} is {kwargs[key]!r}, but only '
+                               f'{", ".join(p + "/" for p in PACKAGES)} have columns to choose.')
     if kind == 'sklearn':
         return _digits(name, (train_split, val_split), input_img_mode)
     check_class_map(kwargs.get('class_map'))
@@ -237,7 +236,6 @@ class ConvertMode:
 
 # Modes of 8 bits, which timm's transforms take, and their channels.
 CHANNELS = {'L': 1, 'LA': 2, 'RGB': 3, 'RGBA': 4, 'CMYK': 4, 'YCbCr': 3, 'HSV': 3, 'LAB': 3}
-MODES = tuple(CHANNELS)
 UNKNOWN_RANGE = ('I', 'F')
 
 
@@ -256,7 +254,7 @@ def image_mode(channels: int, given: Optional[str] = None) -> str:
     fit = [mode for mode, n in CHANNELS.items() if n == channels]
     if not fit:
         raise SettingError(f'The model takes images of {channels} channels (--in-chans), but images have 1 to 4: '
-                           f'{", ".join(MODES)}.')
+                           f'{", ".join(CHANNELS)}.')
     if given is None and channels == 4:
         raise SettingError(f'--input-img-mode is not given, but the model takes 4 channels (--in-chans), which may be '
                            f'{" or ".join(fit)}: say which.')

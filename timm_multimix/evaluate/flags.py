@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from ..config import ATTENTION_NORMS
 from ..data import DIGITS
-from ..data.factory import MODES
+from ..data.factory import CHANNELS
 from ..errors import SettingError, nearest
 from ..runs.flags import CROP_PCT, INTERPOLATIONS, SEED
 from ..runs.parser import KeyValues, Parser
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='more arguments of timm.create_model')
     g('--img-size', type=whole(least=1), default=None, metavar='N',
       help="side of an image in pixels (default: the model's)")
-    g('--input-img-mode', choices=MODES, default=None, metavar='MODE',
+    g('--input-img-mode', choices=CHANNELS, default=None, metavar='MODE',
       help="images are converted to this mode of Pillow's (default: the checkpoint's)")
     g('--crop-pct', type=CROP_PCT, default=None, metavar='N',
       help="share of an image that is kept, after it is resized (default: the model's)")

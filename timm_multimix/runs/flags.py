@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from ..config import MODES, SETTINGS, MultiMixConfig, flag, setting_text
 from ..data import DIGITS
-from ..data.factory import MODES as IMAGE_MODES
+from ..data.factory import CHANNELS
 from ..data.split import HELD_OUT
 from ..setting import SHARE, Number, number, whole
 from .loss_names import LOSSES
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--input-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the images')
     g('--target-key', default=None, metavar='NAME', help='hfds/, hfids/, tfds/, wds/: the column of the classes')
     g('--dataset-trust-remote-code', action=on_off, default=False, help='hfds/, hfids/: run code of the data set')
-    g('--input-img-mode', choices=IMAGE_MODES, default=None, metavar='MODE',
+    g('--input-img-mode', choices=CHANNELS, default=None, metavar='MODE',
       help="images are converted to this mode of Pillow's (default: RGB, with --in-chans 1 L)")
     g('--class-map', default='', metavar='FILE', help='class to index mapping')
     g('--bad-images', choices=('error', 'skip', 'ignore'), default='error',
