@@ -139,17 +139,13 @@ def check_class_map(path: Any) -> None:
         raise SettingError(f'--class-map is {path!r}{pickled}, but it must be a .txt file with a class a line.')
 
 
-def open_data_set(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
-    """timm's `create_dataset`, of a folder with all types of image files that are read here."""
+def create_split(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
+    """timm's `create_dataset`, of a folder with all types of image files that are read here. Errors name the data set.
+    """
     if not name and not str(split if os.path.exists(os.path.join(str(root), split)) else root).endswith('.tar'):
         kwargs['input_key'] = ';'.join(extensions())  # how timm is asked for them
-    return create_dataset(name, root=root, split=split, **kwargs)
-
-
-def create_split(name: str, root: Optional[str], split: str, **kwargs: Any) -> Any:
-    """`open_data_set`, whose errors say which data set they are about."""
     try:
-        return open_data_set(name, root, split, **kwargs)
+        return create_dataset(name, root=root, split=split, **kwargs)
     except SettingError:
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
