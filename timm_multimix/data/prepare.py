@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
 from PIL import Image
 from timm.data.readers.img_extensions import is_img_extension
@@ -21,9 +21,7 @@ from torchvision.datasets import imagenet as archives
 from tqdm import tqdm
 
 from ..errors import SettingError
-from ..files import whole_folder
-
-Paths = Union[str, Path]
+from ..files import Paths, whole_folder
 
 # split: (classes, images in all); every class of CIFAR and TinyImageNet has as many
 CIFAR10 = {'train': (10, 50_000), 'validation': (10, 10_000)}
