@@ -61,7 +61,7 @@ from timm_multimix.training.output import RunFolder
 from timm_multimix.training.rehearsal import rehearse
 from timm_multimix.training.state import LEARNED, OF_WHICH_IMAGES, SIGNAL, TrainState, seen
 from timm_multimix.training.teacher import build_teacher
-from timm_multimix.training.words import announce, describe, epoch_line, uneven_note
+from timm_multimix.training.words import announce, epoch_line, mixing_line, uneven_note
 
 DIGITS_RECIPE = Path(__file__).parent / 'hparams' / 'digits_vit_small.yaml'
 
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
              build.amp_note(args, device), bn_note(args, unwrap(model)), uneven_note(args, state.data['training']),
              *state.resume(args, images.train_loader.exact)]
-    mixing = describe(config, mixed, args.num_classes, args.smoothing)
+    mixing = mixing_line(config, mixed, args.num_classes, args.smoothing)
     announce(args, state, images, mixing, notes, weights)
     folder.begin(state.start, last)
 

@@ -24,7 +24,7 @@ from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.summary import read_summary, write_summary
 from timm_multimix.training.curves import draw_curves, plot_curves
 from timm_multimix.training.report import write_report
-from timm_multimix.training.words import describe, epoch_line, expected_line, few_warning, headline, in_plain_timm
+from timm_multimix.training.words import epoch_line, expected_line, few_warning, headline, in_plain_timm, mixing_line
 
 OLD = ROOT / 'checkpoints' / 'test_efficientnet_digits' / 'summary.csv'  # as version 0.1.0 wrote it
 
@@ -35,7 +35,7 @@ OLD = ROOT / 'checkpoints' / 'test_efficientnet_digits' / 'summary.csv'  # as ve
                                           if (m, p) != ('dense', 'regmixup')])
 def test_a_preset_in_one_line(mode: str, preset: str) -> None:
     config = MultiMixConfig(mode, preset=preset)
-    line = describe(config, 128, 10)
+    line = mixing_line(config, 128, 10)
     assert '\n' not in line and len(line) <= 210
     assert f'preset {preset} ({PRESET_WORDS[preset]})' in line and 'changed' not in line
     assert (' position' in line) == (mode == 'dense')
@@ -46,17 +46,17 @@ def test_a_preset_in_one_line(mode: str, preset: str) -> None:
 def test_what_differs_from_the_preset() -> None:
     config = MultiMixConfig('dense', n=500, attention='cam', effective=(2, 2), mixup=0.4, label_smoothing=0.1,
                             class_weight=[1.0] * 1000, engine='torch')
-    line = describe(config, 64, 1000)
+    line = mixing_line(config, 64, 1000)
     assert '500 mixtures a step and position' in line
     assert line.endswith('; changed: n=500, effective=2, mixup=0.4, attention=cam, label_smoothing=0.1, '
                          'class_weight=1000 weights.')
-    line = describe(MultiMixConfig('multimix', layer=['input', 2], alpha=(0.5, 2)), 64, 10)
+    line = mixing_line(MultiMixConfig('multimix', layer=['input', 2], alpha=(0.5, 2)), 64, 10)
     assert line.endswith('; changed: n=batch, alpha=0.5 to 2, layer=input or 2.') and '64 mixtures a step' in line
-    assert 'embeddings are never mixed; changed: prob=0.' in describe(MultiMixConfig('dense', prob=0), 64, 10)
-    assert describe(None, 64, 10) == 'MultiMix: none.'
-    assert describe(None, 64, 10, 0.1) == 'MultiMix: none. Labels are smoothed, --smoothing 0.1.'
+    assert 'embeddings are never mixed; changed: prob=0.' in mixing_line(MultiMixConfig('dense', prob=0), 64, 10)
+    assert mixing_line(None, 64, 10) == 'MultiMix: none.'
+    assert mixing_line(None, 64, 10, 0.1) == 'MultiMix: none. Labels are smoothed, --smoothing 0.1.'
     with pytest.raises(SettingError, match='m .*is 100'):
-        describe(MultiMixConfig('dense', m=100), 64, 10)
+        mixing_line(MultiMixConfig('dense', m=100), 64, 10)
 
 
 def promised(line: str) -> dict[str, int]:

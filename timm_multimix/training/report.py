@@ -33,7 +33,7 @@ def write_report(
         folder: of the run; its summary.csv and curves.png are what the report shows.
         settings: as args.yaml holds them.
         data: a sentence on the data set.
-        mixing: `describe`'s.
+        mixing: `mixing_line`'s.
         commands: `in_plain_timm`'s.
         device, seconds, epochs: of this session, which may have resumed a run.
         counts: `MixingPolicy.counts` of the whole run.

@@ -28,7 +28,7 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
         args: the flags.
         state: where the run begins.
         images: of the run.
-        mixing: `describe`'s sentence.
+        mixing: what `mixing_line` says.
         notes: warnings; None for none.
         weights: of the classes; None for none.
     """
@@ -85,7 +85,7 @@ def weights_line(weights: Optional[Sequence[float]], names: Optional[Sequence[st
     return f'Class weights: from {low} to {high}.'
 
 
-def describe(config: Optional[MultiMixConfig], batch: int, num_classes: int, smoothing: float = 0.0) -> str:
+def mixing_line(config: Optional[MultiMixConfig], batch: int, num_classes: int, smoothing: float = 0.0) -> str:
     """What the settings do with batches of this size, and which of them the preset does not say: one line.
 
     `smoothing` is that of a run without a config.
