@@ -21,7 +21,7 @@ from ..distributed import from_all, rank, world
 from ..errors import SettingError, in_words, nearest, reason
 from .digits import DIGITS, DigitsReader
 from .folders import check_links, extensions, left_out, left_out_by, tidy
-from .split import HELD_OUT, TRAINING, VALIDATION, Parts, divide, split_folder
+from .split import HELD_OUT, TRAINING, VALIDATION, Split, divide, split_folder
 
 # Kinds of data sets whose images and classes are columns, and the package that reads each.
 PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
@@ -38,7 +38,7 @@ def create_train_val(
         train_num_samples: Optional[int] = None,
         val_num_samples: Optional[int] = None,
         val_fraction: float = HELD_OUT,
-        parts: Optional[Parts] = None,
+        parts: Optional[Split] = None,
         **kwargs: Any,
 ) -> tuple[Any, Any]:
     """The two data sets, without transforms (timm's `create_loader` sets those).
@@ -113,7 +113,7 @@ def _check_name(name: str, kind: str) -> None:
 
 
 def _folder(root: Optional[str], splits: tuple[str, str], of_each: Sequence[dict[str, Any]], val_fraction: float,
-            parts: Optional[Parts]) -> tuple[Any, Any]:
+            parts: Optional[Split]) -> tuple[Any, Any]:
     """Class folders in a folder for each split; or without splits, of which a part is held out."""
     _check_folder(root, *splits)
     path, class_map = str(root), str(of_each[0].get('class_map') or '')

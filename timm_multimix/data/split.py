@@ -19,7 +19,7 @@ HELD_OUT = 0.15  # of the images of each class, where a folder has no splits
 FILE = 'split.csv'
 
 # Name below the folder → its part, 'train' or 'validation', and its size in bytes.
-Parts = dict[str, tuple[str, int]]
+Split = dict[str, tuple[str, int]]
 
 
 def split_folder(root: Union[str, Path], split: str) -> Optional[str]:
@@ -63,7 +63,7 @@ def _draw(name: str) -> bytes:
     return hashlib.sha256(name.encode(errors='surrogateescape')).digest()
 
 
-def divide(train: Any, val: Any, fraction: float, known: Optional[Parts] = None) -> None:
+def divide(train: Any, val: Any, fraction: float, known: Optional[Split] = None) -> None:
     """Give each of two data sets of one folder its part.
 
     Args:
@@ -103,7 +103,7 @@ def write_parts(path: Union[str, Path], train: Any, val: Any) -> None:
                              for image, _ in dataset.reader.samples)
 
 
-def read_parts(path: Union[str, Path]) -> Parts:
+def read_parts(path: Union[str, Path]) -> Split:
     """What `write_parts` wrote; empty where there is none, or none that is whole."""
     try:
         with open(path, newline='', encoding='utf-8', errors='surrogateescape') as f:
@@ -113,7 +113,7 @@ def read_parts(path: Union[str, Path]) -> Parts:
         return {}
 
 
-def take_part(dataset: Any, parts: Mapping[str, Parts], split: str) -> Optional[str]:
+def take_part(dataset: Any, parts: Mapping[str, Split], split: str) -> Optional[str]:
     """Leave of a folder without splits what runs held out of it. A sentence that says so, or that nobody knows; None
     for a split of another name.
 

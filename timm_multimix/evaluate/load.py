@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import Tensor
 
 from ..data.factory import fit_channels, image_mode
-from ..data.split import FILE, Parts, read_parts
+from ..data.split import FILE, Split, read_parts
 from ..errors import SettingError, in_words, nearest, reason
 from ..heads import switch_class_token
 from ..hub.load import check_files, mode_of
@@ -42,7 +42,7 @@ class Checkpoint:
     data_config: dict[str, Any]
     label_names: Optional[list[str]]
     input_img_mode: str = 'RGB'
-    parts: Parts = field(default_factory=dict)
+    parts: Split = field(default_factory=dict)
 
 
 def load_checkpoint(
