@@ -102,7 +102,7 @@ def trained_model(name: str) -> nn.Module:
         raise in_words(f'The weights of {name!r} cannot be loaded: {reason(e)}', e) from e
 
 
-class Checkpoint(NamedTuple):
+class ListedModel(NamedTuple):
     """A trained model that can be had.
 
     Attributes:
@@ -122,7 +122,7 @@ def shipped() -> dict[str, Path]:
 
 
 def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None, limit: Optional[int] = None,
-                     token: Optional[str] = None, *, hub: bool = True) -> list[Checkpoint]:
+                     token: Optional[str] = None, *, hub: bool = True) -> list[ListedModel]:
     """Models that came along, and models on the Hub that `push_to_hub` pushed with settings of the method.
 
     Args:
@@ -138,7 +138,7 @@ def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None,
     Raises:
         SettingError: author, limit or token with hub=False; `HubError`: the Hub cannot be asked.
     """
-    here = [] if author else [Checkpoint(name, f'local-dir:{folder}') for name, folder in shipped().items()
+    here = [] if author else [ListedModel(name, f'local-dir:{folder}') for name, folder in shipped().items()
                               if all(word.lower() in name.lower() for word in (search or '').split())]
     if not hub:
         for setting, value in (('author', author), ('limit', limit), ('token', token)):
@@ -153,7 +153,7 @@ def list_checkpoints(author: Optional[str] = None, search: Optional[str] = None,
         models = sorted(found, key=lambda info: -(info.downloads or 0))
     except Exception as e:  # of huggingface_hub or of its HTTP client
         raise hub_error(e, f'the models of {author}' if author else 'the list of models', token=token) from e
-    return here + [Checkpoint(f'hf-hub:{m.id}', f'hf-hub:{m.id}', m.downloads or 0) for m in models]
+    return here + [ListedModel(f'hf-hub:{m.id}', f'hf-hub:{m.id}', m.downloads or 0) for m in models]
 
 
 def starting_point(args: argparse.Namespace) -> tuple[Optional[str], dict[str, Any]]:
