@@ -263,42 +263,27 @@ def _shipped(name: str) -> Path:
                        f'clone of the repository holds all.')
 
 
-def check_classes(folder: Path, name: Union[str, Path], weights: str = WEIGHTS) -> None:
-    """A config.json that names another number of classes than its weights have gives a random classifier.
-
-    Raises:
-        SettingError: they contradict each other.
-    """
-    path = folder / weights
-    try:
-        config = load_json(folder / CONFIG)
-        cfg = config.get('pretrained_cfg') or {}
-        layers = cfg.get('classifier') or ()
-        with safe_open(path, 'pt') as f:  # type: ignore[no-untyped-call]
-            keys = set(f.keys())
-            found = {f.get_slice(key).get_shape()[0] for layer in ([layers] if isinstance(layers, str) else layers)
-                     if (key := f'{layer}.weight') in keys}
-    except (OSError, ValueError, AttributeError, TypeError, SafetensorError):  # whoever loads it says what is wrong
-        return
-    said = [part['num_classes'] for part in (config, cfg, config.get('model_args'))
-            if isinstance(part, dict) and part.get('num_classes')]
-    if len(found) == 1 and any(n not in found for n in said):
-        wrong = next(n for n in said if n not in found)
-        raise SettingError(f'{str(name)!r} is damaged: {CONFIG} says num_classes {wrong}, but the classifier in '
-                           f'{weights} has {found.pop()}.')
-
-
 def check_files(folder: Path, name: str, weights: str = WEIGHTS) -> None:
-    """Raise `SettingError` where config.json or the weights, which need not be there, are damaged or do not fit."""
+    """Raise `SettingError` where config.json or the weights, which need not be there, are damaged or do not fit.
+
+    A config.json that names another number of classes than its weights have would give a random classifier.
+    """
     read_config(folder, name)
     if not (folder / weights).is_file():
         return
+    config = load_json(folder / CONFIG)
+    cfg = config.get('pretrained_cfg') or {}
+    layers = cfg.get('classifier')  # a name, or several
     try:
         with safe_open(folder / weights, 'pt') as f:  # type: ignore[no-untyped-call]
-            f.keys()
+            found = {f.get_slice(key).get_shape()[0] for layer in (layers if isinstance(layers, list) else [layers])
+                     if (key := f'{layer}.weight') in f.keys()}
     except (OSError, SafetensorError) as e:
         raise SettingError(f'{weights} of {name!r} is damaged: {e}.') from e
-    check_classes(folder, name, weights)
+    said = [part['num_classes'] for part in (config, cfg, config.get('model_args')) if part and part.get('num_classes')]
+    if len(found) == 1 and (wrong := [n for n in said if n not in found]):
+        raise SettingError(f'{name!r} is damaged: {CONFIG} says num_classes {wrong[0]}, but the classifier in '
+                           f'{weights} has {found.pop()}.')
 
 
 def check_whole(folder: Path, name: str) -> None:
