@@ -19,7 +19,7 @@ from ..data.split import FILE, Split, read_parts
 from ..errors import SettingError, in_words, nearest, reason
 from ..heads import switch_class_token
 from ..hub.load import check_files, mode_of
-from ..runs.find import load, model_folder, newest_whole
+from ..runs.find import is_repo, load, model_folder, newest_whole
 from ..runs.weights import read_weights
 
 
@@ -77,13 +77,11 @@ def load_checkpoint(
     folder = _folder(path)
     if folder is not None:
         check_files(Path(folder), source)
-        net = _create(source, f'local-dir:{folder}', pretrained=True)
-    elif path.startswith(('local-dir:', 'hf-hub:', 'hf_hub:')):
-        net = _create(source, path, pretrained=True)
+        net = _create(source, f'local-dir:{folder}')
     elif os.path.isfile(path):
         net = _from_file(path, model, num_classes, img_size, kwargs)
-    elif '/' not in path and timm.is_model(path.split('.')[0]):
-        net = _create(source, path, pretrained=True)
+    elif is_repo(path) or ('/' not in path and timm.is_model(path.split('.')[0])):
+        net = _create(source, path)
     else:
         beside = [p.name for p in Path(path).parent.glob('*')] if Path(path).parent.is_dir() else []
         raise SettingError(f'{source!r} is no checkpoint: there is no such folder or file'
@@ -164,9 +162,9 @@ def _folder(path: str) -> Optional[str]:
                        f'checkpoint. It holds {found}.{unfinished}')
 
 
-def _create(source: str, name: str, **kwargs: Any) -> nn.Module:
+def _create(source: str, name: str) -> nn.Module:
     try:
-        return timm.create_model(name, **kwargs)
+        return timm.create_model(name, pretrained=True)
     except Exception as e:  # timm and the hub raise many kinds: the user needs to know which checkpoint, and why
         raise in_words(f'The checkpoint {source!r} cannot be loaded: {reason(e)}', e) from e
 
