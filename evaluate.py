@@ -172,7 +172,7 @@ class Evaluation:
         return total
 
     def loader(self, dataset: Any) -> Any:
-        return images.loader_of(dataset, self.args.batch_size, self.args.workers)
+        return images.ImageLoader(dataset, self.args.batch_size, num_workers=self.args.workers)
 
     def images(self, c: Checkpoint, limit: Optional[int] = None) -> Any:
         limit = min(limit or len(self.dataset), self.args.num_images or len(self.dataset))

@@ -19,12 +19,12 @@ from tests.conftest import write_images
 from timm_multimix import SettingError
 from timm_multimix.evaluate import load_checkpoint
 from timm_multimix.evaluate.images import (
+    ImageLoader,
     Noise,
     PhotographCrops,
     WithMasks,
     boxes_as_mask,
     check_classes,
-    loader_of,
     open_split,
     outliers,
     prepared,
@@ -250,4 +250,4 @@ def test_an_image_that_cannot_be_read_is_named(run: Path, tmp_path: Path, worker
     broken.write_bytes(broken.read_bytes()[:60])
     images = prepared(open_split('', str(data), 'validation'), load_checkpoint(str(run)), None, 0)
     with pytest.raises(SettingError, match=rf'^An image cannot be loaded: .*{broken.name} .*Mend or remove it.$'):
-        list(loader_of(images, 4, workers))
+        list(ImageLoader(images, 4, num_workers=workers))

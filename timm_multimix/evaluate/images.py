@@ -118,7 +118,9 @@ class _Named(Subset[Any]):
         return load_sample(self.dataset, self.indices[index])
 
 
-class _Loader(DataLoader[Any]):
+class ImageLoader(DataLoader[Any]):
+    """torch's, that names the image that cannot be loaded."""
+
     def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
@@ -126,20 +128,13 @@ class _Loader(DataLoader[Any]):
             raise SettingError(f'{e.words}. Mend or remove it.') from e
 
 
-def loader_of(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoader[Any]:
-    return _Loader(dataset, batch_size=batch_size, num_workers=workers)
-
-
 def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: int) -> Any:
     """The images as this checkpoint takes them, in a random order that is the same for all; at most `limit`."""
     dataset = copy.copy(dataset)
     dataset.transform = transform_of(checkpoint)
     convert_modes(dataset, checkpoint.input_img_mode)
-    return _Named(dataset, _order(len(dataset), limit, seed))
-
-
-def _order(length: int, limit: Optional[int], seed: int) -> list[int]:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:limit].tolist()
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return _Named(dataset, order[:limit].tolist())
 
 
 # ------------------------------------------------------------------------------------------------ out of distribution
