@@ -12,12 +12,11 @@ from ..errors import SettingError, nearest
 from ..runs.flags import CROP_PCT, INTERPOLATIONS, SEED
 from ..runs.parser import KeyValues, Parser
 from ..setting import number, whole
+from .detection.detectors import DETECTORS
+from .report import MODULES
+from .tables.robustness import NAMES as ATTACKS
 
-TABLES = ('accuracy', 'calibration', 'robustness', 'ood', 'embedding', 'hull', 'attention', 'transfer')
-DEFAULT = TABLES[:-1]
-DETECTORS = ('faster_rcnn', 'ssd')
-ATTACKS = ('fgsm', 'pgd', 'autoattack')
-
+DEFAULT = [name for name in MODULES if name != 'transfer']
 
 # What --quick sets, where the command does not: its value, the tables that it shortens (none: all), and in words.
 QUICK: dict[str, tuple[Any, tuple[str, ...], str]] = {
@@ -53,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('checkpoints', nargs='+', metavar='CHECKPOINT',
         help="a folder that train.py wrote, a file of weights with --model, local-dir:…, hf-hub:…, or a timm model's "
              'name; NAME=CHECKPOINT names its column')
-    add('--on', type=names, default=list(DEFAULT), metavar='TABLES',
-        help=f'of {",".join(TABLES)}; all but transfer where it is not given')
+    add('--on', type=names, default=DEFAULT, metavar='TABLES',
+        help=f'of {",".join(MODULES)}; all but transfer where it is not given')
     add('--quick', action='store_true',
         help='a first look: fewer images, attacks and resamples (the report says which), unless the command gives them')
     add('--output', default='', metavar='DIR', help='where report.md goes (default: ./output/evaluate/DATE)')
@@ -154,15 +153,15 @@ def parse_args(argv: Optional[list[str]] = None) -> argparse.Namespace:
         args = parser.parse_args(argv)  # what the command gives itself stays
         args.left_out = [text.format(value, full[name]) for name, (value, tables, text) in QUICK.items()
                          if getattr(args, name) == value and (not tables or set(tables) & set(args.on))]
-    for flag, given, known in (('--on', args.on, TABLES), ('--detectors', args.detectors, DETECTORS),
+    for flag, given, known in (('--on', args.on, MODULES), ('--detectors', args.detectors, DETECTORS),
                                ('--attacks', args.attacks, ATTACKS)):
         for name in given:
             if name not in known:
                 raise SettingError(f'{flag} has {name!r}, but there are {",".join(known)}.{nearest(name, known)}')
     if not args.on:
-        raise SettingError(f'--on is empty, but it names tables: {",".join(TABLES)}.')
+        raise SettingError(f'--on is empty, but it names tables: {",".join(MODULES)}.')
     args.on = list(dict.fromkeys(args.on))
-    args.on_given = args.on != list(DEFAULT)
+    args.on_given = args.on != DEFAULT
     if ('transfer' in args.on) != bool(args.transfer_data):
         raise SettingError(
             '--on has transfer, but no --transfer-data says where the boxes are.' if 'transfer' in args.on else
