@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ...errors import SettingError, nearest
-from ..outputs import device_of
+from ..outputs import bar, device_of
 from ..table import Table, pyplot, rows_of, save_figure
 from .data import Annotated, DetectionSet
 from .detectors import ARGUMENTS, DETECTORS
@@ -30,6 +30,7 @@ and comes out somewhat different."""
 
 NAMES = {'faster_rcnn': 'Faster R-CNN', 'ssd': 'SSD'}
 SHOWN = 0.3  # confidence from which detections are drawn
+PICTURES = 5  # test images that are drawn
 SIZES = {'faster_rcnn': 600, 'ssd': 300}
 
 
@@ -175,7 +176,7 @@ def fine_tune(detector: nn.Module, train: DetectionSet, epochs: int, lr: float, 
 
 @torch.no_grad()
 def measure(detector: nn.Module, test: DetectionSet, batch_size: int, workers: int, text: str, progress: bool,
-            pictures: int = 5) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+            ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Average precisions in percent ('mAP', 'AP50', 'AP75', and 'per_class': label → mAP), and some detections."""
     from torchmetrics.detection import MeanAveragePrecision
     device = device_of(detector)
@@ -184,12 +185,11 @@ def measure(detector: nn.Module, test: DetectionSet, batch_size: int, workers: i
     shown: list[dict[str, Any]] = []
     detector.eval()
     loader = DataLoader(test, batch_size, num_workers=workers, collate_fn=_together)
-    for images, targets in tqdm(loader, desc=text, unit='batch', leave=False, disable=None if progress else True,
-                                dynamic_ncols=True):
+    for images, targets in bar(loader, text, progress):
         found = [{k: v.cpu() for k, v in x.items()} for x in detector([x.to(device) for x in images])]
         metric.update(found, list(targets))
         shown += [{'image': image, **one, 'truth': target['boxes']}
-                  for image, one, target in zip(images, found, targets)][:pictures - len(shown)]
+                  for image, one, target in zip(images, found, targets)][:PICTURES - len(shown)]
     result = metric.compute()
 
     def percent(x: Any) -> float:  # -1 is pycocotools' word for nothing to find
