@@ -39,7 +39,7 @@ from timm.models import model_parameters
 from timm.utils import AverageMeter, accuracy, dispatch_clip_grad, random_seed
 from tqdm import tqdm
 
-from timm_multimix import MultiMixConfig, SettingError, unwrap, wrap
+from timm_multimix import SettingError, unwrap, wrap
 from timm_multimix.data import PlacedLoader, class_weights
 from timm_multimix.data.class_weight import uneven
 from timm_multimix.distributed import finish, mean_of_ranks, rank, speaks, start, total, world
@@ -72,7 +72,10 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     settings = settle(args)  # args.yaml keeps these: what follows resolves more for this data and batch size
     config = multimix_config(args)
     device = start(args.device, args.device_modules)
-    mixed = mixed_batch(args, config)
+    mixed = args.batch_size  # how many images are mixed with each other: a rank's batch, or that of all
+    if config is not None:
+        config.check_batch(args.batch_size, world())
+        mixed = config.mixed_batch(args.batch_size, world())
     if args.sync_bn and device.type != 'cuda':
         raise SettingError(f'--sync-bn is on, but torch has it for GPUs alone and --device is {device}. Leave it out; '
                            f'--dist-bn says what becomes of the statistics after each epoch.')
@@ -122,7 +125,7 @@ def run(args: argparse.Namespace, at_end: ExitStack) -> None:
     shape = {'ranks': world(), 'batch_size': args.batch_size, 'batches': len(images.train_loader)}
     state = TrainState(task, optimizer, scheduler, scaler, saver, autocast, device, epochs, updates, shape,
                        seen(images))
-    notes = [task.signal_warning(mixed) if config is not None else None, build.ema_note(args, epochs * updates),
+    notes = [task.signal_warning(mixed), build.ema_note(args, epochs * updates),
              build.amp_note(args, device), bn_note(args, unwrap(model)), uneven_note(args, state.data['training']),
              *state.resume(args, images.train_loader.exact)]
     mixing = mixing_line(config, mixed, args.num_classes, args.smoothing)
@@ -296,14 +299,6 @@ def validate(model: Any, loader: PlacedLoader, state: TrainState, args: argparse
     images, right = total(of_class)
     balanced = float(100 * (right / images)[images > 0].mean())
     return OrderedDict(zip(('loss', 'top1', 'top5', 'balanced'), (*means, balanced)))
-
-
-def mixed_batch(args: argparse.Namespace, config: Optional[MultiMixConfig]) -> int:
-    """How many images are mixed with each other: a rank's batch, or that of all."""
-    if config is None:
-        return int(args.batch_size)
-    config.check_batch(args.batch_size, world())
-    return config.mixed_batch(args.batch_size, world())
 
 
 def progress_bar(args: argparse.Namespace, state: TrainState, epochs: int) -> tqdm:
