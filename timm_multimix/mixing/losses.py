@@ -32,11 +32,9 @@ class Losses:
         already.
         """
         config = self.config
-        if teacher is not None:
+        if teacher is not None or config.bce_loss:
             y, smoothing = self.targets(target, logits.shape[1], logits, training, smoothed)
             return self.soft(logits, y, smooth(y, smoothing), teacher)
-        if config.bce_loss:
-            return self.binary(logits, smooth(*self.targets(target, logits.shape[1], logits, training)))
         return cross_entropy(
             logits, target, label_smoothing=config.label_smoothing if training and target.ndim == 1 else 0.0,
             class_weight=self.class_weight(logits) if training else None, smoothed=smoothed)
@@ -55,14 +53,15 @@ class Losses:
             return (smooth(y, smoothing) > config.bce_target_thresh).to(dtype), 0.0
         return y, smoothing
 
-    def soft(self, logits: Tensor, plain: Tensor, whole: Tensor, teacher: Optional[TeacherTargets] = None) -> Tensor:
+    def soft(self, logits: Tensor, plain: Tensor, whole: Tensor, teacher: Optional[TeacherTargets]) -> Tensor:
         """Of labels (B, C), plain ones and the same smoothed, and of what a teacher says, as targets."""
         with torch.autocast(logits.device.type, enabled=False):
             if teacher is not None:
                 teacher.check(len(plain), 1, plain.shape[1])
                 whole, plain = (teacher.blend(labels, self.config.bce_loss) for labels in (whole, plain))
             if self.config.bce_loss:
-                return self.binary(logits, whole)
+                loss = F.binary_cross_entropy_with_logits(logits.to(plain.dtype), whole)
+                return loss * logits.shape[1] if self.config.bce_sum else loss
             x, w = logits.to(plain.dtype).clamp(min=MASKED), self.class_weight(logits)
             if w is None:
                 return F.cross_entropy(x, whole)
@@ -95,12 +94,6 @@ class Losses:
         """Of both losses. Not their sum: a learning rate that was tuned without mixing stays right with it."""
         w = self.config.clean_weight
         return (mixed + w * clean) / (1 + w) if w and clean is not None else mixed
-
-    def binary(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Binary cross-entropy against Y, (B, C)."""
-        with torch.autocast(logits.device.type, enabled=False):
-            loss = F.binary_cross_entropy_with_logits(logits.to(y.dtype), y)
-            return loss * logits.shape[1] if self.config.bce_sum else loss
 
     def class_weight(self, logits: Tensor) -> Optional[Tensor]:
         """(C,), where the logits are."""
