@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from .errors import SettingError, nearest
-from .setting import SHARE, Number, Setting, number, setting, settings_of, whole
+from .setting import SHARE, Number, Setting, number, setting, whole
 
 Range = Union[float, tuple[float, float]]
 Layer = Union[str, int]
@@ -457,22 +457,20 @@ class MultiMixConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Resolved settings as plain values: what YAML and JSON can hold. `from_dict` takes it back."""
-        return {
-            f.name: list(v) if isinstance(v, tuple) else v
-            for f in dataclasses.fields(self) if f.init and (v := getattr(self, f.name)) is not None}
+        return {name: list(v) if isinstance(v, tuple) else v
+                for name in SETTINGS if (v := getattr(self, name)) is not None}
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> MultiMixConfig:
         """Build from a mapping; an unknown key is a `SettingError` with the nearest name."""
-        names = [f.name for f in dataclasses.fields(cls) if f.init]
         for key in settings:
-            if key not in names:
-                raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(str(key), names)} '
-                                   f'There are: {", ".join(names)}.')
+            if key not in SETTINGS:
+                raise SettingError(f'{key!r} is not a setting of MultiMix.{nearest(str(key), SETTINGS)} '
+                                   f'There are: {", ".join(SETTINGS)}.')
         return cls(**settings)
 
 
-SETTINGS: dict[str, Setting] = settings_of(MultiMixConfig)
+SETTINGS: dict[str, Setting] = {f.name: f.metadata['setting'] for f in dataclasses.fields(MultiMixConfig) if f.init}
 
 
 def _args() -> str:

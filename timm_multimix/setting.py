@@ -117,8 +117,3 @@ def setting(default: Any, help: str, values: Union[Number, tuple[str, ...], type
             **about: Any) -> Any:
     """A dataclass field with its `Setting`."""
     return dataclasses.field(default=default, metadata={'setting': Setting(help, values, **about)})
-
-
-def settings_of(config: type) -> dict[str, Setting]:
-    """The `Setting` of every field of a dataclass that has one."""
-    return {f.name: f.metadata['setting'] for f in dataclasses.fields(config) if 'setting' in f.metadata}
