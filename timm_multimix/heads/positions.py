@@ -16,11 +16,10 @@ import torch
 import torch.nn as nn
 from timm.layers import SpaceToDepth
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import REFUSALS, SettingError, in_words, reason
 from .parts import Model, TimmAdapter
-
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def _check_pooling(model: Model, features: Tensor, prefix: int, instead: str) ->
 def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead: str) -> HeadInfo:
     fired: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: fired.add(m)) for m in model.modules()
-             if isinstance(m, (*_BATCH_NORMS, nn.Dropout))]
+             if isinstance(m, (_BatchNorm, nn.Dropout))]
     single = _single_positions(features, layout, prefix)
     try:
         logits = model.forward_head(single)  # type: ignore[operator]
@@ -271,7 +270,7 @@ def _try_head(model: Model, features: Tensor, layout: str, prefix: int, instead:
                            f'makes no numbers of one: its class token is not told apart from its patch tokens. '
                            f'{instead}')
     classifier = model.get_classifier()  # type: ignore[operator]
-    norms = {m for m in fired if isinstance(m, _BATCH_NORMS)}
+    norms = {m for m in fired if isinstance(m, _BatchNorm)}
     direct = False
     # A fresh BatchNorm is nearly the identity, so it is looked for, not felt: behind pre_logits it must be in there.
     if isinstance(classifier, nn.Module) and norms <= set(classifier.modules()):
