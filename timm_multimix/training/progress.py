@@ -34,6 +34,9 @@ class Averages:
         return {name: s / n if n else None for name, s, n in zip(self.names, sums, counts)}
 
 
+PLAIN = ('epoch', 'batch', 'rate', 'skipped', 'in_a_row', 'statistics_agreed')  # of `Progress`, as they are
+
+
 @dataclass
 class Progress:
     """What a run must know to resume within an epoch.
@@ -57,15 +60,13 @@ class Progress:
     in_a_row: int = 0
     statistics_agreed: bool = False
     counted: Counter[str] = field(default_factory=Counter)
-    _plain: tuple[str, ...] = field(
-        default=('epoch', 'batch', 'rate', 'skipped', 'in_a_row', 'statistics_agreed'), init=False, repr=False)
 
     def state_dict(self) -> dict[str, Any]:
         sums = {name: self.averages.sums[:, i].tolist() for i, name in enumerate(self.averages.names)}
-        return {**{name: getattr(self, name) for name in self._plain}, 'averages': sums, 'counted': dict(self.counted)}
+        return {**{name: getattr(self, name) for name in PLAIN}, 'averages': sums, 'counted': dict(self.counted)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self._plain:
+        for name in PLAIN:
             setattr(self, name, state[name])
         self.counted = Counter(state['counted'])
         for i, name in enumerate(self.averages.names):  # settings may have changed, and what is measured with them
