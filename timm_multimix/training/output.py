@@ -61,7 +61,8 @@ class RunFolder:
     def __init__(self, args: argparse.Namespace, settings: Mapping[str, Any], images: Images,
                  model_args: dict[str, Any], task: MultiMixTask, at_end: ExitStack) -> None:
         self.args, self.images, self.model_args, self.task = args, images, model_args, task
-        self.settings = _portable(settings)
+        # Without what is about this start, and with paths that mean the same anywhere.
+        self.settings = {k: v for k, v in {**settings, **absolute_paths(settings)}.items() if k not in _OF_THE_START}
         # Weights in a file are of unknown origin: not of the one that timm has for the model.
         self.origin = is_repo(args.initial_checkpoint) or (
             args.pretrained and not args.pretrained_path and not args.initial_checkpoint)
@@ -201,7 +202,7 @@ class RunFolder:
         measured = [(float(row[f'eval_{name}']), int(row['epoch'])) for row in self.rows
                     if row.get(f'eval_{name}') not in (None, '')]
         line = f'\nDone in {seconds:.0f} s. Last epoch: '
-        line += (f'{name} {measured[-1][0]:.2f}' if measured and self._trained() else
+        line += (f'{name} {measured[-1][0]:.2f}' if measured and int(self.rows[-1]['epoch']) >= self.start else
                  'nothing left to train; --epochs N trains on')
         if measured:
             best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])
@@ -230,14 +231,6 @@ class RunFolder:
         if not self.task.policy.mixes_anything:
             found.append([*program('advise'), run])
         return found if self.pusher else [*found, [*program('push'), run, 'user/name']]
-
-    def _trained(self) -> bool:
-        return bool(self.rows) and int(self.rows[-1]['epoch']) >= self.start
-
-
-def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """args.yaml: without what is about this start, and with paths that mean the same anywhere."""
-    return {k: v for k, v in {**settings, **absolute_paths(settings)}.items() if k not in _OF_THE_START}
 
 
 def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:
