@@ -103,13 +103,10 @@ def drop_not_taken(args: argparse.Namespace) -> None:
     """Take them out of the namespace again, and warn of those that were set."""
     for name, (why, default, _) in NOT_TAKEN.items():
         value = vars(args).pop(name)
-        if name != 'local_rank' and not _idle(value, default):
+        idle = value in (None, '', [], {}) or value == default or str(value) == str(default)
+        if name != 'local_rank' and not idle:
             warnings.warn(f'{name} is {value!r} in timm, but it is not taken here and has no effect: {why}.',
                           stacklevel=3)
-
-
-def _idle(value: Any, default: Any) -> bool:
-    return value in (None, '', [], {}) or value == default or str(value) == str(default)
 
 
 def is_args_yaml(settings: Collection[str]) -> bool:

@@ -37,7 +37,8 @@ def read_weights(path: str, what: str = '') -> tuple[dict[str, Tensor], str]:
     except pickle.UnpicklingError as e:
         raise SettingError(_more_than_weights(path, what, str(e))) from e
     except Exception as e:  # broken bytes break the reader in any way
-        raise SettingError(_unreadable(what, e)) from e
+        kind = ' (safetensors)' if isinstance(e, SafetensorError) else ''
+        raise SettingError(f'{what} cannot be read as weights{kind}: {reason(e, 1)}') from e
     if not isinstance(found, Mapping):
         raise SettingError(f'{what} holds a {type(found).__name__}, not weights.')
     part = next((name for name in PARTS if isinstance(found.get(name), Mapping)), None)
@@ -53,11 +54,6 @@ def read_weights(path: str, what: str = '') -> tuple[dict[str, Tensor], str]:
         stripped += prefix
         said += [f'left out, since it is no part of the model: {", ".join(beside[:3])}'] if beside else []
     return state, ', '.join([*said, *([f'{stripped!r} stripped from the names'] if stripped else [])])
-
-
-def _unreadable(what: str, error: Exception) -> str:
-    kind = ' (safetensors)' if isinstance(error, SafetensorError) else ''
-    return f'{what} cannot be read as weights{kind}: {reason(error, 1)}'
 
 
 def _more_than_weights(path: str, what: str, error: str) -> str:
