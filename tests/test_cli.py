@@ -149,11 +149,6 @@ def test_binary_cross_entropy_is_of_the_mixed_loss_too() -> None:
     assert not config('--multimix', 'dense').bce_loss  # type: ignore[attr-defined]
 
 
-def test_mixtures_keep_their_length_on_request() -> None:
-    assert config('--multimix', 'dense', '--multimix-keep-norm').keep_norm  # type: ignore[attr-defined]
-    assert not config('--multimix', 'dense').keep_norm  # type: ignore[attr-defined]
-
-
 def test_method_flags_without_the_method() -> None:
     with pytest.raises(SettingError, match='--multimix-n is 5, but --multimix is none'):
         config('--multimix-n', '5')

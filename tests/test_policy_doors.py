@@ -246,5 +246,5 @@ def test_a_last_batch_smaller_than_m_mixes_what_there_is() -> None:
     wrapped = model(preset='embeddings', m=8)
     wrapped(IMAGES, TARGET)
     assert wrapped(IMAGES[:3], TARGET[:3]).mixed == 'embeddings'
-    with pytest.raises(SettingError, match='a batch of 3 has no 8 examples'):
+    with pytest.raises(SettingError, match=r'm \(--multimix-m\) is 8, but a batch of 3 has no 8 examples'):
         model(preset='embeddings', m=8)(IMAGES[:3], TARGET[:3])

@@ -200,22 +200,10 @@ def test_head_dropout_reaches_the_positions(name: str) -> None:
     assert wrapped(images, target, lam=lam).loss.item() != wrapped(images, target, lam=lam).loss.item()
 
 
-def test_m_larger_than_the_batch() -> None:
-    model, images, target = build('resnet')
-    with pytest.raises(SettingError, match=r'm \(--multimix-m\) is 7, but a batch of 6'):
-        quiet_wrap(model, 'dense', m=7)(images, target)
-
-
 def test_last_batch_of_one() -> None:
     model, images, target = build('vit averaged')
     out = quiet_wrap(model, 'dense')(images[:1], target[:1])
     assert torch.isfinite(out.loss)
-
-
-def test_targets_outside_the_classes() -> None:
-    model, images, _ = build('resnet')
-    with pytest.raises(SettingError, match='class 5, but the model has the 5 classes 0 to 4'):
-        quiet_wrap(model, 'multimix')(images, torch.tensor([0, 1, 2, 3, 4, 5]))
 
 
 def test_own_loop_is_told_when_there_is_no_signal() -> None:
@@ -226,14 +214,6 @@ def test_own_loop_is_told_when_there_is_no_signal() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         wrapped(images, target)  # once is enough
-
-
-@pytest.mark.parametrize('clean_weight, told', [(1.0, '50% of the loss'), (3.0, '25% of the loss')])
-def test_own_loop_is_told_of_a_term_without_signal_beside_a_clean_one(clean_weight: float, told: str) -> None:
-    model, images, target = build('resnet')
-    wrapped = wrap(model, 'multimix', preset='embeddings', alpha=1.0, clean_weight=clean_weight)
-    with pytest.warns(UserWarning, match=f'{told} of the steps that mix embeddings teaches nothing.*effective 2'):
-        wrapped(images.repeat(8, 1, 1, 1), target.repeat(8))
 
 
 def test_own_loop_is_told_of_a_single_position() -> None:

@@ -255,11 +255,6 @@ def test_reset_classifier_inspects_anew() -> None:
         wrapped.reset_classifier(0)
 
 
-def test_mode_of_the_model_is_kept() -> None:
-    assert not quiet_wrap(build('resnet')[0].eval(), 'dense').training
-    assert quiet_wrap(build('resnet')[0], 'dense').training
-
-
 def test_compiled_models_are_wrapped_first() -> None:
     with pytest.raises(SettingError, match='Wrap it first'):
         wrap(torch.compile(build('resnet')[0]), 'multimix')

@@ -63,6 +63,7 @@ def test_warns_of_a_term_without_signal() -> None:
     assert 'Nothing will be learned' in everywhere and '--multimix-effective 2' in everywhere  # type: ignore[operator]
     half = of(alpha=(0.5, 2.0), clean_weight=1.0)  # the clean term carries a signal, and the other does not
     assert half.startswith('50% of the loss of the steps that mix embeddings teaches nothing')  # type: ignore[attr-defined]
+    assert of(alpha=(0.5, 2.0), clean_weight=3.0).startswith('25% of the loss')  # type: ignore[attr-defined]
     assert of(alpha=(0.5, 2.0), prob=0.0) is None
     assert 'On 50% of the steps' in of(preset='paper')  # type: ignore[operator]
     assert 'Nothing will be learned' in of(preset='paper', prob=1.0)  # type: ignore[operator]
