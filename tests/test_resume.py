@@ -71,6 +71,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp('unbroken')
     assert 'a new one starts' in with_kills(folder, data, flags=('-j', '0'))
+    rows = read_summary(folder / 'x' / 'summary.csv')
+    assert len({row['train_effective'] for row in rows}) == 4  # no epoch repeats another
     return folder
 
 

@@ -96,14 +96,6 @@ def test_ways_to_train(tmp_path: Path, flags: tuple[str, ...], capsys: pytest.Ca
         assert 'take' in captured.out and 'many epochs' in captured.out
 
 
-def test_a_folder_of_images(tmp_path: Path, image_folder: Path) -> None:
-    code = train.main([*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '8',
-                       '--warmup-epochs', '0', '--output', str(tmp_path), '--experiment', 'x', '--smoothing', '0'])
-    assert code == 0
-    config = yaml.safe_load((tmp_path / 'x' / 'model' / 'config.json').read_text())
-    assert config['num_classes'] == 3 and config['label_names'] == ['class_0', 'class_1', 'class_2']
-
-
 def test_says_how_much_a_short_training_mixes(
         tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, '--data-dir', str(image_folder), '--multimix', 'dense', '-b', '8', '--output',
@@ -204,19 +196,6 @@ def test_killed_and_resumed(tmp_path: Path, image_folder: Path) -> None:
     assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
     again = forked.run('train.py', '--resume', str(folder))  # args.yaml of the resumed run: nothing is left to do
     assert again.returncode == 0 and 'nothing left to train' in again.stdout, again.stderr
-
-
-def test_resumed_and_unbroken_runs_draw_the_same(tmp_path: Path) -> None:
-    flags = [*SMALL, *on(write_images(tmp_path / 'images', per_class=12)), '--multimix', 'dense', '--multimix-prob',
-             '0.6', '--multimix-ramp-epochs', '2', '--sched', 'none', '--lr', '1e-3', '--output', str(tmp_path)]
-    assert train.main([*flags, '--epochs', '4', '--experiment', 'whole']) == 0
-    assert train.main([*flags, '--epochs', '2', '--experiment', 'parts']) == 0
-    assert train.main(['--resume', str(tmp_path / 'parts'), '--epochs', '4']) == 0
-    whole, parts = (read_summary(tmp_path / name / 'summary.csv') for name in ('whole', 'parts'))
-    for a, b in zip(whole, parts, strict=True):
-        for name in ('train_loss', 'train_effective', 'eval_loss'):
-            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3), (a['epoch'], name)
-    assert len({row['train_effective'] for row in whole}) == 4  # no epoch repeats another
 
 
 def test_summary_keeps_its_columns_when_settings_change(tmp_path: Path) -> None:
