@@ -14,6 +14,7 @@ from timm.utils.model import unwrap_model
 from torch import Tensor
 
 from ..distributed import world
+from ..files import whole
 from ..runs.find import SUFFIX
 
 
@@ -63,19 +64,12 @@ class AtomicCheckpointSaver(CheckpointSaver):
     def _duplicate(self, src: str, dst: str) -> None:
         if os.path.exists(dst) and os.path.samefile(src, dst):  # renaming a link to itself leaves both
             return
-        temporary = f'{dst}.tmp'
-        try:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            os.link(src, temporary)
-        except OSError:  # a file system without hard links
+        with whole(dst) as temporary:
+            temporary.unlink(missing_ok=True)  # a link that a killed run left, which must not be written through
             try:
+                os.link(src, temporary)
+            except OSError:  # a file system without hard links
                 shutil.copy2(src, temporary)
-            except OSError:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
-                raise
-        os.replace(temporary, dst)
 
     def keep(self, epochs: int) -> None:
         """Keep what was saved last as milestone-N.pth.tar, N epochs being done. It has no rank and is never removed."""
