@@ -199,7 +199,7 @@ def train_command(args: dict[str, Any]) -> str:
     for action in parser._actions:
         name = action.dest
         value = args.get(name)
-        same = _same(value, parser.get_default(name)) and name not in ('model', 'multimix')  # these two say it all
+        same = value == parser.get_default(name) and name not in ('model', 'multimix')  # these two say it all
         if name in (*OF_THE_MACHINE, 'help', 'recipe', 'num_classes') or value is None or same:
             continue
         words += _words(action, value)
@@ -220,10 +220,6 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [flag, *(shlex.quote(f'{k}={v}') for k, v in value.items())]
     return [flag, *(shlex.quote(str(v)) for v in (value if isinstance(value, (list, tuple)) else [value]))]
-
-
-def _same(a: Any, b: Any) -> bool:
-    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
 
 
 def _data_set(args: dict[str, Any]) -> tuple[str, str]:
