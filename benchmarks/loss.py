@@ -122,12 +122,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def picture(path: str, rows: dict[str, dict[str, Any]], where: str) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure
 
-    fig, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.75 * len(rows)), layout='constrained', sharey=True)
+    fig = Figure(figsize=(11, 0.9 + 0.75 * len(rows)), layout='constrained')
+    axes = fig.subplots(1, 2, sharey=True)
     at = np.arange(len(rows))[::-1]
     for ax, key, unit in ((axes[0], 'seconds', 's'), (axes[1], 'MiB', 'MiB')):
         old = [row[key][row['literal form']] for row in rows.values()]

@@ -74,11 +74,10 @@ def label(row: dict[str, Any]) -> str:
 
 
 def picture(path: str, rows: list[dict[str, Any]], where: str) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    fig, axes = plt.subplots(1, 2, figsize=(9, 1.4 + 0.8 * len(rows)), layout='constrained', sharey=True)
+    fig = Figure(figsize=(9, 1.4 + 0.8 * len(rows)), layout='constrained')
+    axes = fig.subplots(1, 2, sharey=True)
     for ax, key, about in zip(axes, ('time ratio', 'memory ratio'), ('time of a step', 'peak memory')):
         for i, mode in enumerate(MODES):
             at = [len(rows) - row - 0.25 * i for row in range(len(rows))]

@@ -154,13 +154,12 @@ def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Pa
          only: Optional[Sequence[int]] = None) -> None:
     """A picture of `report`'s table: every seed a dot, the mean with its standard error, and the first run as a line. A
     run of one seed has no error, and so a hollow dot."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     found = finished(path, study, more, only)
     names = list(found)[::-1]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.3 * len(names)), sharey=True, layout='constrained')
+    figure = Figure(figsize=(11, 1 + 0.3 * len(names)), layout='constrained')
+    axes = figure.subplots(1, 3, sharey=True)
     for ax, (key, title) in zip(axes, (('top1', 'top-1, %  (more is better)'), ('nll', 'NLL, nats  (less is better)'),
                                        ('ece', 'ECE  (less is better)'))):
         ax.axvline(mean_error([row[key] for row in found[names[-1]].values()])[0], color='0.8', zorder=0)
@@ -184,4 +183,3 @@ def plot(path: Path, image: Path, study: dict[str, Any], more: Sequence[tuple[Pa
                axes[0].plot([], [], label=label, **style)[0] for label, style in kinds]
     figure.legend(handles=handles, frameon=False, fontsize=9, ncols=len(handles), loc='outside lower center')
     figure.savefig(image, dpi=150)
-    plt.close(figure)

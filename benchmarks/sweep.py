@@ -45,11 +45,10 @@ def measure(n: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def picture(path: str, rows: list[dict[str, Any]], shape: str, where: str) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
+    fig = Figure(figsize=(10, 3.6), layout='constrained')
+    axes = fig.subplots(1, 2)
     for ax, key, label in zip(axes, ('seconds', 'MiB'), ('time, forward and backward (s)', 'peak memory (MiB)')):
         for name, colour, text in (('literal', '0.55', 'literal equations'), ('ours', '#2e6eb3', 'timm-multimix')):
             points = [(row['n'], row[key][name]) for row in rows if name in row[key]]
