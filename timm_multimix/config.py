@@ -433,7 +433,7 @@ class MultiMixConfig:
                                                       f"'embeddings' mixes no inputs.")
 
     def given(self, *names: str) -> bool:
-        """Whether any of these settings was given, and is another than the preset's (which files repeat)."""
+        """Whether any of these settings was given, with another value than the preset's, which files repeat."""
         preset = PRESETS[self.preset]
         return any(name in self._given and getattr(self, name) != preset.get(name) for name in names)
 

@@ -28,8 +28,7 @@ def seed_place(*place: int, cpu_only: bool = False) -> None:
 
 @contextmanager
 def seeded_place(*place: int) -> Iterator[None]:
-    """While inside, Python's, NumPy's and torch's CPU generators draw by the place; then they go on as if nothing was.
-    """
+    """While inside, Python's, NumPy's and torch's CPU generators draw by the place. After it they go on as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         seed_place(*place, cpu_only=True)

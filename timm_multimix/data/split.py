@@ -114,8 +114,8 @@ def read_parts(path: Union[str, Path]) -> Split:
 
 
 def take_part(dataset: Any, parts: Mapping[str, Split], split: str) -> Optional[str]:
-    """Leave of a folder without splits what runs held out of it. A sentence that says so, or that nobody knows; None
-    for a split of another name.
+    """Keep of a folder without splits the images that runs have as this split. A sentence that says so, or that nobody
+    knows; None for a split of another name.
 
     A run that was trained on other images, by their names and sizes, says nothing about these.
 

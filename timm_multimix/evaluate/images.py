@@ -66,7 +66,7 @@ def _check_folder(dataset: Any, root: str, split: str) -> None:
 
 
 def take_held_out(dataset: Any, root: Optional[str], split: str, checkpoints: Sequence[Checkpoint]) -> Optional[str]:
-    """Of class folders without splits, leave the part that the checkpoints' runs have as `split`; a sentence if so.
+    """Keep of a folder without splits the images that the checkpoints' runs have as `split`; a sentence that says so.
 
     Raises:
         SettingError: they have no image of that part in common.

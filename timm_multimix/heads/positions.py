@@ -104,8 +104,8 @@ def check_affine(model: Model, input_size: Optional[tuple[int, ...]] = None) -> 
 
 
 def _bend(model: Model, module: Any, input: Callable[[], Tensor], leaf: nn.Module) -> float:
-    """How far the output for the mean of two rows is from the mean of their outputs, relative to the rows, which `leaf`
-    is made to give; 0 where the module cannot be run."""
+    """`leaf` is made to give two rows and their mean. How far a module's output for the mean is from the mean of its
+    outputs for the two, relative to the rows; 0 where the module cannot be run."""
     given: list[Tensor] = []
 
     def two_and_their_mean(layer: nn.Module, args: Any, output: Tensor) -> Tensor:

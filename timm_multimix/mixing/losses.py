@@ -41,9 +41,11 @@ class Losses:
 
     def targets(self, target: Tensor, C: int, logits: Tensor, training: bool = True, smoothed: float = 0.0,
                 ) -> tuple[Tensor, float]:
-        """Y, (B, C), in the dtype that losses of these logits are computed in, and by how much it is still to be
-        smoothed: class weights and balance are of the class, smoothed or not. So soft targets that were `smoothed`
-        already come back as they were before. A threshold is of smoothed ones, and leaves nothing to smooth."""
+        """Y, (B, C), in the dtype of the loss, and by how much it is still to be smoothed.
+
+        Class weights and balance go by the class, smoothed or not. So soft targets that were `smoothed` come back
+        without it. A threshold is of smoothed targets, and leaves nothing to smooth.
+        """
         config, dtype = self.config, torch.float64 if logits.dtype == torch.float64 else torch.float32
         y = soft_target(target, C, dtype, binary=config.bce_loss, batch=len(logits))
         smoothing = config.label_smoothing if training and target.ndim == 1 else 0.0

@@ -69,7 +69,7 @@ def candidates(path: Union[str, Path]) -> list[Path]:
 
 
 def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
-    """The first of `candidates` that is not damaged, or None, and a sentence on each that is and came before it."""
+    """The first of `candidates` that is not damaged, or None; and a sentence on each damaged one before it."""
     problems: list[str] = []
     for found in candidates(path):
         problem = damage(found)
