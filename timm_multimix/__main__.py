@@ -45,13 +45,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         script = SCRIPTS / f'{command}.py'
         sys.argv = [str(script), *rest]
         runpy.run_path(str(script), run_name='__main__')  # as `python train.py`; it exits by itself
-    if command == 'describe':
-        return describe(rest, f'{prog} describe')
-    if command == 'advise':
-        return advise(rest, f'{prog} advise')
-    if command == 'data':
-        return data(rest, f'{prog} data')
-    return hub([command, *rest], prog)
+    own = {'describe': describe, 'advise': advise, 'data': data}.get(command)
+    return own(rest, f'{prog} {command}') if own else hub([command, *rest], prog)
 
 
 if __name__ == '__main__':
