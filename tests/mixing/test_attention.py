@@ -51,8 +51,3 @@ def test_a_map_without_a_positive_score_is_uniform_and_has_no_nan_gradient() -> 
 def test_unknown_names(args: tuple) -> None:
     with pytest.raises(SettingError, match='kind is one of gap, cam, uniform'):
         attention(torch.randn(1, 2, 3), *args)
-
-
-def test_cam_needs_the_classifier() -> None:
-    with pytest.raises(SettingError, match='weight'):
-        attention(torch.randn(1, 2, 3), 'cam')

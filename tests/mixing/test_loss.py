@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from typing import Union
+from typing import Optional, Union
 
 import pytest
 import torch
@@ -193,11 +193,13 @@ def test_drawn_in_tiles_or_given_whole(chunk: int, detach: bool, monkeypatch: py
         torch.testing.assert_close(x, t, rtol=1e-11, atol=1e-12)
 
 
-def test_memory_does_not_depend_on_n() -> None:
+@pytest.mark.parametrize('w', [None, torch.linspace(0, 1, 20)], ids=['', 'class weights'])
+def test_memory_does_not_depend_on_n(w: Optional[Tensor]) -> None:
     L, a, y = torch.randn(16, 3, 20, requires_grad=True), torch.rand(16, 3).softmax(1), torch.arange(16)
 
     def peak(n: int) -> float:
-        return peak_mib(lambda: torch.autograd.grad(mixed_cross_entropy(L, y, LamSampler(n, 3, 16, 0.1), a), L), 'cpu')
+        return peak_mib(lambda: torch.autograd.grad(
+            mixed_cross_entropy(L, y, LamSampler(n, 3, 16, 0.1), a, class_weight=w), L), 'cpu')
 
     small, large = peak(200_000), peak(500_000)
     assert small > 5 and large <= 1.05 * small
@@ -235,14 +237,15 @@ def test_never_nan(case: str, dtype: torch.dtype) -> None:
     assert z.grad.dtype == dtype and torch.isfinite(z.grad).all()
 
 
+@pytest.mark.parametrize('w', [None, torch.linspace(0, 1, 6)], ids=['', 'class weights'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
+def test_autocast_computes_in_float32(dtype: torch.dtype, w: Optional[Tensor]) -> None:
     L, lam, y = torch.randn(8, 4, 6), sample_lam(20, 4, 8, 0.2), torch.arange(8) % 6
     a = torch.rand(8, 4).softmax(1)
-    want = mixed_cross_entropy(L, y, lam, a)
+    want = mixed_cross_entropy(L, y, lam, a, class_weight=w)
     with torch.autocast('cpu', dtype=dtype):
-        assert torch.equal(mixed_cross_entropy(L, y, lam, a), want)
-        low = mixed_cross_entropy(L.to(dtype), y, lam, a.to(dtype))
+        assert torch.equal(mixed_cross_entropy(L, y, lam, a, class_weight=w), want)
+        low = mixed_cross_entropy(L.to(dtype), y, lam, a.to(dtype), class_weight=w)
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, want, rtol=2e-2, atol=2e-2)
 

@@ -224,6 +224,7 @@ def test_a_class_masked_for_one_image_is_masked_in_what_it_is_mixed_into() -> No
 
 
 @pytest.mark.parametrize('change, words', [
+    (dict(weight=None), 'needs target=… and weight=…'),
     (dict(weight=torch.rand(5, 7)), r'weight must be the classifier.s \(C, 8\), not \(5, 7\)'),
     (dict(weight=torch.rand(5, 8, 1, 1)), r'weight must be'),
     (dict(target=torch.tensor([0, 1, 2, 5])), 'class 5, but the model has the 5 classes'),
