@@ -141,14 +141,14 @@ def test_a_run_starts_another_of_other_classes(
         (image_folder / split / 'class_2').rename(tmp_path / split)
     monkeypatch.chdir(tmp_path)
     for given in ('a', 'a/model', 'local-dir:a', 'local-dir:a/model'):
-        capsys.readouterr()
-        name = given.replace('/', '_').replace(':', '_')
-        assert train.main([*flags, '--initial-checkpoint', given, '--lr', '0', '--experiment', f'of_{name}']) == 0
-        args = yaml.safe_load((tmp_path / f'of_{name}' / 'args.yaml').read_text())
-        assert args['initial_checkpoint'] == f'local-dir:{tmp_path}/a/model' and args['model'] == 'test_resnet'
-        second = load_file(tmp_path / f'of_{name}' / 'model' / 'model.safetensors')
-        assert torch.equal(second['conv1.0.weight'], first['conv1.0.weight']) and len(second['fc.weight']) == 2
-        assert 'which is new: 3 classes there, 2 here' in capsys.readouterr().out
+        found = parse_args([*flags, '--initial-checkpoint', given]).initial_checkpoint
+        assert found == f'local-dir:{tmp_path}/a/model', given
+    assert train.main([*flags, '--initial-checkpoint', 'a', '--lr', '0', '--experiment', 'b']) == 0
+    args = yaml.safe_load((tmp_path / 'b' / 'args.yaml').read_text())
+    assert args['initial_checkpoint'] == f'local-dir:{tmp_path}/a/model' and args['model'] == 'test_resnet'
+    second = load_file(tmp_path / 'b' / 'model' / 'model.safetensors')
+    assert torch.equal(second['conv1.0.weight'], first['conv1.0.weight']) and len(second['fc.weight']) == 2
+    assert 'which is new: 3 classes there, 2 here' in capsys.readouterr().out
     # the same command goes on with that run
     assert train.main([*flags, '--initial-checkpoint', 'a', '--lr', '0', '--epochs', '2', '--resume', 'auto']) == 0
     out = capsys.readouterr().out
