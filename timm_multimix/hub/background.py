@@ -97,12 +97,10 @@ class BackgroundPush:
                 self.poll()
             self.say(f'Pushing to {self.repo_id} …')
             self.push('the last epoch')
-            if self.process is None:
-                self.say(later)
-                return False
-            self.process.wait()
-            if self.poll():
-                return True
+            if self.process is not None:
+                self.process.wait()
+                if self.poll():
+                    return True
             self.say(later)
             return False
         except KeyboardInterrupt:
