@@ -105,9 +105,6 @@ def test_wrapping_before_or_after_loading_weights() -> None:
 def test_names_are_the_timm_models_own() -> None:
     model, _, _ = build('resnet')
     wrapped = quiet_wrap(model, 'dense')
-    assert list(wrapped.state_dict()) == list(model.state_dict())
-    assert [k for k, _ in wrapped.named_parameters()] == [k for k, _ in model.named_parameters()]
-    assert [k for k, _ in wrapped.named_buffers()] == [k for k, _ in model.named_buffers()]
     parent = nn.Sequential(wrapped)
     assert list(parent.state_dict()) == ['0.' + k for k in model.state_dict()]
     assert [k for k, _ in parent.named_parameters()] == ['0.' + k for k, _ in model.named_parameters()]
@@ -119,17 +116,6 @@ def test_names_are_the_timm_models_own() -> None:
         wrapped.nonsense  # noqa: B018
     with pytest.raises(RuntimeError, match='Unexpected key'):
         wrapped.load_state_dict({**wrapped.state_dict(), 'x': torch.zeros(1)})
-
-
-def test_copies_are_independent() -> None:
-    model, images, target = build('vit class token')
-    wrapped = quiet_wrap(model, 'dense').eval()
-    twin = copy.deepcopy(wrapped)
-    lam = sample_lam(20, wrapped.head_info.positions, 6, 1.0)
-    assert torch.equal(twin(images, target, lam=lam).loss, wrapped(images, target, lam=lam).loss)
-    with torch.no_grad():
-        next(twin.parameters()).add_(1)
-    assert not torch.equal(twin(images), wrapped(images))
 
 
 def test_wrapping_a_half_precision_model() -> None:

@@ -77,10 +77,15 @@ def test_what_timm_asks_of_a_model(name: str) -> None:
 @pytest.mark.parametrize('name', timm.list_models('test_*'))
 def test_copies_and_pickles(name: str) -> None:
     _, wrapped, images = both(name)
+
+    def mixed(model: MultiMixModel) -> torch.Tensor:
+        return model(images, TARGET[:2], generator=torch.Generator().manual_seed(1)).loss
+
     for other in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
         assert type(other) is type(wrapped) and type(unwrap(other)) is type(unwrap(wrapped))
         with torch.no_grad():
             assert torch.equal(other(images), wrapped(images)) and torch.equal(unwrap(other)(images), other(images))
+            assert torch.equal(mixed(other), mixed(wrapped))
         assert not {id(p) for p in other.parameters()} & {id(p) for p in wrapped.parameters()}
         assert other.multimix.config == wrapped.multimix.config and other.policy is not wrapped.policy
 
