@@ -120,11 +120,7 @@ class MultiMix:
             self._make_dense()
 
     def reconfigure(self, **settings: Any) -> None:
-        """Change settings that say how the loss is computed, such as `label_smoothing` and `class_weight`.
-
-        Raises:
-            SettingError: a setting is off, or decides how the model was wrapped.
-        """
+        """See `MultiMixModel.reconfigure`."""
         for name in ('mode', 'layer', 'attention'):
             if name in settings:
                 raise SettingError(f'{name} decides how a model is wrapped: unwrap() it and wrap it anew.')
@@ -142,7 +138,7 @@ class MultiMix:
             self.learned.set_lr(config.attention_lr)
 
     def set_teacher(self, teacher: Teacher) -> None:
-        """The network that the setting `teacher` means; see `MultiMixModel.set_teacher`."""
+        """See `MultiMixModel.set_teacher`."""
         check_teacher(teacher, self.config, self.policy.num_classes, self.model)
         self.teacher = teacher
 
@@ -233,11 +229,7 @@ class MultiMix:
                                f"'gap'.")
 
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
-        """timm's `reset_classifier`, after which the model is inspected anew.
-
-        Raises:
-            SettingError: no classes, or an ending that cannot be mixed.
-        """
+        """See `MultiMixModel.reset_classifier`."""
         if self.parts is not None:
             raise SettingError(f'{type(self.model).__name__} is not of timm and cannot reset its classifier: unwrap() '
                                f'it, replace its layer {self.parts.classifier!r}, and wrap it again.')
