@@ -82,13 +82,12 @@ def test_a_failed_wrap_leaves_the_model_as_it_was() -> None:
     assert model.global_pool == 'token'
     assert getattr(model, '_model_args', {}).get('global_pool') is None
     assert torch.isfinite(quiet_wrap(model, 'multimix')(torch.randn(4, 3, 32, 32), torch.arange(4)).loss)
-
-
-def test_a_teacher_that_does_not_fit_leaves_the_model_as_it_was() -> None:
-    vit = timm.create_model('test_vit', num_classes=5)
-    with pytest.raises(SettingError, match='The teacher has 7 classes, but the model has 5'):
-        timm_multimix.wrap(vit, 'dense', teacher=timm.create_model('test_vit', num_classes=7))
-    assert vit.global_pool == 'token'
+    vit, other = (timm.create_model('test_vit', num_classes=classes) for classes in (5, 7))
+    for settings, words in (({'teacher': other}, 'The teacher has 7 classes, but the model has 5'),
+                            ({'ramp': 0.3, 'schedule': lambda progress: 1.0}, 'schedule says')):
+        with pytest.raises(SettingError, match=words):
+            wrap(vit, 'dense', **settings)
+        assert vit.global_pool == 'token'
 
 
 def test_wrapping_before_or_after_loading_weights() -> None:
