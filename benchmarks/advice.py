@@ -80,6 +80,7 @@ CASES = [
 PHOTOGRAPHS = ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10)
 CASES += [  # fine-tuning, beside the recipe, which smooths labels
     Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'label smoothing')], {
+        INPUTS: (study, 'input mixup and CutMix'),
         'manifold mixup': (study, 'manifold mixup at the embedding'),
         DENSE: (study, 'Dense MultiMix')}, (study, 'label smoothing'), classes, PRETRAINED)
     for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))

@@ -21,6 +21,7 @@ from timm_multimix.runs.advice import (
     WEIGHTED_TAIL,
     Training,
     advise,
+    closest,
     evidence,
     read_run,
     sentences,
@@ -57,14 +58,21 @@ def test_the_nearest_decide() -> None:
 
 
 def test_four_points_away_counts_half() -> None:
-    assert advise(RUN, [known(99, 3, 0), known(95, -3, 0)])[1] == pytest.approx((3 - 3 / 2) / 1.5)
+    assert advise(RUN, [known(99, 3, 0), known(95, 1, 0)])[1] == pytest.approx((3 + 1 / 2) / 1.5)
 
 
-def test_an_option_that_was_not_measured_everywhere_counts_where_it_was() -> None:
-    some = [known(98, 2, 1), replace(known(98, 0, 0), gains={'mixup and CutMix': 4.0})]
-    assert advise(RUN, some)[:2] == ('mixup and CutMix', 2.5)
-    assert advise(RUN, [*some, *(replace(known(98, 2, 0), gains={'Dense MultiMix': 2.0}) for _ in range(3))])[0] == (
-        'Dense MultiMix')  # two of five say too little
+def test_an_option_that_the_nearest_did_not_measure_does_not_count() -> None:
+    """Where it was measured may be where all options gain."""
+    some = [known(98, 2, 1), replace(known(90, 0, 0), gains={'mixup and CutMix': 4.0})]
+    assert advise(RUN, some)[0] == 'Dense MultiMix'
+    assert advise(replace(RUN, train_top1=90.0), some)[0] == 'mixup and CutMix'
+    assert advise(replace(RUN, train_top1=94.0), some)[0] == 'mixup and CutMix'  # equally near
+
+
+def test_a_gain_within_chance_is_none() -> None:
+    gains = [known(98, gain, -1) for gain in (2.0, -1.0, 0.5)]  # 0.5 ± 0.7
+    assert advise(RUN, gains)[:2] == ('no mixing', 0.0)
+    assert advise(RUN, [known(98, gain, -1) for gain in (2.0, 1.0, 1.5)])[0] == 'Dense MultiMix'
 
 
 def test_images_a_class_count_too() -> None:
@@ -95,7 +103,13 @@ def test_words() -> None:
     assert text.endswith('\nGains are points of top-1 over the same training without mixing.')
     text = sentences(RUN, 'Dense MultiMix', 2.34, [far])
     assert 'try Dense MultiMix' in text and 'gained 2.3 points' in text
-    assert 'No measured training is close to it. In the trainings below the options do not differ' in text
+    assert '\nNo measured training is close to it.\nIn the trainings below the options do not differ' in text
+    assert 'equally like it' not in text and 'say --images-per-class' not in text
+    text = sentences(replace(RUN, images=None, unlike=['Its loss is another.']), 'no mixing', 0, [near] * 5)
+    assert '\nIts loss is another.\nHow many images a class has is not known: say --images-per-class N.\n' in text
+    assert 'The 5 trainings below are equally like it.' in text
+    assert closest(RUN, [near] * 5 + [far]) == [near] * 5 and closest(RUN, [near, near, far, far]) == [
+        near, near, far, far] and closest(RUN, [near]) == [near]
     tail = sentences(replace(RUN, kind=TAIL), 'no mixing', 0, [near])
     assert 'uneven classes, with 100 images a class on average' in tail and 'points of the mean over classes' in tail
     shown = table([known(98, 2, 1), replace(known(97, 0, 0), gains={})]).splitlines()
@@ -147,6 +161,18 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
     (mixed / 'args.yaml').write_text(yaml.safe_dump({**args, 'epochs': args['epochs'] + 2}))
     assert main(['advise', str(mixed)]) == 0
     assert f'of its {args["epochs"] + 2} epochs: resume it' in capsys.readouterr().out
+    weighted = {**args, 'pretrained': True, 'class_weight': ''}
+    for changed, words in (({}, 'first try --bn-eval'), ({'smoothing': 0.0}, 'first try --smoothing 0.1'),
+                           ({'bce_loss': True}, 'Its loss is binary'), ({'bn_eval': True}, '')):
+        (mixed / 'args.yaml').write_text(yaml.safe_dump({**weighted, **changed}))
+        assert [words in line for line in read_run(mixed).unlike].count(True) == bool(words), changed
+    (mixed / 'args.yaml').write_text(yaml.safe_dump(args))
+    assert read_run(mixed).unlike == []
+    write_summary(mixed / 'summary.csv', [{**rows[0], 'train_top1': 'nan'}])
+    assert main(['advise', str(mixed)]) == 2 and 'no epoch with a training' in capsys.readouterr().err
+    timms = {'epoch': 0, 'train_loss': 1.0, 'eval_loss': 1.0, 'eval_top1': 50.0}
+    write_summary(mixed / 'summary.csv', [timms])
+    assert main(['advise', str(mixed)]) == 2 and "timm's own train.py does not write" in capsys.readouterr().err
     for number in ('-5', 'nan', '0'):
         assert main(['advise', str(run), '--images-per-class', number]) == 2
         assert f'--images-per-class is {number}, but' in capsys.readouterr().err

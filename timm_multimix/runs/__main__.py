@@ -6,7 +6,7 @@ from typing import Optional
 
 from ..errors import SettingError, shown
 from ..setting import number
-from .advice import OPTIONS, SCRATCH, SHOWN, advise, evidence, read_run, sentences, table
+from .advice import OPTIONS, SCRATCH, advise, closest, evidence, read_run, sentences, table
 from .parser import Parser
 
 
@@ -24,7 +24,7 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
         print(f'advise: error: {shown(e)}', file=sys.stderr)
         return 2
     print(f'{args.run}: {sentences(run, option, gain, like)}\n')
-    print(table(like[:SHOWN]))
+    print(table(closest(run, like)))
     if flags := OPTIONS[run.kind][option]:
         half = run.kind != SCRATCH and '--multimix' in flags  # what held-out images chose for these
         rate = ', and half the learning rate' if half else ''

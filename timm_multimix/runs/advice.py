@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import yaml
+from safetensors import safe_open
 
 from ..data.class_weight import uneven
 from ..errors import SettingError
 from ..files import load_json, load_yaml
+from .find import model_folder
 from .settings import starts_pretrained
 from .summary import read_summary
 
@@ -22,11 +24,11 @@ HALF = 4.0  # so far away, a training counts half
 SCRATCH, PRETRAINED, TAIL, WEIGHTED_TAIL = KINDS = (
     'from scratch', 'from pretrained weights', 'from pretrained weights, on uneven classes',
     'from pretrained weights, on uneven classes that are weighted')
+INPUTS = '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0'
 MANIFOLD, DENSE = '--multimix multimix --multimix-preset manifold', '--multimix dense --multimix-preset embeddings'
 OPTIONS = {
-    SCRATCH: {'no mixing': '', 'mixup and CutMix': '--mixup 1 --cutmix 1 --mixup-prob 0.5 --smoothing 0',
-              'Dense MultiMix': '--multimix dense'},
-    PRETRAINED: {'no mixing': '', 'manifold mixup': MANIFOLD, 'Dense MultiMix': DENSE},
+    SCRATCH: {'no mixing': '', 'mixup and CutMix': INPUTS, 'Dense MultiMix': '--multimix dense'},
+    PRETRAINED: {'no mixing': '', 'mixup and CutMix': INPUTS, 'manifold mixup': MANIFOLD, 'Dense MultiMix': DENSE},
     TAIL: {'no mixing': '', 'class weights': '--class-weight auto'},
     WEIGHTED_TAIL: {'no mixing': '', 'manifold mixup': f'--smoothing 0.1 {MANIFOLD}',
                     'Dense MultiMix': f'--smoothing 0.1 {DENSE}'},
@@ -48,6 +50,7 @@ class Training:
             run of the user's.
         noise: option → whether a 95 % interval of its difference to the best option holds zero.
         of: epochs that a run of the user's was to have.
+        unlike: what a run of the user's does otherwise than the measured ones, in sentences.
     """
     title: str
     kind: str
@@ -58,6 +61,7 @@ class Training:
     gains: Mapping[str, float] = field(default_factory=dict)
     noise: Mapping[str, bool] = field(default_factory=dict)
     of: int = 0
+    unlike: Sequence[str] = field(default_factory=list)
 
     def distance(self, other: Training) -> float:
         """How unlike two trainings are: points of training accuracy, and ten for each factor of ten in the images."""
@@ -73,6 +77,9 @@ def evidence() -> list[Training]:
 def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[Training]]:
     """The option with the highest mean gain, in which a training counts the more the nearer it is to the run.
 
+    An option counts if the nearest trainings measured it, and its mean is above twice its standard error over the
+    trainings. Where there is none, it is no mixing.
+
     Args:
         run: without mixing.
         known: `evidence`, or a part of it.
@@ -87,13 +94,16 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
     like = sorted((other for other in known if other.kind == run.kind), key=run.distance)
     if not like:
         raise SettingError(f'The run starts {run.kind}. No such training has been measured, so there is no advice.')
-    weights = {other: 2 ** (-run.distance(other) / HALF) for other in like}
     means = {'no mixing': 0.0}
     for option in OPTIONS[run.kind]:
-        measured = {other: weight for other, weight in weights.items() if option in other.gains}
-        weight = sum(measured.values())
-        if 2 * weight >= sum(weights.values()) and weight:  # else little is known of it here
-            means[option] = sum(w * other.gains[option] for other, w in measured.items()) / weight
+        if not any(option in other.gains for other in like if run.distance(other) == run.distance(like[0])):
+            continue
+        measured = {other: 2 ** (-run.distance(other) / HALF) for other in like if option in other.gains}
+        whole = sum(measured.values())
+        mean = sum(weight * other.gains[option] for other, weight in measured.items()) / whole
+        spread = sum((weight * (other.gains[option] - mean)) ** 2 for other, weight in measured.items())
+        if mean > 2 * math.sqrt(spread) / whole:
+            means[option] = mean
     best = max(means, key=lambda option: means[option])  # of equals the first: no mixing
     return best, means[best], like
 
@@ -123,16 +133,41 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
     if mixes:
         raise SettingError(f'{folder} mixes already ({", ".join(mixes)}). Advice needs a run without mixing, '
                            f'with the same settings otherwise.')
-    rows = [row for row in read_summary(folder / 'summary.csv') if row.get('train_top1') and row.get('eval_top1')]
+    rows = read_summary(folder / 'summary.csv')
+    if rows and 'train_top1' not in rows[0]:
+        raise SettingError(f'{folder}/summary.csv has no training accuracy, which timm\'s own train.py does not write. '
+                           f'Train with this train.py: it takes the same flags.')
+    rows = [row for row in rows if _finite(row.get('train_top1')) and _finite(row.get('eval_top1'))]
     if not rows:
         raise SettingError(f'{folder}/summary.csv has no epoch with a training and a validation accuracy yet.')
-    last, model = rows[-1], folder / 'model' / 'config.json'
-    classes = settings.get('num_classes') or (load_json(model).get('num_classes') if model.is_file() else None)
+    last, model = rows[-1], model_folder(folder)
+    classes = settings.get('num_classes') or (load_json(model / 'config.json').get('num_classes') if model else None)
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)
     return Training(title='', kind=_kind(settings, last), epochs=int(last['epoch']) + 1, images=images,
                     train_top1=float(last['train_top1']), eval_top1=float(last['eval_top1']),
-                    of=int(settings.get('epochs') or 0))
+                    of=int(settings.get('epochs') or 0), unlike=_unlike(settings, model))
+
+
+def _finite(value: Any) -> bool:
+    return bool(value) and math.isfinite(float(value))
+
+
+def _unlike(settings: Mapping[str, Any], model: Optional[Path]) -> list[str]:
+    """What the recipe for fine-tuning, which was measured, has otherwise and gains more by than by mixing."""
+    if not starts_pretrained(settings):
+        return []
+    found = []
+    if settings.get('bce_loss'):
+        found.append('Its loss is binary, and that of the measured trainings is not.')
+    elif settings.get('smoothing') == 0:
+        found.append('Labels were smoothed in the measured trainings, and not in this one: first try --smoothing 0.1.')
+    if model and not settings.get('bn_eval'):
+        with safe_open(model / 'model.safetensors', 'pt') as weights:
+            if any(name.endswith('running_mean') for name in weights.keys()):
+                found.append('Batch norms kept their statistics in the measured trainings, and not in this one: first '
+                             'try --bn-eval.')
+    return found
 
 
 def _kind(settings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -152,8 +187,12 @@ def sentences(run: Training, option: str, gain: float, like: Sequence[Training])
         run: what the advice is for.
         option, gain, like: from `advise`.
     """
-    nearest = like[:SHOWN]
-    limits = []
+    nearest = closest(run, like)
+    limits = [*run.unlike]
+    if run.images is None:
+        limits.append('How many images a class has is not known: say --images-per-class N.')
+    if len(nearest) > SHOWN:
+        limits.append(f'The {len(nearest)} trainings below are equally like it.')
     if run.of > run.epochs:
         limits.append(f'It has trained {run.epochs} of its {run.of} epochs: resume it, and ask again.')
     if run.distance(nearest[0]) > 2 * HALF:
@@ -170,8 +209,14 @@ def sentences(run: Training, option: str, gain: float, like: Sequence[Training])
             f'It trained for {run.epochs} epoch{"s" * (run.epochs != 1)} {run.kind}{images}.\n'
             f'Its top-1 is {run.train_top1:.1f} % on training images and {run.eval_top1:.1f} % on validation images.\n'
             + (f'Measured trainings like it gained {gain:.1f} points on average.' if changes else
-               'Measured trainings like it did best without mixing.')
-            + '\n' + ' '.join(limits))
+               'In measured trainings like it, no option gained beyond chance.')
+            + '\n' + '\n'.join(limits))
+
+
+def closest(run: Training, like: Sequence[Training]) -> list[Training]:
+    """The nearest `SHOWN`, and those that are as near as the last of them."""
+    far = run.distance(like[:SHOWN][-1])
+    return [training for training in like if run.distance(training) <= far]
 
 
 def table(trainings: Sequence[Training]) -> str:
