@@ -179,7 +179,7 @@ def test_values_that_cannot_be_right(flags: list[str], words: str) -> None:
 
 @pytest.mark.parametrize('flags, words', [
     (['--epochs', '3', '--warmup-epochs', '3'], 'all of the training is warm-up'),
-    (['--epochs', '4', '--warmup-epochs', '3'], 'so 3 of the epochs are warm-up. Try --warmup-epochs 0'),
+    (['--epochs', '4', '--warmup-epochs', '3'], 'so warm-up takes 3 of them. Try --warmup-epochs 0'),
     (['-j', '1000'], '--workers is 1000')])
 def test_values_that_are_warned_of(flags: list[str], words: str) -> None:
     with pytest.warns(UserWarning, match=words):

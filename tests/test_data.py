@@ -178,7 +178,7 @@ def test_other_kinds_of_data_sets_train(
                        '--experiment', 'x']) == 0, capsys.readouterr().err
     captured = capsys.readouterr()
     repeats = 2 if 'repeats' in flags else 1
-    assert f'3 classes; 1 epochs of {3 * repeats} batches' in captured.out and '\r' not in captured.err
+    assert f'3 classes; 1 epoch of {3 * repeats} batches' in captured.out and '\r' not in captured.err
     if 'num-classes' not in flags:
         config = json.loads((tmp_path / 'x' / 'model' / 'config.json').read_text())
         assert config['label_names'] == ['class_0', 'class_1', 'class_2']

@@ -57,7 +57,7 @@ def test_types_of_files(image_folder: Path, recwarn: pytest.WarningsRecorder) ->
     assert len(open_split('', str(image_folder), 'train')) == 18
     assert [str(w.message) for w in recwarn] == [
         "1 hidden images of 'train' are left out, in class_1.",
-        "3 files of 'train' are left out, since their type is not read (.dng: 1, .heic: 2): save them as JPEG or PNG. "
+        "Files left out of 'train', since their type is not read: 1 .dng, 2 .heic. Save them as JPEG or PNG. "
         "1 folder of 'train' holds no image and is no class: phone."]
 
 

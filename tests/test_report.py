@@ -24,7 +24,15 @@ from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.summary import read_summary, write_summary
 from timm_multimix.training.curves import draw_curves, plot_curves
 from timm_multimix.training.report import write_report
-from timm_multimix.training.words import epoch_line, expected_line, few_warning, headline, in_plain_timm, mixing_line
+from timm_multimix.training.words import (
+    epoch_line,
+    expected_line,
+    few_warning,
+    headline,
+    in_plain_timm,
+    left_over,
+    mixing_line,
+)
 
 OLD = ROOT / 'checkpoints' / 'test_efficientnet_digits' / 'summary.csv'  # as version 0.1.0 wrote it
 
@@ -41,6 +49,12 @@ def test_a_preset_in_one_line(mode: str, preset: str) -> None:
     assert (' position' in line) == (mode == 'dense')
     effective = expected_signal(config, 128, 10)['effective']
     assert f'{config.mixtures(128)} mixtures a step' in line and f'about {effective:.1f} effective' in line
+
+
+def test_what_an_epoch_leaves_out() -> None:
+    assert 'leaves out 16 of 36 training images' in (left_over(36, 1, 20) or '')
+    for images, batches, batch_size in ((36, 4, 8), (40, 2, 20), (36, 3, 20)):  # the last: augmented more than once
+        assert left_over(images, batches, batch_size) is None
 
 
 def test_what_differs_from_the_preset() -> None:
@@ -328,7 +342,7 @@ def test_a_report_tells_what_was_mixed(tmp_path: Path) -> None:
     assert head == (f'`resnet18`, dense (embeddings): embeddings mixed on {n} of 40 steps; 36 training and 9 '
                     f'validation images of 4 classes.')
     assert said == f'Of 40 steps {n} mixed embeddings, 0 inputs, and {40 - n} nothing.'
-    assert '| | epoch | top-1 | top-5 | validation loss |' in text
+    assert '| | epoch | top-1 % | top-5 % | validation loss |' in text
     assert '| last | 12 | 86.50 % | 99.00 % | 0.1667 |' in text
     assert '\nDense MultiMix, so and so.\n' in text
 

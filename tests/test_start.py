@@ -269,6 +269,10 @@ def test_pretrained_path_of_another_model(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_statistics_of_no_pretraining() -> None:
-    for flags, words in ((['--bn-eval'], 'starts from random'), (['--bn-eval', '--pretrained'], None), ([], None)):
-        note = bn_note(parse_args(['--model', 'test_resnet', *flags]), net())
+    vit = timm.create_model('test_vit')
+    for flags, model, words in (
+            (['--bn-eval'], net(), 'Add --pretrained'), (['--bn-eval', '--pretrained'], net(), None), ([], net(), None),
+            (['-c', 'finetune'], vit, 'Add --pretrained'), (['-c', 'finetune', '--pretrained'], vit, None),
+            (['--bn-eval', '--pretrained'], vit, 'has no batch norms')):
+        note = bn_note(parse_args(flags), model)
         assert (words in note) if words and note else note is words

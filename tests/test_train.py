@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import struct
 from collections.abc import Callable
@@ -138,6 +139,8 @@ def test_class_weights_from_a_file_and_from_the_data(
         saved = yaml.safe_load((tmp_path / str(i) / 'model' / 'multimix.yaml').read_text())
         assert saved['class_weight'] == pytest.approx(want)
         assert train.main([*more, '--class-weight', given, '--experiment', f'none{i}']) == 0
+        assert re.search(r'Last epoch: top1 [\d.]+, mean over classes [\d.]+; best', capsys.readouterr().out)
+        assert '| | epoch | top-1 % | mean over classes % |' in (tmp_path / f'none{i}' / 'report.md').read_text()
     for text, words in (('1 2', '2 numbers, but there are 3 classes'), ('class_0: 1\n', "lacks 'class_1'"),
                         ('a b c', 'does not hold a number for each class')):
         weights.write_text(text)

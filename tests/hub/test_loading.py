@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -301,6 +302,20 @@ def test_damaged_and_foreign_files(hub: HubServer, tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=words):
             from_pretrained('hf-hub:user/bad')
         assert from_pretrained('hf-hub:user/bad', 'dense').multimix.config.mode == 'dense'
+
+
+def test_transformers_can_read_it_too(tmp_path: Path) -> None:
+    """Of its `AutoModelForImageClassification`: num_classes is an argument of its own, and must not come twice."""
+    save_plain(timm.create_model('test_vit', num_classes=5, img_size=64), tmp_path / 'plain')
+    config = json.loads((tmp_path / 'plain' / 'config.json').read_text())
+    assert config['num_classes'] == 5 and 'num_classes' not in config.get('model_args', {})
+    again = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True)
+    assert again.num_classes == 5 and again.patch_embed.img_size == (64, 64)
+    if find_spec('transformers') is not None:
+        from transformers import AutoModelForImageClassification
+        theirs = AutoModelForImageClassification.from_pretrained(tmp_path / 'plain')
+        images = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(theirs.eval()(images).logits, again.eval()(images))
 
 
 @pytest.mark.parametrize('where', [('num_classes',), ('pretrained_cfg', 'num_classes'), ('model_args', 'num_classes')])

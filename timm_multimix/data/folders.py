@@ -34,9 +34,8 @@ def left_out(root: Path, split: str) -> Optional[str]:
             empty.append(os.path.relpath(folder, root))
     told = []
     if others:
-        told.append(f'{sum(others.values())} files of {split!r} are left out, since their type is not read '
-                    f'({", ".join(f"{suffix}: {count}" for suffix, count in sorted(others.items()))}): save them as '
-                    f'JPEG or PNG.')
+        counts = ', '.join(f'{count} {suffix}' for suffix, count in sorted(others.items()))
+        told.append(f'Files left out of {split!r}, since their type is not read: {counts}. Save them as JPEG or PNG.')
     if empty:
         told.append(f'{len(empty)} folder{"s" * (len(empty) > 1)} of {split!r} hold{"s" * (len(empty) == 1)} no image '
                     f'and {"are no classes" if len(empty) > 1 else "is no class"}: {", ".join(sorted(empty)[:3])}'

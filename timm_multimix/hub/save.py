@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from timm.models import save_for_hf
 from timm.utils.model import unwrap_model
 
 from ..config import MultiMixConfig
-from ..files import whole_folder
+from ..files import load_json, whole_folder
 from ..policy import COUNTED
 from ..version import __version__
 from ..wrapper import MultiMixModel, unwrap
@@ -89,6 +90,7 @@ def save_plain(
     with whole_folder(folder) as new:
         save_for_hf(plain, str(new), model_config=model_config, model_args=model_args or {}, safe_serialization=True,
                     **extra)
+        _name_classes_once(new / CONFIG)
         if config is not None:
             (new / SETTINGS).write_text(settings_text(config, counts))
         if raw is not None:
@@ -98,6 +100,13 @@ def save_plain(
         for path in new.rglob('*.safetensors'):  # which safetensors makes readable by its owner alone
             shutil.copymode(new / CONFIG, path)
     return folder
+
+
+def _name_classes_once(path: Path) -> None:
+    """timm names `num_classes` twice, and transformers' `AutoModelForImageClassification` then fails."""
+    config = load_json(path)
+    config.get('model_args', {}).pop('num_classes', None)
+    path.write_text(json.dumps(config, indent=2))
 
 
 def settings_text(config: MultiMixConfig, counts: Optional[Mapping[str, int]] = None) -> str:

@@ -116,7 +116,7 @@ def _check_schedule(args: argparse.Namespace) -> None:
                            f'would be trained: the first epoch is 0.')
     if 2 * args.warmup_epochs >= args.epochs and args.warmup_epochs and not args.warmup_prefix and (
             args.sched != 'none'):
-        what = (f'{args.warmup_epochs} of the epochs are warm-up' if args.warmup_epochs < args.epochs else
+        what = (f'warm-up takes {args.warmup_epochs} of them' if args.warmup_epochs < args.epochs else
                 'all of the training is warm-up, and the learning rate never gets to where it was set')
         warnings.warn(f'--warmup-epochs is {args.warmup_epochs} and --epochs is {args.epochs}, so {what}. Try '
                       f'--warmup-epochs {args.epochs // 10}.', stacklevel=3)

@@ -25,9 +25,9 @@ def bn_note(args: argparse.Namespace, model: nn.Module) -> Optional[str]:
     """A sentence for a model that --bn-eval does nothing to, or no good."""
     if not args.bn_eval:
         return None
-    if not batch_norms(model):
-        return f'{args.model} has no batch norms, so --bn-eval does nothing.'
-    if starts_pretrained(vars(args)):
+    if not starts_pretrained(vars(args)):
+        return ('--bn-eval is for pretrained weights, but the training starts from random ones. Add --pretrained, or '
+                '--no-bn-eval.')
+    if batch_norms(model) or args.recipe:  # a recipe is for any network
         return None
-    return ('--bn-eval keeps the statistics that come with pretrained weights, but the training starts from random '
-            'ones. Add --pretrained, or drop --bn-eval.')
+    return f'{args.model} has no batch norms, so --bn-eval does nothing.'

@@ -31,7 +31,7 @@ from .curves import plot_curves
 from .images import Images
 from .lock import alone_in
 from .loggers import Logger, open_loggers
-from .report import write_report
+from .report import of_classes, write_report
 from .words import headline, in_plain_timm
 
 # How a run was started, which the next one with this args.yaml is not.
@@ -199,11 +199,13 @@ class RunFolder:
 
     def _say_what_is_there(self, seconds: float) -> None:
         name, path = self.args.eval_metric, self.path
-        measured = [(float(row[f'eval_{name}']), int(row['epoch'])) for row in self.rows
-                    if row.get(f'eval_{name}') not in (None, '')]
+        valid = [row for row in self.rows if row.get(f'eval_{name}') not in (None, '')]
+        measured = [(float(row[f'eval_{name}']), int(row['epoch'])) for row in valid]
         line = f'\nDone in {seconds:.0f} s. Last epoch: '
         line += (f'{name} {measured[-1][0]:.2f}' if measured and int(self.rows[-1]['epoch']) >= self.start else
                  'nothing left to train; --epochs N trains on')
+        if name != 'balanced' and measured and (mean := of_classes(self.settings, valid[-1])):
+            line += f', mean over classes {mean:.2f}'
         if measured:
             best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])
             line += f'; best: {best[0]:.2f} in epoch {best[1] + 1}'

@@ -15,6 +15,7 @@ import torch
 import torchvision
 import yaml
 
+from ..data.class_weight import uneven
 from ..files import write_text
 from ..policy import told
 from ..runs.recipes import program
@@ -48,10 +49,13 @@ def write_report(
     if valid:
         key = f'eval_{settings["eval_metric"]}'
         best = (min if key == 'eval_loss' else max)(valid, key=lambda row: float(row[key]))
-        lines += ['| | epoch | top-1 | top-5 | validation loss |', '|---|---|---|---|---|']
+        columns = {'top1': 'top-1 %', 'top5': 'top-5 %', 'loss': 'validation loss'}
+        if of_classes(settings, valid[-1]) is not None:
+            columns = {'top1': 'top-1 %', 'balanced': 'mean over classes %', **columns}
+        lines += [f'| | epoch | {" | ".join(columns.values())} |', '|---|---' + '|---' * len(columns) + '|']
         for name, row in (('best', best), ('last', valid[-1])):
-            top1, top5, loss = (float(row[f'eval_{name}']) for name in ('top1', 'top5', 'loss'))
-            lines.append(f'| {name} | {int(row["epoch"]) + 1} | {top1:.2f} % | {top5:.2f} % | {loss:.4f} |')
+            cells = [f'{float(row[f"eval_{column}"]):.{4 if column == "loss" else 2}f}' for column in columns]
+            lines.append(f'| {name} | {int(row["epoch"]) + 1} | {" | ".join(cells)} |')
         holds = ('`model_best.pth.tar` holds it, `model/` the last one.' if (folder / 'model_best.pth.tar').exists()
                  else '`model/` holds the last one.')
         lines += ['', f'The best epoch was chosen by {key[5:]} on these validation images, so its numbers are a little '
@@ -79,6 +83,18 @@ def write_report(
               'import timm', '', f'model = {commands[0]}', f'model = {commands[1]}', '```', '']
     write_text(folder / 'report.md', '\n'.join(lines))
     return folder / 'report.md'
+
+
+def of_classes(settings: Mapping[str, Any], row: Mapping[str, Any]) -> Optional[float]:
+    """Accuracy of a validation as the mean over the classes, in percent, where they are uneven or weighted; else None.
+
+    Args:
+        settings: as args.yaml holds them.
+        row: of summary.csv.
+    """
+    sizes = [float(row[f'train_{which}_class']) for which in ('smallest', 'largest') if row.get(f'train_{which}_class')]
+    known = row.get('eval_balanced')
+    return float(known) if known and (settings.get('class_weight') or uneven(sizes)) else None
 
 
 def environment(device: torch.device) -> list[str]:

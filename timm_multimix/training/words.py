@@ -45,16 +45,30 @@ def announce(args: argparse.Namespace, state: TrainState, images: Images, mixing
     plan = task.policy, state.epochs * batches, state.epochs, args.mixup_off_epoch or None
     if expected := expected_line(*plan):
         say(expected)
-    config = task.config
+    config, count = task.config, len(images.train_set)
     one_position = config and one_position_note(config, head.positions if head else 1)
-    for note in filter(None, (*notes, few_warning(*plan), one_position)):
+    for note in filter(None, (*notes, few_warning(*plan), one_position, left_over(count, batches, args.batch_size))):
         say(f'Warning: {note}')
     progress = state.progress
     stop = f' (stopping after {args.stop_epoch})' if args.stop_epoch else ''
-    say(f'{len(images.train_set)} training and {len(images.val_set)} validation images, {args.num_classes} classes; '
-        f'{state.epochs} epochs of {batches} batches{stop}; output in {state.folder}'
+    say(f'{count} training and {len(images.val_set)} validation images, {args.num_classes} classes; '
+        f'{number_of(state.epochs, "epoch")} of {number_of(batches, "batch", "es")}{stop}; output in {state.folder}'
         + (f'; resuming at epoch {state.start + 1}' if state.start or progress.batch else '')
         + (f', after batch {progress.batch}' if progress.batch else '') + '.')
+
+
+def number_of(count: int, what: str, plural: str = 's') -> str:
+    """'1 epoch', '2 epochs'."""
+    return f'{count} {what}' + plural * (count != 1)
+
+
+def left_over(images: int, batches: int, batch_size: int) -> Optional[str]:
+    """What to do where much of the training images never fills a batch; None where little is left over."""
+    left = images - batches * batch_size * world()
+    if left <= images / 4:
+        return None
+    return (f'each epoch leaves out {left} of {images} training images, other ones each time: they do not fill a batch '
+            f'of {batch_size * world()}. A smaller --batch-size uses more of them.')
 
 
 def uneven_note(args: argparse.Namespace, counts: Optional[Sequence[int]]) -> Optional[str]:
