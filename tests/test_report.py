@@ -343,7 +343,7 @@ def test_a_report_tells_what_was_mixed(tmp_path: Path) -> None:
                     f'validation images of 4 classes.')
     assert said == f'Of 40 steps {n} mixed embeddings, 0 inputs, and {40 - n} nothing.'
     assert '| | epoch | top-1 % | top-5 % | validation loss |' in text
-    assert '| last | 12 | 86.50 % | 99.00 % | 0.1667 |' in text
+    assert '| last | 12 | 86.50 | 99.00 | 0.1667 |' in text
     assert '\nDense MultiMix, so and so.\n' in text
 
 
