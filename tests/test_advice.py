@@ -173,6 +173,7 @@ def test_a_run_of_the_trainer(image_folder: Path, tmp_path: Path, capsys: pytest
     timms = {'epoch': 0, 'train_loss': 1.0, 'eval_loss': 1.0, 'eval_top1': 50.0}
     write_summary(mixed / 'summary.csv', [timms])
     assert main(['advise', str(mixed)]) == 2 and "timm's own train.py does not write" in capsys.readouterr().err
+    assert main(['advise', str(mixed), '--train-top1', '60']) == 0 and 'is 60.0 % on tr' in capsys.readouterr().out
     for number in ('-5', 'nan', '0'):
         assert main(['advise', str(run), '--images-per-class', number]) == 2
         assert f'--images-per-class is {number}, but' in capsys.readouterr().err

@@ -16,9 +16,12 @@ def main(argv: Optional[list[str]] = None, prog: str = 'python -m timm_multimix.
     parser.add_argument('run', metavar='RUN', help='output folder of train.py, of a run without mixing')
     parser.add_argument('--images-per-class', type=number(above=0), metavar='N',
                         help='training images of a class on average; default what the run says')
+    parser.add_argument('--train-top1', type=number(least=0, most=100), metavar='N',
+                        help="top-1 on training images, in percent, for a run of timm's train.py; default what the run "
+                             'says')
     try:
         args = parser.parse_args(argv)
-        run, known = read_run(args.run, args.images_per_class), evidence()
+        run, known = read_run(args.run, args.images_per_class, args.train_top1), evidence()
         option, gain, like = advise(run, known)
     except SettingError as e:
         print(f'advise: error: {shown(e)}', file=sys.stderr)

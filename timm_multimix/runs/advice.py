@@ -108,12 +108,13 @@ def advise(run: Training, known: Sequence[Training]) -> tuple[str, float, list[T
     return best, means[best], like
 
 
-def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Training:
-    """A run of `train.py` without mixing.
+def read_run(folder: Union[str, Path], images: Optional[float] = None, train_top1: Optional[float] = None) -> Training:
+    """A run without mixing, of `train.py` or of timm's.
 
     Args:
         folder: of the run, with args.yaml and summary.csv.
         images: for training, per class, where summary.csv does not say.
+        train_top1: on the training images in the last epoch, in percent, where summary.csv does not say.
 
     Raises:
         SettingError: it is not such a folder, or the run mixes, or it has no epoch with a validation.
@@ -134,9 +135,12 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None) -> Traini
         raise SettingError(f'{folder} mixes already ({", ".join(mixes)}). Advice needs a run without mixing, '
                            f'with the same settings otherwise.')
     rows = read_summary(folder / 'summary.csv')
-    if rows and 'train_top1' not in rows[0]:
-        raise SettingError(f'{folder}/summary.csv has no training accuracy, which timm\'s own train.py does not write. '
-                           f'Train with this train.py: it takes the same flags.')
+    if train_top1 is not None:
+        rows = [{**row, 'train_top1': str(train_top1)} for row in rows]
+    elif rows and 'train_top1' not in rows[0]:
+        raise SettingError(f"{folder}/summary.csv has no training accuracy, which timm's own train.py does not write. "
+                           f'Measure it, and give --train-top1 N; or train with this train.py, which takes the same '
+                           f'flags.')
     rows = [row for row in rows if _finite(row.get('train_top1')) and _finite(row.get('eval_top1'))]
     if not rows:
         raise SettingError(f'{folder}/summary.csv has no epoch with a training and a validation accuracy yet.')
