@@ -261,7 +261,7 @@ def test_lookahead_keeps_its_slow_weights(image_folder: Path) -> None:
 def test_report(tmp_path: Path, image_folder: Path) -> None:
     rows = run(image_folder, tmp_path, '--epochs', '2', '--multimix', 'multimix', '--multimix-n', '50')
     text = (tmp_path / 'x' / 'report.md').read_text()
-    assert f'| last | 2 | {float(rows[1]["eval_top1"]):.2f} % |' in text
+    assert f'| last | 2 | {float(rows[1]["eval_top1"]):.2f} |' in text
     assert '![' in text and '(curves.png)' in text and 'effective examples of 6' in text
     settings = yaml.safe_load(text.split('```yaml\n')[1].split('```')[0])
     assert settings['multimix_n'] == 50 and settings['lr'] == 0.01 and 'momentum' not in settings
