@@ -144,7 +144,7 @@ def read_run(folder: Union[str, Path], images: Optional[float] = None, train_top
     rows = [row for row in rows if _finite(row.get('train_top1')) and _finite(row.get('eval_top1'))]
     if not rows:
         raise SettingError(f'{folder}/summary.csv has no epoch with a training and a validation accuracy yet.')
-    last, model = rows[-1], model_folder(folder)
+    last, model = rows[-1], model_folder(folder, 'model.safetensors')
     classes = settings.get('num_classes') or (load_json(model / 'config.json').get('num_classes') if model else None)
     if images is None and last.get('train_images') and classes:
         images = float(last['train_images']) / int(classes)

@@ -204,7 +204,7 @@ class RunFolder:
         line = f'\nDone in {seconds:.0f} s. Last epoch: '
         line += (f'{name} {measured[-1][0]:.2f}' if measured and int(self.rows[-1]['epoch']) >= self.start else
                  'nothing left to train; --epochs N trains on')
-        if name != 'balanced' and measured and (mean := of_classes(self.settings, valid[-1])):
+        if name != 'balanced' and measured and (mean := of_classes(self.settings, valid[-1])) is not None:
             line += f', mean over classes {mean:.2f}'
         if measured:
             best = (min if name == 'loss' else max)(measured, key=lambda pair: pair[0])

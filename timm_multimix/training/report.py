@@ -50,7 +50,7 @@ def write_report(
         key = f'eval_{settings["eval_metric"]}'
         best = (min if key == 'eval_loss' else max)(valid, key=lambda row: float(row[key]))
         columns = {'top1': 'top-1 %', 'top5': 'top-5 %', 'loss': 'validation loss'}
-        if of_classes(settings, valid[-1]) is not None:
+        if of_classes(settings, valid[-1]) is not None and best.get('eval_balanced'):  # older versions have none
             columns = {'top1': 'top-1 %', 'balanced': 'mean over classes %', **columns}
         lines += [f'| | epoch | {" | ".join(columns.values())} |', '|---|---' + '|---' * len(columns) + '|']
         for name, row in (('best', best), ('last', valid[-1])):
