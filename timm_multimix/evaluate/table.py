@@ -5,9 +5,12 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from ..files import whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Value(NamedTuple):
@@ -58,12 +61,17 @@ def rows_of(figures: Mapping[str, Union[float, Value]]) -> dict[str, Value]:
     return {label: x if isinstance(x, Value) else Value(float(x)) for label, x in figures.items()}
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing into files."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    return plt
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """An empty picture of so many inches, and its axes, (rows, columns). A caller's pyplot stays as it is."""
+    from matplotlib.figure import Figure
+    figure = Figure(size, layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend_mark(**style: Any) -> Any:
+    """A line or a dot, for a legend alone."""
+    from matplotlib.lines import Line2D
+    return Line2D([], [], **style)
 
 
 COLOURS = ('#2f6db3', '#e07b22', '#3a9a5b', '#7b4fa6', '#b33a4a', '#6b6b6b', '#b59410', '#1f9aa8')
@@ -84,9 +92,8 @@ def title(name: str, inches: float, *more: str) -> str:
     return '\n'.join([*textwrap.wrap(name, max(12, int(9 * inches))), *more])
 
 
-def save_figure(figure: Any, path: Union[str, Path]) -> Path:
-    """Write a PNG, whole and with nothing of it cut off, and forget the figure."""
+def save_figure(figure: Figure, path: Union[str, Path]) -> Path:
+    """Write a PNG, whole and with nothing of it cut off."""
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=120, format='png', bbox_inches='tight', pad_inches=0.08)
-    pyplot().close(figure)
     return Path(path)

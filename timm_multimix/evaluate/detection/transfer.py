@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ...errors import SettingError, nearest
 from ..outputs import bar, device_of
-from ..table import Table, pyplot, rows_of, save_figure
+from ..table import Table, panels, rows_of, save_figure
 from .data import Annotated, DetectionSet
 from .detectors import ARGUMENTS, DETECTORS
 
@@ -202,13 +202,13 @@ def measure(detector: nn.Module, test: DetectionSet, batch_size: int, workers: i
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Detections of some confidence on some test images, a line per checkpoint and detector; objects are dashed."""
+    from matplotlib import colormaps
+
     lines = [(f'{name}\n{detector}', images, table.arrays['classes']) for name, table in tables.items()
              for detector, images in table.arrays['shown'].items()]
-    plt = pyplot()
     width = max(len(images) for _, images, _ in lines)
-    figure, axes = plt.subplots(len(lines), width, figsize=(2.6 * width, 2.6 * len(lines)), layout='constrained',
-                                squeeze=False)
-    palette = plt.get_cmap('tab10')
+    figure, axes = panels(len(lines), width, (2.6 * width, 2.6 * len(lines)))
+    palette = colormaps['tab10']
     for line, (label, images, classes) in zip(axes, lines):
         for axis in line:
             axis.set_xticks([])
@@ -217,14 +217,16 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
         for axis, one in zip(line, images):
             axis.imshow(one['image'].permute(1, 2, 0).clamp(0, 1).numpy())
             for box in one['truth'].tolist():
-                axis.add_patch(_box(plt, box, ls='--', edgecolor='white', lw=1.2))
+                axis.add_patch(_box(box, ls='--', edgecolor='white', lw=1.2))
             for box, score, c in zip(one['boxes'].tolist(), one['scores'].tolist(), one['labels'].tolist()):
                 if score >= SHOWN:
-                    axis.add_patch(_box(plt, box, edgecolor=palette(c % 10), lw=1.8))
+                    axis.add_patch(_box(box, edgecolor=palette(c % 10), lw=1.8))
                     axis.text(box[0], box[1], f'{classes[c - 1]} {score:.2f}', fontsize=7, va='bottom',
                               bbox={'facecolor': 'white', 'alpha': 0.7, 'lw': 0, 'pad': 0.6}, clip_on=True)
     return [save_figure(figure, folder / 'transfer.png')]
 
 
-def _box(plt: Any, box: Sequence[float], **style: Any) -> Any:
-    return plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], facecolor='none', **style)
+def _box(box: Sequence[float], **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((box[0], box[1]), box[2] - box[0], box[3] - box[1], facecolor='none', **style)

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from ...data.class_weight import uneven
 from ..outputs import Source, collect
-from ..table import Table, Value, pyplot, rows_of, save_figure, short, title
+from ..table import Table, Value, panels, rows_of, save_figure, short, title
 
 TITLE = 'Accuracy'
 ABOUT = """\
@@ -113,13 +113,11 @@ def _uneven(target: np.ndarray) -> bool:
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Confusion matrices as shares of each true class, and accuracy per class."""
-    plt = pyplot()
     classes = [short(name) for name in next(iter(tables.values())).data['classes']]
     side = min(9.0, max(2.6, 0.32 * len(classes)))
     named = len(classes) <= 30
     names = 0.065 * max(map(len, classes)) if named else 0.3  # inches that they take beside and below
-    figure, axes = plt.subplots(1, len(tables), figsize=((side + 0.3) * len(tables) + names + 1.2, side + names + 0.8),
-                                layout='constrained', squeeze=False, sharey=True)
+    figure, axes = panels(1, len(tables), ((side + 0.3) * len(tables) + names + 1.2, side + names + 0.8), sharey=True)
     image = None
     for axis, (name, table) in zip(axes[0], tables.items()):
         counts = np.array(table.data['confusion'], dtype=float)

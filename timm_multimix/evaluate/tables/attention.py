@@ -23,7 +23,7 @@ from ...heads.self_attention import attended, last_attention, recorded
 from ...mixing import attention as attention_map
 from ...mixing.learned_attention import maps as learned_maps
 from ..outputs import Loader, bar, check_target, device_of
-from ..table import Table, pyplot, rows_of, save_figure
+from ..table import Table, panels, rows_of, save_figure
 
 TITLE = 'Attention maps'
 ABOUT = """\
@@ -257,11 +257,9 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
 
 
 def _draw_one(name: str, table: Table, path: Path) -> Path:
-    plt = pyplot()
     shown, mean, std = (table.arrays[k] for k in ('shown', 'mean', 'std'))
     kinds = list(shown[0]['maps'])
-    figure, axes = plt.subplots(1 + len(kinds), len(shown), layout='constrained', squeeze=False,
-                                figsize=(1.7 * len(shown) + 0.8, 1.7 * (1 + len(kinds)) + 0.4))
+    figure, axes = panels(1 + len(kinds), len(shown), (1.7 * len(shown) + 0.8, 1.7 * (1 + len(kinds)) + 0.4))
     for column, one in zip(axes.T, shown):
         image = one['image'].float()
         if mean is not None and std is not None and len(mean) == len(image):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..outputs import Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure, title
+from ..table import Table, colour, legend_mark, panels, rows_of, save_figure, title
 
 TITLE = 'Calibration'
 ABOUT = """\
@@ -132,9 +132,7 @@ def temperature(logits: Tensor, target: Tensor) -> float:
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Reliability diagrams, before and after temperature scaling; the more images a bin has, the larger its dot."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2, len(tables), figsize=(3.6 * len(tables) + 0.6, 5.4), layout='constrained',
-                                squeeze=False, sharex=True, height_ratios=(3, 1))
+    figure, axes = panels(2, len(tables), (3.6 * len(tables) + 0.6, 5.4), sharex=True, height_ratios=(3, 1))
     for column, (name, table) in enumerate(tables.items()):
         bins = table.data['bins']
         top, bottom = axes[:, column]
@@ -151,7 +149,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
         top.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy' if not column else '')
         top.grid(alpha=0.25)
         bottom.set(xlabel='confidence', ylabel='% of images' if not column else '')
-    handles = [plt.Line2D([], [], color=colour(k), marker='o', ms=5, lw=0.8) for k in (0, 1)]
+    handles = [legend_mark(color=colour(k), marker='o', ms=5, lw=0.8) for k in (0, 1)]
     figure.legend(handles, ['as it is', 'temperature scaled'], frameon=False, fontsize=8, ncols=2,
                   title='A dot is a bin: the more images, the larger.', title_fontsize=8,
                   loc='outside lower center')

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..outputs import Source, collect
-from ..table import Table, pyplot, rows_of, save_figure, short, title
+from ..table import Table, legend_mark, panels, rows_of, save_figure, short, title
 
 TITLE = 'Embedding space'
 ABOUT = """\
@@ -108,14 +108,15 @@ def fisher_ratio(z: Tensor, target: Tensor) -> float:
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """The maps, coloured by class."""
+    from matplotlib import colormaps
+
     tables = {name: t for name, t in tables.items() if 'map' in t.arrays}
     if not tables:
         return []
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables) + 1.2, 4.6), layout='constrained',
-                                squeeze=False)
+    figure, axes = panels(1, len(tables), (5 * len(tables) + 1.2, 4.6))
     names = next(iter(tables.values())).arrays['names']
-    palette = plt.get_cmap('tab10' if len(names) <= 10 else 'tab20' if len(names) <= 20 else 'turbo', len(names))
+    C = len(names)
+    palette = colormaps['tab10' if C <= 10 else 'tab20' if C <= 20 else 'turbo'].resampled(C)
     for axis, (name, table) in zip(axes[0], tables.items()):
         where, target = table.arrays['map'], table.arrays['map_target']
         axis.scatter(*where.T, c=palette(target), s=8, linewidths=0)
@@ -123,7 +124,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
                        fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    if len(names) <= 20:
-        handles = [plt.Line2D([], [], ls='', marker='o', ms=5, color=palette(i)) for i in range(len(names))]
+    if C <= 20:
+        handles = [legend_mark(ls='', marker='o', ms=5, color=palette(i)) for i in range(C)]
         figure.legend(handles, [short(name) for name in names], frameon=False, fontsize=9, loc='outside right center')
     return [save_figure(figure, folder / 'embedding.png')]

@@ -15,7 +15,7 @@ from ...config import MultiMixConfig
 from ...errors import SettingError
 from ...mixing import effective_examples, sample_lam
 from ..outputs import Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure, short, title
+from ..table import Table, colour, legend_mark, panels, rows_of, save_figure, short, title
 
 TITLE = 'Where mixed embeddings fall'
 ABOUT = """\
@@ -156,9 +156,7 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
 
 def _draw_curves(tables: Mapping[str, Table], path: Path) -> Path:
     """A column for what is the same for every model, and one for each checkpoint."""
-    plt = pyplot()
-    figure, axes = plt.subplots(3, 1 + len(tables), figsize=(3.5 * (1 + len(tables)), 8.2), layout='constrained',
-                                squeeze=False)
+    figure, axes = panels(3, 1 + len(tables), (3.5 * (1 + len(tables)), 8.2))
     markers = ('o', 's', '^', 'D', 'v', 'P')
 
     def over_alpha(axis: Any, table: Table, what: str) -> None:
@@ -194,13 +192,13 @@ def _draw_curves(tables: Mapping[str, Table], path: Path) -> Path:
 
 
 def _draw_plane(tables: Mapping[str, Table], path: Path) -> Path:
-    plt = pyplot()
+    from matplotlib import colormaps
+
     first = next(iter(tables.values()))
     presets, names = first.arrays['presets'], first.arrays['names']
-    figure, axes = plt.subplots(len(tables), len(presets), layout='constrained', squeeze=False,
-                                figsize=(3.7 * len(presets) + 1.6, 3.5 * len(tables) + 0.3))
+    figure, axes = panels(len(tables), len(presets), (3.7 * len(presets) + 1.6, 3.5 * len(tables) + 0.3))
     C = first.arrays['first'][presets[0]][1].shape[1]
-    palette = plt.get_cmap('tab10' if C <= 10 else 'turbo', C)(range(C))[:, :3]
+    palette = colormaps['tab10' if C <= 10 else 'turbo'].resampled(C)(range(C))[:, :3]
     for line, (name, table) in zip(axes, tables.items()):
         Z, target = table.arrays['first']['batch']
         centre = Z.mean(0)
@@ -215,11 +213,11 @@ def _draw_plane(tables: Mapping[str, Table], path: Path) -> Path:
             axis.set_yticks([])
         line[0].set_ylabel(title(name, 3.5), fontsize=9)
     grey = {'ls': '', 'marker': 'o', 'color': '0.6'}
-    handles = [plt.Line2D([], [], ms=5.5, markeredgecolor='black', markeredgewidth=0.5, **grey),
-               plt.Line2D([], [], ms=2.5, **grey)]
+    handles = [legend_mark(ms=5.5, markeredgecolor='black', markeredgewidth=0.5, **grey),
+               legend_mark(ms=2.5, **grey)]
     labels = ['example of the batch', 'mixture of examples, in the\ncolours of its target, mixed']
     if C <= 20:
-        handles += [plt.Line2D([], [], ls='', marker='o', ms=5, color=one) for one in palette]
+        handles += [legend_mark(ls='', marker='o', ms=5, color=one) for one in palette]
         labels += [short(name) for name in names]
     figure.legend(handles, labels, frameon=False, fontsize=8, loc='outside right center')
     return save_figure(figure, path)

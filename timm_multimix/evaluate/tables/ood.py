@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import SettingError
 from ..outputs import Outputs, Source, collect
-from ..table import Table, colour, pyplot, rows_of, save_figure, title
+from ..table import Table, colour, panels, rows_of, save_figure, title
 
 TITLE = 'Out-of-distribution detection'
 ABOUT = """\
@@ -127,10 +127,8 @@ def detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """How each score is distributed over each set."""
-    plt = pyplot()
     kinds = list(dict.fromkeys(kind for t in tables.values() for kind in t.arrays['scores']))
-    figure, axes = plt.subplots(len(tables), len(kinds), figsize=(4.2 * len(kinds), 2.6 * len(tables) + 0.5),
-                                layout='constrained', squeeze=False)
+    figure, axes = panels(len(tables), len(kinds), (4.2 * len(kinds), 2.6 * len(tables) + 0.5))
     for line, (name, table) in zip(axes, tables.items()):
         for axis, kind in zip(line, kinds):
             sets = table.arrays['scores'].get(kind)

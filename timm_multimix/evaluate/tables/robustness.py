@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import SettingError
 from ...heads.positions import evaluating
 from ..outputs import Loader, bar, check_target, device_of, logits_of
-from ..table import Table, colour, pyplot, rows_of, save_figure, short
+from ..table import Table, colour, legend_mark, panels, rows_of, save_figure, short
 
 TITLE = 'Robustness'
 ABOUT = """\
@@ -267,11 +267,10 @@ def _check(attacks: Sequence[str], **positive: float) -> None:
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     """Accuracy over ε."""
-    plt = pyplot()
     curves = {name: table.data['curve'] for name, table in tables.items()}
     if all(len(c['eps']) < 2 for c in curves.values()):
         return []
-    figure, axis = plt.subplots(figsize=(8, 4), layout='constrained')
+    figure, [[axis]] = panels(1, 1, (8, 4))
     attacks = (('pgd', '-', 'PGD'), ('fgsm', '--', 'FGSM'), ('random', ':', 'random ±ε'))
     marker = {'-': {'marker': 'o', 'ms': 3.5}}
     for k, c in enumerate(curves.values()):
@@ -284,8 +283,8 @@ def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     axis.set_xticks([], minor=True)
     axis.set(xlabel='ε · 255 (largest change of a pixel)', ylabel='accuracy, %', ylim=(0, 100))
     axis.grid(alpha=0.25)
-    handles = [plt.Line2D([], [], color=colour(k)) for k in range(len(curves))]
-    handles += [plt.Line2D([], [], ls=style, color='0.4', **marker.get(style, {})) for _, style, _ in attacks]
+    handles = [legend_mark(color=colour(k)) for k in range(len(curves))]
+    handles += [legend_mark(ls=style, color='0.4', **marker.get(style, {})) for _, style, _ in attacks]
     figure.legend(handles, [*map(short, curves), *(label for _, _, label in attacks)], frameon=False, fontsize=8,
                   loc='outside right center')
     return [save_figure(figure, folder / 'robustness.png')]
