@@ -100,7 +100,7 @@ def test_words() -> None:
     near, far = known(98, 2, 1, noise={'no mixing': False, 'Dense MultiMix': True}), known(60, 1, 1)
     text = sentences(RUN, 'no mixing', 0, [near])
     assert text.startswith('do not mix.\n\nIt trained for 20 epochs from scratch, with 100 images a class.\n')
-    assert text.endswith('\nGains are points of top-1 over the same training without mixing.')
+    assert text.endswith('\nGains are points of top-1 over the same training with neither mixing nor smoothed labels.')
     text = sentences(RUN, 'Dense MultiMix', 2.34, [far])
     assert 'try Dense MultiMix' in text and 'gained 2.3 points' in text
     assert '\nNo measured training is close to it.\nIn the trainings below the options do not differ' in text

@@ -94,6 +94,15 @@ def test_unknown_setting() -> None:
         MultiMixConfig.from_dict({'mode': 'dense', 'atention': 'gap'})
 
 
+def test_mixup_alone_is_not_joined_by_the_presets_cutmix() -> None:
+    for settings, want in (({'mixup': 0.2}, (0.2, 0)), ({'cutmix': 0.5}, (0, 0.5)), ({'mixup': 0}, (0, 1)),
+                           ({'mixup': 0.2, 'cutmix': 1}, (0.2, 1)), ({'preset': 'paper', 'cutmix': 1}, (0, 1))):
+        c = MultiMixConfig('dense', **settings)
+        assert (c.mixup, c.cutmix) == want
+        assert MultiMixConfig.from_dict(c.to_dict()) == c
+    assert MultiMixConfig('dense', mixup=0.2).replace(mixup=None).cutmix == 1
+
+
 def test_checked_against_the_batch() -> None:
     with pytest.raises(SettingError, match='a batch of 8 has no 9'):
         MultiMixConfig('dense', m=9).check_batch(8)

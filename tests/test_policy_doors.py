@@ -34,11 +34,11 @@ from timm_multimix.policy import InputMixing
     pytest.param(
         '--multimix multimix --multimix-n 7 --multimix-prob 1 --mixup 0.4 --multimix-ramp-epochs 1.5 --smoothing 0.1 '
         '--multimix-effective 2 --seed 5',
-        dict(mode='multimix', n=7, prob=1.0, mixup=0.4, cutmix=0.0, ramp_epochs=1.5, label_smoothing=0.1, effective=2),
+        dict(mode='multimix', n=7, prob=1.0, mixup=0.4, ramp_epochs=1.5, label_smoothing=0.1, effective=2),
         {}, marks=pytest.mark.slow),
     pytest.param(
         '--multimix multimix --multimix-preset manifold --multimix-prob 0.3 --cutmix 1 --mixup-mode elem --bce-loss',
-        dict(mode='multimix', preset='manifold', prob=0.3, mixup=0.0, cutmix=1.0, bce_loss=True), dict(mode='elem'),
+        dict(mode='multimix', preset='manifold', prob=0.3, cutmix=1.0, bce_loss=True), dict(mode='elem'),
         marks=pytest.mark.slow),
 ])
 def test_three_doors_do_the_same_on_every_step(

@@ -62,7 +62,7 @@ def test_what_differs_from_the_preset() -> None:
                             class_weight=[1.0] * 1000, engine='torch')
     line = mixing_line(config, 64, 1000)
     assert '500 mixtures a step and position' in line
-    assert line.endswith('; changed: n=500, effective=2, mixup=0.4, attention=cam, label_smoothing=0.1, '
+    assert line.endswith('; changed: n=500, effective=2, mixup=0.4, cutmix=0, attention=cam, label_smoothing=0.1, '
                          'class_weight=1000 weights.')
     line = mixing_line(MultiMixConfig('multimix', layer=['input', 2], alpha=(0.5, 2)), 64, 10)
     assert line.endswith('; changed: n=batch, alpha=0.5 to 2, layer=input or 2.') and '64 mixtures a step' in line

@@ -146,10 +146,10 @@ class MultiMixConfig:
         more='Give this or `ramp`, not both.')
     mixup: float = setting(
         None, "α of timm's input mixup, on the steps that do not mix embeddings; with prob 1 on every step, before "
-        'embeddings are mixed; 0: none', number(least=0), metavar='A')
+        'embeddings are mixed; 0: none', number(least=0), metavar='A', more='Given alone, it turns CutMix off.')
     cutmix: float = setting(
         None, 'α of CutMix, on the same steps; with both, each step draws one of them; 0: none', number(least=0),
-        metavar='A')
+        metavar='A', more='Given alone, it turns mixup off.')
     clean_weight: float = setting(
         None, 'weight of the loss on unmixed images; that of the mixed loss is 1', number(least=0), metavar='W',
         more='The loss is the weighted mean of both. So gradients stay as large as in ordinary training.')
@@ -268,6 +268,8 @@ class MultiMixConfig:
             preset.pop('alpha', None), preset.pop('effective', None)
         if self.attention in UNNORMALIZED:
             preset.pop('attention_norm', None)  # there is nothing to normalise
+        if self.mixup or self.cutmix:  # whoever asks for one does not get the preset's other one with it
+            preset.update(mixup=0.0, cutmix=0.0)
         for name, value in preset.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)

@@ -285,8 +285,8 @@ class MixingPolicy:
         if not getattr(self.mixup_fn, 'mixup_enabled', True):  # as timm's loop does from --mixup-off-epoch on
             return images, target, ''
         if target.ndim != 1:
-            self._warn('soft', 'inputs are mixed with class indices only, and these targets are soft: such steps train '
-                               'on unmixed images. mixup 0 and cutmix 0 say so from the start.')
+            self._warn('soft', 'these targets are soft, and inputs are mixed with class indices only: such steps leave '
+                               'the images as they came. mixup 0 and cutmix 0 say so from the start.')
             return images, target, ''
         if isinstance(self.mixup_fn, Mixup) and len(images) % 2:
             self._warn('odd', f"timm's Mixup pairs the images of a batch, and {len(images)} is odd: such batches train "

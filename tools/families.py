@@ -23,7 +23,7 @@ from timm_multimix.heads import Description, description  # noqa: E402
 INTRO = f"""# timm's families, and what mixing does with them
 
 The table describes one model of every module of timm {timm.__version__}: the one that is the least work, with 1000
-classes. `python tools/families.py` writes it. For any other model, ask `python -m timm_multimix.describe NAME`.
+classes. `python tools/families.py` writes it. For any other model, ask `python -m timm_multimix describe NAME`.
 
 | column | says |
 |---|---|

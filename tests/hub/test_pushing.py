@@ -89,9 +89,9 @@ def test_a_push_that_fails_stops_nothing(
     said = capsys.readouterr()
     assert 'Warning: pushing the last epoch to user/name failed. The Hub forbids' in said.out
     assert TOKEN not in said.out + said.err
-    command = next(line.strip() for line in said.out.splitlines() if 'timm_multimix.hub push' in line)
+    command = next(line.strip() for line in said.out.splitlines() if 'timm_multimix push' in line)
     fault.times = 0
-    assert command.startswith('python -m timm_multimix.hub push ')
+    assert command.startswith('python -m timm_multimix push ')
     assert hub_main(shlex.split(command)[3:]) == 0
     assert torch.equal(logits(timm.create_model('hf-hub:user/name', pretrained=True)),
                        logits(timm.create_model(f'local-dir:{tmp_path}/x/model', pretrained=True)))

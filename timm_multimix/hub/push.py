@@ -179,7 +179,7 @@ def check_no_token(folder: Path) -> None:
 
 def later_command(source: Union[str, Path], repo_id: str, private: bool = False) -> str:
     """What to type to push a run folder afterwards."""
-    return f'python -m timm_multimix.hub push {source} {repo_id}' + (' --private' if private else '')
+    return f'python -m timm_multimix push {source} {repo_id}' + (' --private' if private else '')
 
 
 def create_repo(api: HfApi, repo_id: str, private: Optional[bool]) -> None:

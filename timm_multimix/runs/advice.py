@@ -204,7 +204,7 @@ def sentences(run: Training, option: str, gain: float, like: Sequence[Training])
     if all(all(training.noise.values()) for training in nearest):
         limits.append('In the trainings below the options do not differ beyond chance.')
     measure = 'the mean over classes' if run.kind in (TAIL, WEIGHTED_TAIL) else 'top-1'
-    base = 'without mixing' if run.kind == SCRATCH else 'with smoothed labels and no mixing'
+    base = 'with neither mixing nor smoothed labels' if run.kind == SCRATCH else 'with smoothed labels and no mixing'
     limits.append(f'Gains are points of {measure} over the same training {base}.')
     average = ' on average' if run.kind in (TAIL, WEIGHTED_TAIL) else ''
     images = f', with {run.images:.0f} images a class{average}' if run.images else ''

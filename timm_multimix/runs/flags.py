@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
       help='start from these weights: a file, the folder of a run, hf-hub:user/name or local-dir:…; all but a file say '
            'the model too. The classifier is made anew where the number of classes is another')
     g('--resume', default='', metavar='PATH',
-      help="go on with the run of this folder or checkpoint, there and with its args.yaml; 'auto': the newest run in "
+      help="resume the run of this folder or checkpoint, there and with its args.yaml; 'auto': the newest run in "
            '--output (or --experiment there) that these flags do not contradict, else a new one')
     g('--no-resume-opt', action='store_true', help='do not take the optimizer over from --resume')
     g('--num-classes', type=whole(least=1), default=None, metavar='N',
@@ -267,9 +267,9 @@ def build_parser() -> argparse.ArgumentParser:
     g('--train-interpolation', choices=('', *INTERPOLATIONS, 'random'), default='random',
       help='how training images are resized; random: bilinear or bicubic')
     g('--mixup', type=values['mixup'], default=None, metavar='A',
-      help='input mixup (timm: 0; with --multimix 1, for preset paper 2, for the others 0)')
+      help='α of input mixup (timm: 0; with --multimix: 1; preset paper: 2; other presets or --cutmix alone: 0)')
     g('--cutmix', type=values['cutmix'], default=None, metavar='A',
-      help='input cutmix (timm: 0; with --multimix 1, for all presets but default 0)')
+      help='α of CutMix (timm: 0; with --multimix: 1; other presets or --mixup alone: 0)')
     g('--cutmix-minmax', type=SHARE, nargs=2, default=None, metavar='X',
       help="smallest and largest side of cutmix's box, as a share of the image's; in place of --cutmix")
     g('--mixup-prob', type=SHARE, default=1.0, metavar='P',
@@ -281,7 +281,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--mixup-off-epoch', type=whole(least=0), default=0, metavar='N',
       help='no mixup or cutmix from this epoch on; 0 is never')
     g('--smoothing', type=values['label_smoothing'], default=None, metavar='X',
-      help='label smoothing (default: 0.1, with --multimix 0)')
+      help='label smoothing (default: 0.1; with --multimix: 0)')
     g('--class-weight', default=None, metavar='FILE',
       help="weights of the classes in the loss, of mixtures too. auto: by inverse frequency; or a file of numbers, or "
            "of lines 'name: number'")
@@ -297,7 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     g('--bn-momentum', type=SHARE, default=None, metavar='X',
       help="momentum of every batch norm (default: the model's)")
     g('--bn-eval', action=on_off, default=False,
-      help='batch norms use the statistics that the weights came with, and keep them; for few images')
+      help='freeze the statistics of batch norms as they came with the weights; for few images')
     g('--bn-eps', type=number(above=0), default=None, metavar='X',
       help="ε of the batch norms, of models that take it (default: the model's)")
 

@@ -113,12 +113,7 @@ def multimix_config(args: argparse.Namespace) -> Optional[MultiMixConfig]:
             raise SettingError(f'--multimix-{name.replace("_", "-")} is {given[name]!r}, but --multimix is none: '
                                f'choose --multimix {" or ".join(MODES)}, or drop it.')
         return None
-    # Whoever asks for one of mixup and cutmix does not get the preset's other one with it.
-    asked = args.mixup or args.cutmix or args.cutmix_minmax
-    for name in ('mixup', 'cutmix'):
-        value = getattr(args, name)
-        if value is not None or asked:
-            given[name] = value or 0.0
+    given.update({name: value for name in ('mixup', 'cutmix') if (value := getattr(args, name)) is not None})
     if args.cutmix_minmax:
         given['cutmix'] = 1.0  # as timm's Mixup has it
     if args.bce_loss:

@@ -22,8 +22,8 @@ def check_loggers(names: Optional[Iterable[str]]) -> None:
     """Raise `SettingError` for a logger whose package is not installed."""
     for name in names or ():
         if importlib.util.find_spec(name) is None:
-            raise SettingError(f'--log has {name}, but the package {name} is not installed: pip install {name} (or '
-                               f"'timm-multimix[log]' for all of them), or drop it.")
+            raise SettingError(f'--log has {name}, but the package {name} is not installed: pip install {name}, or '
+                               f'drop it.')
 
 
 def open_loggers(

@@ -67,8 +67,8 @@ def left_over(images: int, batches: int, batch_size: int) -> Optional[str]:
     left = images - batches * batch_size * world()
     if left <= images / 4:
         return None
-    return (f'each epoch leaves out {left} of {images} training images, other ones each time: they do not fill a batch '
-            f'of {batch_size * world()}. A smaller --batch-size uses more of them.')
+    return (f'each epoch leaves out {left} of {images} training images, different ones each time: they do not fill a '
+            f'batch of {batch_size * world()}. A smaller --batch-size uses more of them.')
 
 
 def uneven_note(args: argparse.Namespace, counts: Optional[Sequence[int]]) -> Optional[str]:

@@ -38,8 +38,8 @@ def need_packages() -> None:
     """Raise `SettingError` unless the packages of mAP are there."""
     missing = [name for name in ('torchmetrics', 'pycocotools') if find_spec(name) is None]
     if missing:
-        raise SettingError(f"transfer needs {' and '.join(missing)}, not installed here: "
-                           f"pip install 'timm-multimix[evaluate]'.")
+        raise SettingError(f'transfer needs {" and ".join(missing)}, not installed here: pip install '
+                           f'{" ".join(missing)}.')
 
 
 def transfer(
