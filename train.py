@@ -189,13 +189,15 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
                 result = task(input, target)
             loss = result['loss'] / group
             if scaler is not None:
+                # Looked at before the rest of the step is queued: later, this would wait for the update too.
+                finite = bool(torch.isfinite(loss))
                 scaler(loss, optimizer, parameters=parameters, need_update=update, **clip)
             else:
                 loss.backward()
+        progress.averages.add(measured(result, target))  # before anything waits for the device
         if update:
             # A scaler looks for itself, and leaves out updates that are merely too large for float16 as well.
-            finite = finite_gradient(task.parameters()) if scaler is None else bool(torch.isfinite(loss))
-            if scaler is None and finite:
+            if scaler is None and (finite := finite_gradient(task.parameters())):
                 if args.clip_grad is not None:
                     dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
                 optimizer.step()
@@ -209,7 +211,6 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
             progress.in_a_row = 0 if finite else progress.in_a_row + 1
             if scheduler is not None:
                 scheduler.step_update(num_updates=step)
-        progress.averages.add(measured(result, target))
         images += len(input)
         if i % args.log_interval == 0 or i + 1 == batches:
             show(bar, state)

@@ -255,10 +255,11 @@ PARTS = {
     'train': Part(60, train),
     'sweep': Part(40, benchmark('sweep', [], TINY_SWEEP)),
     'triton-tests': Part(90, tests('tests/mixing/test_triton.py'), needs_triton),
-    'loss-amp': Part(60, benchmark('loss', ['--repeat', '10', '--amp', '--compile'], [*TINY_LOSS, '--amp'])),
-    # Three networks each, and a network takes its compiler half a minute.
-    'step-compiled-resnet': Part(90, compiled('resnet50'), needs_compiler),
-    'step-compiled-vit': Part(90, compiled('vit_small_patch16_224'), needs_compiler),
+    'loss-amp': Part(60, benchmark('loss', ['--repeat', '10', '--amp', '--compile', '--shapes', 'CIFAR R-18',
+                                            'ImageNet R-50'], [*TINY_LOSS, '--amp'])),
+    # Three networks each, and a network takes its compiler half a minute. A part that is stopped has no figures.
+    'step-compiled-resnet': Part(150, compiled('resnet50'), needs_compiler),
+    'step-compiled-vit': Part(150, compiled('vit_small_patch16_224'), needs_compiler),
     'nccl': Part(40, benchmark('distributed', ['--ranks', '2', '--repeat', '2', '--batch-size', '32'], [
         '--ranks', '2', '--repeat', '1', '--model', 'test_resnet', '--img-size', '64', '--batch-size', '4'],
         engine=False), needs_two),

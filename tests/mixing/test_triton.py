@@ -247,6 +247,24 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         engines.choose(LossOptions(engine='triton'), torch.device('cuda'), torch.float32)
 
 
+def test_a_triton_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles its driver on first use, and a container may have no C compiler."""
+    class Driver:
+        @property
+        def active(self) -> None:
+            raise RuntimeError('Failed to find C compiler.')
+
+    monkeypatch.setattr(engines.triton_engine, 'INTERPRETED', False)
+    monkeypatch.setattr('triton.runtime.driver', Driver())
+    engines._why_it_does_not_start.cache_clear()
+    try:
+        assert engines.choose(LossOptions(), torch.device('cuda'), torch.float32) is engines.torch_engine.ENGINE
+        with pytest.raises(SettingError, match='it does not start here .RuntimeError: Failed to find C compiler'):
+            engines.choose(LossOptions(engine='triton'), torch.device('cuda'), torch.float32)
+    finally:
+        engines._why_it_does_not_start.cache_clear()
+
+
 COMPILE = '''
 import inspect, sys
 import triton
@@ -256,7 +274,7 @@ from triton.compiler import ASTSource
 from timm_multimix.mixing.engines import triton_engine as engine
 
 NAMED = 'constexprs' in inspect.signature(ASTSource).parameters  # triton of torch 2.6 leaves them out of the signature
-WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'T_p', 'T_b', 'row_p', 'SPLITS', 'ROWS', 'out_split'}
+WHOLE = {'N', 'B', 'C', 'lam_p', 'lam_k', 'L_p', 'L_b', 'T_p', 'T_b', 'row_p', 'CLASSES', 'SPLITS', 'ROWS', 'out_split'}
 for capability in map(int, sys.argv[1:]):
     for precision, block_n in engine.BLOCK_N.items():
         for kernel, block_b in ((engine._lse, 0), (engine._grad, engine.BLOCK_B), (engine._pair, engine.PAIR),

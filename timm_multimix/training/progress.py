@@ -21,12 +21,15 @@ class Averages:
     def __init__(self, names: Sequence[str], device: Optional[torch.device] = None) -> None:
         self.names = list(names)
         self.sums = torch.zeros(2, len(self.names), device=device)  # of values, and how many
+        self.missing = torch.full((), torch.nan, device=device)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            finite, at = torch.isfinite(value), self.names.index(name)
-            self.sums[0, at] += torch.where(finite, value, 0).to(self.sums.dtype)
-            self.sums[1, at] += finite
+        if unknown := values.keys() - set(self.names):
+            raise KeyError(f'{sorted(unknown)} are not among {self.names}')
+        # All at once: on a GPU each operation takes as long for one number as for all.
+        found = torch.stack([values.get(name, self.missing).to(self.sums.dtype) for name in self.names])
+        finite = found.isfinite()
+        self.sums += torch.stack([torch.where(finite, found, 0), finite.to(found.dtype)])
 
     def means(self, of_all_ranks: bool = False) -> dict[str, Optional[float]]:
         """None for what no step had."""

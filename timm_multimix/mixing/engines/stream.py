@@ -36,6 +36,8 @@ TINY = 1e-30
 # Elements of Λ drawn or cut, or of the logits, at a time; and how many of them the sticks of a mixture count as, each.
 CHUNK = {'cpu': 1 << 19, 'cuda': 1 << 24}
 STICK = 6
+# Positions at a time: on CUDA they are the second or third side of a grid of blocks, which ends here.
+MOST = 65535
 # Multiplications of a product, below which sticks cost more than they save.
 FEW = 1 << 22
 
@@ -176,7 +178,7 @@ def run(
     chunk = CHUNK.get(logits.device.type, CHUNK['cuda'])
     held = min(B, STICK * lam.short_sticks) if as_sticks and not pairs and not options.keep_norm else B  # type: ignore[union-attr]
     k_size = max(1, min(N, chunk // held))
-    p_size = max(1, min(P, chunk // max(held * k_size, B * C)))
+    p_size = max(1, min(P, MOST, chunk // max(held * k_size, B * C)))
     for p in _slices(P, p_size):
         part = Batch(L[p].contiguous(), at(y, p, 3), at(rowsum, p, 2), None if a is None else a[p],  # type: ignore[arg-type]
                      at(mass, p, 2), at(teacher, p, 3), class_weight, logits.dtype, options)

@@ -19,15 +19,18 @@ without a GPU.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Union
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..dirichlet import Sticks
+from ..targets import MASKED
 from .stream import TINY, Batch, Engine, Sums
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -40,6 +43,16 @@ BLOCK_N = {'tf32': 64, 'tf32x3': 32}
 LAUNCH = dict(num_warps=8, num_stages=2)
 ROWS = 64  # mixtures are split by multiples of this, which every block of them divides
 BLOCKS_WANTED = 256  # about two for every multiprocessor of a large GPU
+ALIGNED = 16  # rows of logits are filled up to a multiple, so that they are loaded by 16 bytes and not by 4
+
+# Triton compiles a kernel anew for a whole number that is 1 or a multiple of 16. These change from call to call, and
+# are no part of an address that is loaded by 16 bytes.
+VARIES = ['N', 'row_p', 'SPLITS', 'ROWS', 'out_split']
+
+
+def _jit(kernel):
+    taken = inspect.signature(kernel).parameters
+    return triton.jit(do_not_specialize=[name for name in VARIES if name in taken])(kernel)
 
 
 @triton.jit
@@ -93,7 +106,7 @@ def _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b,
     return x
 
 
-@triton.jit
+@_jit
 def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, row_p,
          TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, KEEP_NORM: tl.constexpr,
          BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
@@ -141,9 +154,9 @@ def _lse(lam, L, a, rowsum, mass, weight_out, inverse_out, v_out, lse_out, N, B,
     tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
 
 
-@triton.jit
+@_jit
 def _said(lam, L, T, cw, a, inverse_in, s_out, share_out, cross_out, lse_out, N, B, C, lam_p, lam_k, L_p, L_b, T_p,
-          T_b, TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, BLOCK_N: tl.constexpr,
+          T_b, CLASSES, TINY: tl.constexpr, HAS_A: tl.constexpr, HAS_MASS: tl.constexpr, BLOCK_N: tl.constexpr,
           BLOCK_C: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr):
     p = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -167,7 +180,7 @@ def _said(lam, L, T, cw, a, inverse_in, s_out, share_out, cross_out, lse_out, N,
         q = tl.exp(t - higher[:, None])
         total = total * before + tl.sum(q, 1)
         if HAS_MASS:
-            q *= tl.load(cw + c, mask=c < C, other=0.0)[None, :]
+            q *= tl.load(cw + c, mask=c < CLASSES, other=0.0)[None, :]
         x = _mix(lam, L, a, p, k, c, N, B, C, lam_p, lam_k, L_p, L_b, HAS_A, STEP, PRECISION)
         share = share * before + tl.sum(q, 1)
         cross = cross * before + tl.sum(q * x * inverse[:, None], 1)
@@ -178,8 +191,8 @@ def _said(lam, L, T, cw, a, inverse_in, s_out, share_out, cross_out, lse_out, N,
     tl.store(lse_out + p * N + k, top + tl.log(total), mask=k < N)
 
 
-@triton.jit
-def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, SPLITS, ROWS, out_split,
+@_jit
+def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, L_b, CLASSES, SPLITS, ROWS, out_split,
           HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
           STEP: tl.constexpr, PRECISION: tl.constexpr):
     p = (tl.program_id(2) // SPLITS).to(tl.int64)
@@ -196,10 +209,10 @@ def _grad(lam, L, a, inverse_in, v_in, lse_in, out, N, B, C, lam_p, lam_k, L_p, 
         prob = tl.exp(x * inverse[:, None] - lse[:, None]) * (v * inverse)[:, None]
         mine = _load_lam_t(lam, p, k, own, N, B, lam_p, lam_k)
         acc = _dot(mine, prob, acc, PRECISION)
-    _add(out + split * out_split, acc, a, p, own, c, B, C, HAS_A)
+    _add(out + split * out_split, acc, a, p, own, c, B, CLASSES, HAS_A)
 
 
-@triton.jit
+@_jit
 def _pair(lam, a, inverse_in, out, N, B, lam_p, lam_k, SPLITS, ROWS, out_split,
           HAS_A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr):
     p = (tl.program_id(2) // SPLITS).to(tl.int64)
@@ -221,14 +234,13 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
     if isinstance(lam, Sticks):
         lam = lam.dense()
     p, N, B = lam.shape
-    L, a = batch.logits, batch.attention
-    C = L.shape[-1]
+    L, a, C = _aligned(batch.logits), batch.attention, batch.logits.shape[-1]
     if lam.stride(-1) != 1:
         lam = lam.contiguous()
     weight, inverse, v, lse = (lam.new_empty(p, N) for _ in range(4))
     # Products of half-precision logits need no more digits than they have; float32 ones get about all of theirs.
     precision = 'tf32' if batch.came.itemsize < 4 else 'tf32x3'
-    sizes = (N, B, C, lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
+    sizes = (N, B, L.shape[-1], lam.stride(0), lam.stride(1), L.stride(0), L.stride(1))
     block_n, block_b = BLOCK_N[precision], min(BLOCK_B, max(32, triton.next_power_of_2(B)))
     fixed = dict(HAS_A=a is not None, BLOCK_N=block_n, PRECISION=precision, **LAUNCH)
     any_a = lam if a is None else a.contiguous()
@@ -240,12 +252,12 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
             HAS_MASS=batch.mass is not None, KEEP_NORM=batch.options.keep_norm, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
         T, share = batch.teacher, batch.options.teacher_weight
         if T is not None:
-            T, cw = T.contiguous(), batch.class_weight
+            T, cw = _aligned(T), batch.class_weight
             of_teacher = T.stride(0) if T.ndim == 3 else 0, T.stride(-2)
             s, says, cross, lse_t = (lam.new_empty(p, N) for _ in range(4))
             _said[triton.cdiv(N, block_n), p](
                 lam, L, T, batch.rowsum if cw is None else cw, any_a, inverse, s, says, cross, lse_t, *sizes,
-                *of_teacher, TINY=TINY, HAS_MASS=cw is not None, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
+                *of_teacher, C, TINY=TINY, HAS_MASS=cw is not None, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
             s = share * s
             v = v + s * says
             sums.loss -= (s * cross).sum(1)
@@ -263,15 +275,20 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
             blocks = triton.cdiv(C, BLOCK_C), triton.cdiv(B, block_b)
             with _Split(sums.logits, N, blocks) as to:
                 _grad[blocks[0], blocks[1], p * to.splits](
-                    lam, L, any_a, inverse, v, lse, to.out, *sizes, to.splits, to.rows, to.stride,
+                    lam, L, any_a, inverse, v, lse, to.out, *sizes, C, to.splits, to.rows, to.stride,
                     BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
             if T is not None:
                 part = torch.zeros_like(sums.logits)
                 with _Split(part, N, blocks) as to:
                     _grad[blocks[0], blocks[1], p * to.splits](
-                        lam, T, any_a, inverse, s, lse_t, to.out, *sizes[:5], *of_teacher, to.splits, to.rows,
+                        lam, T, any_a, inverse, s, lse_t, to.out, *sizes[:5], *of_teacher, C, to.splits, to.rows,
                         to.stride, BLOCK_B=block_b, BLOCK_C=BLOCK_C, STEP=STEP, **fixed)
                 sums.logits -= part if cw is None else part * cw
+
+
+def _aligned(logits: Tensor) -> Tensor:
+    """With classes behind that no mixture has, so that each row begins where many numbers can be loaded at once."""
+    return F.pad(logits, (0, -logits.shape[-1] % ALIGNED), value=MASKED).contiguous()
 
 
 class _Split:
