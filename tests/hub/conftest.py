@@ -57,7 +57,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def small_model(seed: int = 0, name: str = 'test_vit', **kwargs: Any) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return timm.create_model(name, num_classes=4, **kwargs)
+    return timm.create_model(name, num_classes=6, **kwargs)
 
 
 def wrapped(seed: int = 0, **settings: Any) -> timm_multimix.MultiMixModel:
@@ -68,7 +68,7 @@ def a_run(folder: Path, model: Optional[torch.nn.Module] = None, **args: Any) ->
     """What train.py leaves behind, after 2 of 3 epochs."""
     parsed = vars(parse_args(['--model', 'test_vit', '--multimix', 'dense', '--epochs', '3']))
     folder.mkdir(parents=True)
-    save_plain(model or wrapped(), folder / 'model', label_names=['cat', 'dog', 'eel', 'fox'])
+    save_plain(model or wrapped(), folder / 'model', label_names=['cat', 'dog', 'eel', 'fox', 'gnu', 'hen'])
     (folder / 'args.yaml').write_text(yaml.safe_dump({**parsed, **args}))
     (folder / 'summary.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,2,1.5,61.25,90\n'
                                         '1,1.5,1.25,58.75,91.5\n')

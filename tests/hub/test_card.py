@@ -17,7 +17,7 @@ from tests.hub.conftest import SHIPPED, a_run, small_model, wrapped
 from tests.hub.server import HubServer
 from timm_multimix import MultiMixModel, SettingError, from_pretrained, list_checkpoints, push_to_hub, unwrap, wrap
 from timm_multimix.data import create_train_val
-from timm_multimix.hub import export
+from timm_multimix.hub import export, save_plain
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.card import MARK, train_command
 from timm_multimix.runs.settings import parse_args
@@ -38,7 +38,7 @@ def test_the_card_tells_what_happened(hub: HubServer, tmp_path: Path) -> None:
     assert (top1.metric_value, top5.metric_value) == (0.5875, 0.915)  # of the weights that are there: the last epoch's
     assert 'after epoch 2 of 3: training has not ended' in text
     assert 'The best epoch was 1, with 61.25 % top-1' in text and '| 58.75 | 91.50 | 1.250 |' in text
-    assert 'cat, dog, eel, fox' in text and '![' in text and str(tmp_path) not in text
+    assert 'cat, dog, eel, fox, gnu, hen' in text and '![' in text and str(tmp_path) not in text
     assert '--data-dir pets' in text and '--pretrained-path start.safetensors' in text and '--log' not in text
     assert '| effective | 2 |' in text
 
@@ -77,10 +77,23 @@ def test_the_card_claims_what_was_done(tmp_path: Path) -> None:
     assert 'dense-multimix' in card.data.tags
 
 
+def test_results_on_the_card_are_those_of_its_weights(tmp_path: Path) -> None:
+    run = a_run(tmp_path / 'last')
+    with (run / 'summary.csv').open('a') as f:
+        f.write('2,1.25,,,\n')  # the weights are of this epoch, which was not validated
+    card = card_of(run)
+    assert 'Results' not in card.text and '58.75' not in card.text and not card.data.eval_results
+    few = a_run(tmp_path / 'few')
+    save_plain(timm.create_model('test_vit', num_classes=5), few / 'model')  # any five classes hold the true one
+    card = card_of(few)
+    assert '| 58.75 | 1.250 |' in card.text and 'top-5' not in card.text
+    assert [result.metric_name for result in card.data.eval_results] == ['Accuracy (top-1)']
+
+
 def test_long_settings_on_the_card(tmp_path: Path) -> None:
-    model = wrap(small_model(), 'multimix', layer=['input', 1], class_weight=[1, 2, 3, 4], label_smoothing=0.1)
+    model = wrap(small_model(), 'multimix', layer=['input', 1], class_weight=[1, 2, 3, 4, 5, 6], label_smoothing=0.1)
     table = card_of(a_run(tmp_path / 'run', model)).text.partition('| setting | value |')[2]
-    for line in ('| layer | input or 1 |', '| class_weight | 4 weights |', '| label_smoothing | 0.1 |',
+    for line in ('| layer | input or 1 |', '| class_weight | 6 weights |', '| label_smoothing | 0.1 |',
                  '| effective | 1.5 to 3 |', '| gather | False |'):
         assert line in table
 

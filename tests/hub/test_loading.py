@@ -89,7 +89,7 @@ def test_from_training_to_a_stranger_with_timm_alone(
 
 def test_a_model_and_its_settings(hub: HubServer) -> None:
     model = wrapped(attention='cam')
-    done = push_to_hub(model, 'user/name', label_names=list('abcd'), license='mit')
+    done = push_to_hub(model, 'user/name', label_names=list('abcdef'), license='mit')
     again = from_pretrained('hf-hub:user/name')
     assert again.multimix.config == model.multimix.config and again.multimix.config.attention == 'cam'
     assert torch.equal(logits(again), logits(model))
@@ -102,7 +102,7 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
     assert fresh.num_classes == 3
     assert torch.equal(fresh.patch_embed.proj.weight, model.patch_embed.proj.weight)
     card = ModelCard(hub.repos['user/name'].files()['README.md'].decode())
-    assert card.data.license == 'mit' and 'Results' not in card.text and 'a, b, c, d' in card.text
+    assert card.data.license == 'mit' and 'Results' not in card.text and 'a, b, c, d, e, f' in card.text
 
     push_to_hub(wrapped(1, n=9), 'user/name', revision='dev')
     assert from_pretrained('hf-hub:user/name', revision='dev').multimix.config.n == 9
@@ -113,6 +113,24 @@ def test_a_model_and_its_settings(hub: HubServer) -> None:
         from_pretrained('hf-hub:user/name@dev', revision='main')
     push_to_hub(from_pretrained('hf-hub:user/name@dev'), 'user/copy')  # what was loaded goes out again
     assert torch.equal(logits(from_pretrained('hf-hub:user/copy')), logits(wrapped(1)))
+
+
+def test_names_of_classes_are_those_of_the_classifier(tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    with pytest.raises(SettingError, match='label_names has 2 names, but the model has 3 classes'):
+        save_plain(model, tmp_path / 'm', label_names=['cat', 'dog'])
+    assert not (tmp_path / 'm').exists()
+    save_plain(model, tmp_path / 'm', label_names=['cat', 'dog', 'eel'])
+
+    def again(folder: str, names: Optional[list[str]] = None, **kwargs: Any) -> Any:
+        """The names that a model has, saved anew."""
+        model = timm.create_model(f'local-dir:{tmp_path}/m', pretrained=True, **kwargs)
+        save_plain(model, tmp_path / folder, label_names=names)
+        return timm.create_model(f'local-dir:{tmp_path}/{folder}').pretrained_cfg.get('label_names')
+
+    assert again('same') == ['cat', 'dog', 'eel'] and again('others', ['x', 'y', 'z']) == ['x', 'y', 'z']
+    assert not again('wide', num_classes=4)  # those of the old classifier
+    assert 'eel' not in (tmp_path / 'others' / 'config.json').read_text()
 
 
 def saved_counts(folder: Path) -> Any:
@@ -231,7 +249,7 @@ def test_fine_tuning_from_the_hub(
              '--lr', '0', '--initial-checkpoint', 'hf-hub:user/base']
     assert train.main([*flags, '--multimix', 'dense', '--experiment', 'a']) == 0
     tuned = load_file(tmp_path / 'a' / 'model' / 'model.safetensors')
-    for name, value in unwrap(model).state_dict().items():  # 3 classes instead of 4; with lr 0 the rest stays
+    for name, value in unwrap(model).state_dict().items():  # 3 classes instead of 6; with lr 0 the rest stays
         assert (name.startswith('head.')) != torch.equal(tuned[name], value), name
     args = yaml.safe_load((tmp_path / 'a' / 'args.yaml').read_text())
     assert args['model'] == 'test_vit' and args['initial_checkpoint'] == 'hf-hub:user/base'

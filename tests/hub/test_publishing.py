@@ -41,7 +41,7 @@ def test_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert f'{SHIPPED.name}\tcame along\n' in capsys.readouterr().out
     assert hub_main(['list', '--here', '--author', 'user']) == 2
     save_plain(wrapped(), tmp_path / SHIPPED.name)  # a folder of that name goes first
-    assert from_pretrained(SHIPPED.name).num_classes == 4
+    assert from_pretrained(SHIPPED.name).num_classes == 6
 
 
 def test_every_model_that_came_along_loads_in_plain_timm() -> None:

@@ -55,7 +55,12 @@ def model_card(folder: Path, name: str, license: Optional[str] = None) -> str:
     config = load_json(folder / CONFIG)
     args, settings = _yaml(folder / 'args.yaml'), _yaml(folder / SETTINGS)
     counts = settings.pop(COUNTS, None) or {}
-    rows = [r for r in read_summary(folder / 'summary.csv') if r.get('eval_top1') not in (None, '')]
+    every = read_summary(folder / 'summary.csv')
+    rows = [r for r in every if r.get('eval_top1') not in (None, '')]
+    if rows[-1:] != every[-1:]:  # the weights are of the last epoch: no other's results are theirs
+        rows = []
+    if config['num_classes'] <= 5:  # then the true class is always among the first five
+        rows = [{k: v for k, v in r.items() if k != 'eval_top5'} for r in rows]
     title = name.partition(':')[2].rstrip('/').rpartition('/')[2].partition('@')[0]
     averaged = (folder / RAW_WEIGHTS).exists()
     front = _front_matter(title, config, args, settings, counts, rows[-1] if rows else {}, license)

@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 from timm.utils.model import unwrap_model
 
 from ..config import MultiMixConfig
+from ..errors import SettingError
 from ..files import load_json, whole_folder
 from ..policy import COUNTED
 from ..version import __version__
@@ -28,9 +29,10 @@ MODE = 'input_img_mode'  # of config.json, beside timm's keys
 COUNTS = 'mixed_steps'  # of multimix.yaml; the one key that is no setting
 # A folder of its own, since timm 1.0.27 cannot read one with two safetensors files.
 RAW = 'raw'
-# Of pretrained_cfg: where published weights lie, and what holds for these alone.
+# Of pretrained_cfg: where published weights lie, what holds for these alone, and what holds for their classes.
 _SOURCE = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
 _ORIGIN = ('tag', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
+_LABELS = ('label_names', 'label_descriptions')
 RAW_CONFIG, RAW_WEIGHTS = f'{RAW}/{CONFIG}', f'{RAW}/{WEIGHTS}'
 
 
@@ -67,6 +69,9 @@ def save_plain(
 
     Returns:
         The folder.
+
+    Raises:
+        SettingError: label_names are not as many as the classes.
     """
     folder = Path(folder)
     inner = unwrap_model(model)
@@ -78,8 +83,13 @@ def save_plain(
         counts = multimix.policy.counts if counts is None else counts
         mode = mode or multimix.input_img_mode
     plain = plain_copy(model)  # whose config is edited
-    cfg = {k: v for k, v in plain.pretrained_cfg.items()  # type: ignore[operator, union-attr]
-           if k not in _SOURCE and (origin or k not in _ORIGIN)}
+    if label_names and len(label_names) != plain.num_classes:
+        raise SettingError(f'label_names has {len(label_names)} names, but the model has {plain.num_classes} classes: '
+                           f'it takes one name for each, in order.')
+    cfg: dict[str, Any] = {k: v for k, v in plain.pretrained_cfg.items()  # type: ignore[operator, union-attr]
+                           if k not in _SOURCE and (origin or k not in _ORIGIN)}
+    if label_names or cfg.get('num_classes') != plain.num_classes:  # those there are of other classes
+        cfg = {k: v for k, v in cfg.items() if k not in _LABELS}
     plain.pretrained_cfg = {**cfg, **data_config, 'num_classes': plain.num_classes}  # type: ignore[assignment]
     model_config = {k: v for k, v in (('label_names', label_names), (MODE, mode)) if v}
     extra = {}
