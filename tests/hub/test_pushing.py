@@ -19,7 +19,7 @@ from timm_multimix import MultiMixConfig, SettingError, from_pretrained, push_to
 from timm_multimix.hub import BackgroundPush, HubError, save_plain
 from timm_multimix.hub.__main__ import main as hub_main
 from timm_multimix.hub.errors import scrub
-from timm_multimix.hub.push import export
+from timm_multimix.hub.push import export, later_command, published_args
 from timm_multimix.hub.save import settings_text
 
 
@@ -154,6 +154,22 @@ def test_a_hub_that_is_down_before_training_may_be_up_later(hub: HubServer, tmp_
     said: list[str] = []
     BackgroundPush('user/name', tmp_path, False, said.append).close()
     assert 'status 500' in said[0] and 'Training goes on' in said[0]
+
+
+def test_paths_are_private_wherever_a_setting_holds_them(tmp_path: Path) -> None:
+    place = str(tmp_path / 'secret' / 'x.pth')
+    run = a_run(tmp_path / 'run', model_kwargs={'checkpoint_path': place, 'depth': 2}, log=[place, 'tensorboard'],
+                teacher=f'local-dir:{place}')
+    published = yaml.safe_load(published_args(run / 'args.yaml'))
+    assert published['model_kwargs'] == {'checkpoint_path': 'x.pth', 'depth': 2}
+    assert published['log'] == ['x.pth', 'tensorboard'] and published['teacher'] == 'x.pth'
+    assert published['model'] == 'test_vit' and published['epochs'] == 3
+    assert 'secret' not in (export(run, tmp_path / 'out') / 'README.md').read_text()
+
+
+def test_the_command_that_pushes_later_can_be_pasted() -> None:
+    words = shlex.split(later_command(Path('my runs') / "it's", 'user/name', private=True))
+    assert words[3:] == ['push', "my runs/it's", 'user/name', '--private']
 
 
 def test_where_a_teacher_lies_is_private(tmp_path: Path) -> None:

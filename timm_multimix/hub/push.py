@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from ..errors import SettingError, in_words
 from ..files import load_yaml, whole, whole_folder
 from ..runs.find import model_folder
-from ..runs.flags import PATHS
 from ..runs.recipes import program
 from ..wrapper import unwrap
 from .card import MARK, NOTES, model_card
@@ -154,8 +153,14 @@ def published_args(path: Path) -> str:
     if not isinstance(args, dict):
         raise SettingError(f'{path} is damaged: it holds no settings.')
     kept = {k: v for k, v in args.items() if k not in _PRIVATE}
-    kept.update({name: without_place(kept[name]) for name in (*PATHS, 'recipe', 'model') if name in kept})
-    return yaml.safe_dump(kept, default_flow_style=False)
+    return yaml.safe_dump(_without_places(kept), default_flow_style=False)
+
+
+def _without_places(value: Any) -> Any:
+    """Of every setting: one that takes KEY=VALUE, or a list, may hold a path too."""
+    if isinstance(value, dict):
+        return {k: _without_places(v) for k, v in value.items()}
+    return [_without_places(v) for v in value] if isinstance(value, (list, tuple)) else without_place(value)
 
 
 def card_of(folder: Path, name: str, license: Optional[str]) -> str:
@@ -179,7 +184,7 @@ def check_no_token(folder: Path) -> None:
 
 def later_command(source: Union[str, Path], repo_id: str, private: bool = False) -> str:
     """What to type to push a run folder afterwards."""
-    return f'python -m timm_multimix push {source} {repo_id}' + (' --private' if private else '')
+    return f'python -m timm_multimix push {shlex.quote(str(source))} {repo_id}' + (' --private' if private else '')
 
 
 def create_repo(api: HfApi, repo_id: str, private: Optional[bool]) -> None:
