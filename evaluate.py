@@ -132,9 +132,9 @@ class Evaluation:
     def _load(self) -> list[Checkpoint]:
         args = self.args
         data = {k: getattr(args, k) for k in ('mean', 'std', 'interpolation', 'crop_pct') if getattr(args, k)}
-        size = args.img_size or (32 if args.model and args.dataset.lower() == DIGITS else None)
         loaded = [load_checkpoint(source, args.model, num_classes=args.num_classes, model_kwargs=args.model_kwargs,
-                                  img_size=size,
+                                  img_size=args.img_size,
+                                  usual_size=32 if args.dataset.lower() == DIGITS else None,
                                   input_img_mode=args.input_img_mode, **data) for source in args.checkpoints]
         names = unique_names([c.name for c in loaded])
         return [replace(c, name=name, model=c.model.to(self.device)) for name, c in zip(names, loaded)]

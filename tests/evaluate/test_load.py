@@ -1,6 +1,7 @@
 """Every way a checkpoint comes gives the same model; images and masks are prepared alike."""
 from __future__ import annotations
 
+import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from tests.conftest import write_images
+from tests.conftest import ROOT, write_images
 from timm_multimix import SettingError
 from timm_multimix.evaluate import load_checkpoint
+from timm_multimix.evaluate.estimate import measure
 from timm_multimix.evaluate.images import (
     ImageLoader,
     Noise,
@@ -80,6 +82,60 @@ def test_settings_of_the_images_may_be_overridden(run: Path) -> None:
     assert tuple(found.data_config['mean']) == (0.5,) * 3 and tuple(found.data_config['std']) == DATA['std']
 
 
+def test_a_file_of_a_run_says_how_its_images_are_prepared(run: Path, tmp_path: Path) -> None:
+    said = {'img_size': 48, 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6], 'crop_pct': 0.9,
+            'interpolation': 'bilinear', 'input_img_mode': 'HSV', 'multimix': None}
+    state = torch.load(run / 'last.pth.tar', weights_only=True)
+    options: dict[str, Any] = {'model': 'test_resnet', 'model_kwargs': {'output_stride': 8}, 'usual_size': 32}
+    for args in (said, argparse.Namespace(**said)):  # timm's own train.py saves the latter
+        torch.save({**state, 'args': args}, tmp_path / 'last.pth.tar')
+        found = load_checkpoint(str(tmp_path / 'last.pth.tar'), **options)
+        assert found.data_config == {'input_size': (3, 48, 48), 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6),
+                                     'interpolation': 'bilinear', 'crop_pct': 0.9, 'crop_mode': 'center'}
+        assert found.input_img_mode == 'HSV'
+        other = load_checkpoint(str(tmp_path / 'last.pth.tar'), **options, img_size=64, mean=[0.5])
+        assert other.data_config['input_size'] == (3, 64, 64)  # what is given goes first
+        assert other.data_config['mean'] == (0.5,) * 3 and other.data_config['std'] == (0.4, 0.5, 0.6)
+    torch.save({**state, 'args': {**said, 'input_size': [3, 40, 56]}}, tmp_path / 'last.pth.tar')
+    assert load_checkpoint(str(tmp_path / 'last.pth.tar'), **options).data_config['input_size'] == (3, 40, 56)
+    assert load_checkpoint(str(run / 'bare.safetensors'), **options).data_config['input_size'] == (3, 32, 32)
+    vit = timm.create_model('test_vit', num_classes=3, img_size=64).eval()  # its positions are of this size
+    torch.save({'state_dict': vit.state_dict(), 'args': {'img_size': 64}}, tmp_path / 'vit.pth.tar')
+    found = load_checkpoint(str(tmp_path / 'vit.pth.tar'), 'test_vit', usual_size=32)
+    images = torch.rand(2, *found.data_config['input_size'])
+    torch.testing.assert_close(found.model(images), vit(images))
+
+
+def test_a_transformer_takes_images_of_another_size(tmp_path: Path) -> None:
+    options = {'depth': 1, 'img_size': 64}
+    model = timm.create_model('deit_tiny_patch16_224', num_classes=3, **options)  # test_vit takes all sizes as it is
+    save_plain(model, tmp_path / 'm', model_args=options)
+    found = load_checkpoint(str(tmp_path / 'm'), img_size=96)
+    assert found.data_config['input_size'] == (3, 96, 96)
+    assert found.model(torch.rand(2, 3, 96, 96)).shape == (2, 3)
+
+
+def test_numbers_of_the_wrong_length_say_so(run: Path) -> None:
+    for name in ('mean', 'std'):
+        with pytest.raises(SettingError, match=f'--{name} has 2 numbers, but the images of .* have 3 channels'):
+            load_checkpoint(str(run), **{name: [0.5, 0.5]})
+
+
+def test_the_weights_of_a_distilled_model_say_how_many_classes_it_has(tmp_path: Path) -> None:
+    name, options = 'deit_tiny_distilled_patch16_224', {'depth': 1, 'img_size': 32}
+    save_file(timm.create_model(name, num_classes=3, **options).state_dict(), tmp_path / 'w.safetensors')
+    found = load_checkpoint(str(tmp_path / 'w.safetensors'), name, model_kwargs=options)
+    assert found.model.num_classes == 3
+
+
+def test_a_model_that_came_along_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'test_efficientnet_digits'
+    found, by_folder = load_checkpoint(name), load_checkpoint(str(ROOT / 'checkpoints' / name))
+    assert found.name == name and found.label_names == by_folder.label_names
+    assert found.data_config == by_folder.data_config and torch.equal(logits(found), logits(by_folder))
+
+
 def test_names() -> None:
     assert split_name('plain=output/train/a/') == ('plain', 'output/train/a/')
     assert split_name('output/train/a/model')[0] == split_name('local-dir:output/train/a/model')[0] == 'a'
@@ -88,6 +144,7 @@ def test_names() -> None:
     assert split_name('resnet50')[0] == 'resnet50'
     assert split_name('dir/x=y')[1] == 'dir/x=y'
     assert unique_names(['a', 'b', 'a']) == ['a', 'b', 'a (2)']
+    assert unique_names(['a', 'a', 'a (2)', 'a']) == ['a', 'a (3)', 'a (2)', 'a (4)']
 
 
 class Evil:

@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser('Evaluate timm checkpoints: one table and its pictures for each of --on.')
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
     add('checkpoints', nargs='+', metavar='CHECKPOINT',
-        help="a folder that train.py wrote, a file of weights with --model, local-dir:…, hf-hub:…, or a timm model's "
-             'name; NAME=CHECKPOINT names its column')
+        help="a folder that train.py wrote, a file of weights with --model, local-dir:…, hf-hub:…, or the name of "
+             'a model that came along or of a timm model; NAME=CHECKPOINT names its column')
     add('--on', type=names, default=DEFAULT, metavar='TABLES',
         help=f'of {",".join(MODULES)}; all but transfer where it is not given')
     add('--quick', action='store_true',

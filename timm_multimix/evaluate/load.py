@@ -18,9 +18,12 @@ from ..data.factory import fit_channels, image_mode
 from ..data.split import FILE, Split, read_parts
 from ..errors import SettingError, in_words, nearest, reason
 from ..heads import switch_class_token
-from ..hub.load import check_files, mode_of
+from ..hub.load import check_files, mode_of, shipped
 from ..runs.find import is_repo, load, model_folder, newest_whole
 from ..runs.weights import read_weights
+
+# Of a run's settings, how images are prepared, beside their size and mode.
+_OF_IMAGES = ('mean', 'std', 'interpolation', 'crop_pct')
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def load_checkpoint(
         num_classes: Optional[int] = None,
         model_kwargs: Optional[dict[str, Any]] = None,
         img_size: Optional[int] = None,
+        usual_size: Optional[int] = None,
         input_img_mode: Optional[str] = None,
         **data: Any,
 ) -> Checkpoint:
@@ -59,12 +63,13 @@ def load_checkpoint(
 
     Args:
         source: a folder that train.py wrote, or that holds config.json and weights; a file of weights (.safetensors,
-            .pth, .pth.tar); 'local-dir:…'; 'hf-hub:…'; or the name of a timm model with published weights. 'NAME=' in
-            front of it names its column.
+            .pth, .pth.tar); 'local-dir:…'; 'hf-hub:…'; the name of a model that came along, or of a
+            timm model with published weights. 'NAME=' in front of it names its column.
         model: for a file of weights: the timm model they are of.
         num_classes: for a file of weights, default what they say.
         model_kwargs: for a file of weights: further arguments of `timm.create_model`.
         img_size: of images to evaluate on, where it differs from what the checkpoint says.
+        usual_size: the same for a file of weights that says none.
         input_img_mode: the mode of Pillow's that images become; default what the checkpoint says, else L, LA or RGB.
         **data: mean, std, interpolation, crop_pct, where they differ.
 
@@ -77,11 +82,18 @@ def load_checkpoint(
     folder = _folder(path)
     if folder is not None:
         check_files(Path(folder), source)
-        net = _create(source, f'local-dir:{folder}')
+        net = _create(source, f'local-dir:{folder}', img_size)
     elif os.path.isfile(path):
-        net = _from_file(path, model, num_classes, img_size, kwargs)
+        said = _settings_of(path)
+        if img_size is None and said.get('input_size'):  # which goes before the run's img_size, as in timm
+            data['input_size'] = tuple(said['input_size'])
+        img_size = img_size or said.get('img_size') or usual_size
+        input_img_mode = input_img_mode or said.get('input_img_mode')
+        data = {**{k: said[k] for k in _OF_IMAGES if said.get(k)}, **data}
+        net = _from_file(path, model, num_classes, data['input_size'][1:] if 'input_size' in data else img_size, kwargs,
+                         dense=said.get('multimix') == 'dense')
     elif is_repo(path) or ('/' not in path and timm.is_model(path.split('.')[0])):
-        net = _create(source, path)
+        net = _create(source, path, img_size)
     else:
         beside = [p.name for p in Path(path).parent.glob('*')] if Path(path).parent.is_dir() else []
         raise SettingError(f'{source!r} is no checkpoint: there is no such folder or file'
@@ -89,6 +101,10 @@ def load_checkpoint(
                               if beside else ', and timm has no model of that name.'))
     cfg: Any = net.pretrained_cfg or {}
     channels = kwargs.get('in_chans') or (cfg.get('input_size') or (3,))[0]
+    for key in ('mean', 'std'):
+        if len(data.get(key) or ()) not in (0, 1, channels):
+            raise SettingError(f'--{key} has {len(data[key])} numbers, but the images of {source!r} have {channels} '
+                               f'channels: give one number for each, or one for all.')
     config = resolve_data_config({'img_size': img_size, 'in_chans': channels, **data}, model=net)
     config['input_size'] = (channels, *config['input_size'][1:])
     fit_channels(config)
@@ -143,7 +159,14 @@ def split_name(source: str) -> tuple[str, str]:
 
 def unique_names(names: list[str]) -> list[str]:
     """Columns need names that differ: a second 'run' becomes 'run (2)'."""
-    return [name if name not in names[:i] else f'{name} ({names[:i].count(name) + 1})' for i, name in enumerate(names)]
+    found: list[str] = []
+    for name in names:
+        k, unique = 1, name
+        while unique in found or (k > 1 and unique in names):  # 'run (2)' may be a run's own name
+            k += 1
+            unique = f'{name} ({k})'
+        found.append(unique)
+    return found
 
 
 def _folder(path: str) -> Optional[str]:
@@ -152,7 +175,8 @@ def _folder(path: str) -> Optional[str]:
         parent = os.path.dirname(path) or '.'
         return parent if os.path.isfile(os.path.join(parent, 'config.json')) else None
     if not os.path.isdir(path):
-        return None
+        came_along = shipped().get(path)
+        return None if came_along is None else str(came_along)
     if folder := model_folder(path):
         return str(folder)
     found = ', '.join(sorted(os.listdir(path))[:8]) or 'nothing'
@@ -162,23 +186,30 @@ def _folder(path: str) -> Optional[str]:
                        f'checkpoint. It holds {found}.{unfinished}')
 
 
-def _create(source: str, name: str) -> nn.Module:
+def _create(source: str, name: str, img_size: Optional[int]) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True)
+        net = timm.create_model(name, pretrained=True)
+        cfg: Any = net.pretrained_cfg or {}
+        if img_size and cfg.get('fixed_input_size'):  # a ViT, say, which takes no other size
+            net = timm.create_model(name, pretrained=True, img_size=img_size)  # with its positions resampled
+        return net
     except Exception as e:  # timm and the hub raise many kinds: the user needs to know which checkpoint, and why
         raise in_words(f'The checkpoint {source!r} cannot be loaded: {reason(e)}', e) from e
 
 
-def _was_dense(path: str) -> bool:
-    """Whether a checkpoint says that it is of a run with --multimix dense."""
-    found: Any = {} if path.endswith('.safetensors') else load(path)
+def _settings_of(path: str) -> Mapping[str, Any]:
+    """The settings of the run that a file is of; empty where it says none."""
+    try:
+        found: Any = {} if path.endswith('.safetensors') else load(path)
+    except Exception:  # whoever reads the weights says what is wrong
+        return {}
     args = found.get('args') if isinstance(found, Mapping) else None
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    return isinstance(args, Mapping) and args.get('multimix') == 'dense'
+    return args if isinstance(args, Mapping) else {}
 
 
-def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_size: Optional[int],
-               kwargs: dict[str, Any]) -> nn.Module:
+def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_size: Any, kwargs: dict[str, Any],
+               dense: bool) -> nn.Module:
     if model is None:
         raise SettingError(f'{path!r} is a file of weights that does not say of which model: give --model NAME (and '
                            f'--model-kwargs, if it was made with any).')
@@ -187,8 +218,9 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
     state, _ = read_weights(path)
     cfg = timm.models.get_pretrained_cfg(model)
     classifier = getattr(cfg, 'classifier', None)
-    if num_classes is None and isinstance(classifier, str) and f'{classifier}.weight' in state:
-        num_classes = len(state[f'{classifier}.weight'])
+    first = classifier if isinstance(classifier, str) else (classifier or ('',))[0]  # a distilled model has two
+    if num_classes is None and f'{first}.weight' in state:
+        num_classes = len(state[f'{first}.weight'])
     if num_classes is not None:
         kwargs['num_classes'] = num_classes
     try:
@@ -199,7 +231,7 @@ def _from_file(path: str, model: Optional[str], num_classes: Optional[int], img_
                 raise
             net = timm.create_model(model, **kwargs)  # convolutional networks take any size and no such argument
         net.load_state_dict(state)
-        if _was_dense(path):  # its patches classify, not its class token
+        if dense:  # its patches classify, not its class token
             switch_class_token(net)
     except Exception as e:
         raise in_words(f'{path!r} does not fit --model {model}: other model, image size or number of classes?\n  '
