@@ -25,6 +25,7 @@ from timm_multimix.evaluate.images import (
     Noise,
     PhotographCrops,
     WithMasks,
+    _above_zero,
     boxes_as_mask,
     check_classes,
     open_split,
@@ -208,6 +209,8 @@ def test_wrong_images_say_so(run: Path, tmp_path: Path) -> None:
     assert check_classes(wide, SimpleNamespace(classes=['class_0', 'class_1']))[:3] == ['class_0', 'class_1', '2']
     with pytest.warns(UserWarning, match='not one name is the same'):
         check_classes(wide, SimpleNamespace(classes=['cat', 'dog']))
+    with pytest.warns(UserWarning, match='has 10 classes and does not say their names. The images have 2, .*cat, dog'):
+        check_classes(replace(wide, label_names=None), SimpleNamespace(classes=['cat', 'dog']))
     (tmp_path / 'map.txt').write_text('class_0\nclass_2\nclass_1\n')
     with pytest.raises(SettingError, match="Class 1 is 'class_1' in mine but 'class_2'"):
         check_classes(c, open_split('', str(data), 'validation', str(tmp_path / 'map.txt')))
@@ -242,6 +245,17 @@ def test_outliers(run: Path, tmp_path: Path) -> None:
     (tmp_path / 'empty').mkdir()
     with pytest.raises(SettingError, match='holds no images'):
         outliers([str(tmp_path / 'empty')], c, 4, 0)
+
+
+def test_folders_of_outliers_are_read_whole_and_replace_no_set(run: Path, tmp_path: Path) -> None:
+    c = load_checkpoint(str(run))
+    folder = tmp_path / 'digits'
+    folder.mkdir()
+    for suffix in ('png', 'webp', 'jpg', 'bmp', 'tiff'):
+        Image.new('RGB', (40, 40), 'red').save(folder / f'a.{suffix}')
+    found = outliers(['digits', str(folder), 'uniform'], c, 40, seed=0)
+    assert {name: len(images) for name, images in found.items()} == {'digits': 40, str(folder): 5, 'uniform': 40}
+    assert list(outliers([str(folder), 'digits'], c, 40, seed=0)) == [str(folder), 'digits']
 
 
 def masked_folder(folder: Path) -> tuple[Path, Path]:
@@ -279,6 +293,15 @@ def test_masks_go_the_way_of_their_images(run: Path, tmp_path: Path) -> None:
         WithMasks(open_split('', str(data), 'validation'), str(tmp_path / 'x'), c, None, seed=0)
 
 
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGB', 'RGBA'])
+def test_what_is_opaque_is_no_object(mode: str, tmp_path: Path) -> None:
+    mask = Image.new(mode, (8, 8), 0 if mode == 'L' else (0,) * (len(mode) - 1) + (255 * ('A' in mode),))
+    white = Image.new(mode, (4, 4), 255 if mode == 'L' else (255,) * len(mode))
+    mask.paste(white, (0, 0))
+    mask.save(tmp_path / 'mask.png')
+    assert np.asarray(_above_zero(tmp_path / 'mask.png')).sum() == 16 * 255
+
+
 def test_boxes_count_from_one(tmp_path: Path) -> None:
     _, masks = masked_folder(tmp_path)
     pixels = np.asarray(boxes_as_mask(masks / 'class_2' / 'a.xml')) > 0
@@ -308,3 +331,5 @@ def test_an_image_that_cannot_be_read_is_named(run: Path, tmp_path: Path, worker
     images = prepared(open_split('', str(data), 'validation'), load_checkpoint(str(run)), None, 0)
     with pytest.raises(SettingError, match=rf'^An image cannot be loaded: .*{broken.name} .*Mend or remove it.$'):
         list(ImageLoader(images, 4, num_workers=workers))
+    with pytest.raises(SettingError, match=rf'{broken.name} .*Mend or remove it.$'):  # before that it is timed
+        measure(load_checkpoint(str(run)), images, len(images))

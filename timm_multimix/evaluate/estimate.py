@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from ..data.placed import SampleError
+from ..errors import SettingError
 from ..heads.positions import evaluating
 from .load import Checkpoint
 from .outputs import device_of
@@ -51,7 +53,10 @@ def measure(checkpoint: Checkpoint, images: Any, batch_size: int) -> Speed:
     model = checkpoint.model
     device = device_of(model)
     count = min(len(images), batch_size, 8 if device.type == 'cpu' else batch_size)
-    load, batch = _timed(lambda: default_collate([tuple(images[i])[:2] for i in range(count)]), device)
+    try:
+        load, batch = _timed(lambda: default_collate([tuple(images[i])[:2] for i in range(count)]), device)
+    except SampleError as e:
+        raise SettingError(f'{e.words}. Mend or remove it.') from e
     x, target = batch[0].to(device), batch[1].to(device)
     with evaluating(model), torch.no_grad():
         model(x)  # the first pass prepares the device

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import DIGITS, DigitsReader, class_names, convert_modes
 from ..data.factory import check_class_map, create_split
-from ..data.folders import check_links, tidy
+from ..data.folders import check_links, extensions, tidy
 from ..data.placed import SampleError, load_sample
 from ..data.split import TEST, TRAINING, VALIDATION, split_folder, take_part
 from ..errors import SettingError, nearest, reason
@@ -89,6 +89,10 @@ def check_classes(checkpoint: Checkpoint, dataset: Any) -> list[str]:
     if theirs is not None and len(theirs) > C:
         raise SettingError(f'{checkpoint.name} has {C} classes, but the images have {len(theirs)}: it was trained on '
                            f'other data.')
+    if theirs and not ours and len(theirs) < C:
+        warnings.warn(f'{checkpoint.name} has {C} classes and does not say their names. The images have {len(theirs)}, '
+                      f'which are taken for its first ones: {", ".join(theirs[:3])}, …. If they are others, give '
+                      f'--class-map with its {C} names in order.', stacklevel=2)
     others = [i for i, (a, b) in enumerate(zip(theirs or (), ours or ())) if a != b and not a.startswith('unused_')]
     if theirs and ours and others and set(theirs) & set(ours):
         i = others[0]
@@ -195,12 +199,12 @@ def outliers(names: list[str], checkpoint: Checkpoint, count: int, seed: int) ->
             found[name] = PhotographCrops(checkpoint, count, seed)
         elif os.path.isdir(name):
             try:
-                dataset = ImageDataset(name)
+                dataset = ImageDataset(name, input_key=';'.join(extensions()))  # how timm is asked for all types
             except Exception as e:
                 raise SettingError(f'--ood has the folder {name!r}, but it holds no images that can be read: '
                                    f'{reason(e)}') from e
             label = Path(name).resolve().name
-            found[label if label not in found else name] = prepared(dataset, checkpoint, count, seed)
+            found[name if label in (*found, *BUILT_IN) else label] = prepared(dataset, checkpoint, count, seed)
         else:
             raise SettingError(f'--ood has {name!r}, but it takes folders of images and {", ".join(BUILT_IN)}.'
                                f'{nearest(name, BUILT_IN)}')
@@ -256,7 +260,8 @@ class WithMasks(Dataset[Any]):
 def _above_zero(path: Path) -> Image.Image:
     with Image.open(path) as image:
         pixels = np.asarray(image)
-    pixels = pixels if pixels.ndim == 2 else pixels[..., :3].max(2)
+    if pixels.ndim == 3:  # without the alpha of LA and RGBA, which is not about the object
+        pixels = pixels[..., :1 if pixels.shape[2] == 2 else 3].max(2)
     return Image.fromarray((pixels > 0).astype('uint8') * 255)
 
 
