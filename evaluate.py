@@ -109,7 +109,7 @@ class Evaluation:
         self.checkpoints = self._load()
         self.notes: list[str] = []
         self._take_held_out(self.dataset, args.split)
-        self._note(drop_unreadable(self.dataset, args.split, skip=True, workers=2 * max(1, args.workers)))
+        self._drop_unreadable(self.dataset, args.split)
         self.names = {c.name: images.check_classes(c, self.dataset) for c in self.checkpoints
                       if self.dataset is not None}
         self.outputs: dict[str, Outputs] = {}
@@ -126,6 +126,8 @@ class Evaluation:
             try:
                 self.train_set = images.open_split(args.dataset, args.data_dir, args.train_split, args.class_map)
                 self._take_held_out(self.train_set, args.train_split)
+                images.keep_at_random(self.train_set, args.bank, args.seed)  # no others need be read
+                self._drop_unreadable(self.train_set, args.train_split)
             except SettingError as e:
                 say(f'No training images, so no KNN score: {e}')
 
@@ -141,6 +143,9 @@ class Evaluation:
 
     def _take_held_out(self, dataset: Any, split: str) -> None:
         self._note(images.take_held_out(dataset, self.args.data_dir, split, self.checkpoints))
+
+    def _drop_unreadable(self, dataset: Any, split: str) -> None:
+        self._note(drop_unreadable(dataset, split, skip=True, workers=2 * max(1, self.args.workers)))
 
     def _note(self, told: Optional[str]) -> None:
         if told:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
 from tests import forked
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_images
 from timm_multimix.data import DigitsReader
-from timm_multimix.evaluate.report import markdown, plain, table_lines
+from timm_multimix.evaluate.report import markdown, plain, table_lines, write
 from timm_multimix.evaluate.table import Table, Value, rows_of
 from timm_multimix.hub import save_plain
 
@@ -112,6 +113,33 @@ def test_one_table_that_fails_does_not_take_the_others(folders: list[Path], tmp_
     results = json.loads((tmp_path / 'results.json').read_text())
     assert list(results['tables']) == ['accuracy'] and 'batch is 128' in results['missing']['hull']['trained']
     assert 'trained: not measured. batch is 128' in (tmp_path / 'report.md').read_text()
+
+
+def test_training_images_that_cannot_be_read_are_left_out_too(tmp_path: Path) -> None:
+    import evaluate
+    data = write_images(tmp_path / 'images')
+    for path in (data / 'train' / 'class_1').glob('*.png'):
+        path.write_bytes(path.read_bytes()[:60])
+    model = timm.create_model('test_resnet', num_classes=3, output_stride=8)
+    save_plain(model, tmp_path / 'm', DATA, {'output_stride': 8}, ['class_0', 'class_1', 'class_2'])
+    common = [str(tmp_path / 'm'), '--data-dir', str(data), '--on', 'ood', '--ood', 'uniform', '-j', '0', '--device',
+              'cpu']
+    assert evaluate.main([*common, '--output', str(tmp_path / 'all')]) == 0
+    results = json.loads((tmp_path / 'all' / 'results.json').read_text())
+    assert "6 of 18 images in 'train' cannot be read and are left out" in results['note']
+    assert 'uniform | AuROC, KNN, %' in results['tables']['ood']['m']['rows']
+    assert evaluate.main([*common, '--bank', '2', '--output', str(tmp_path / 'few')]) == 0
+    few = (tmp_path / 'few' / 'report.md').read_text()
+    assert 'of 18 images' not in few  # only those that KNN takes were looked at
+
+
+def test_a_name_that_is_no_text_does_not_take_the_report(tmp_path: Path) -> None:
+    """A class folder of an old archive, say, whose name is in Latin-1."""
+    name = os.fsdecode(b'caf\xe9')
+    table = Table('accuracy', rows_of({f'recall | {name}, %': 50.0}))
+    write(tmp_path, [], {'accuracy': {'m': table}}, {}, {}, {'images': name})
+    assert '| caf?, % | 50.00 |' in (tmp_path / 'report.md').read_text(encoding='utf-8')
+    assert name in json.loads((tmp_path / 'results.json').read_text())['images']
 
 
 def test_cells() -> None:

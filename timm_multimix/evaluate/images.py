@@ -137,8 +137,18 @@ def prepared(dataset: Any, checkpoint: Checkpoint, limit: Optional[int], seed: i
     dataset = copy.copy(dataset)
     dataset.transform = transform_of(checkpoint)
     convert_modes(dataset, checkpoint.input_img_mode)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return _Named(dataset, order[:limit].tolist())
+    return _Named(dataset, _order(dataset, limit, seed))
+
+
+def _order(dataset: Any, limit: Optional[int], seed: int) -> list[int]:
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
+
+
+def keep_at_random(dataset: Any, limit: int, seed: int) -> None:
+    """Keep of a folder of images those alone that `prepared` takes."""
+    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    if isinstance(samples, list):  # tars have an array of places
+        dataset.reader.samples = [samples[i] for i in _order(dataset, limit, seed)]
 
 
 # ------------------------------------------------------------------------------------------------ out of distribution

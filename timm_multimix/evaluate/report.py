@@ -90,7 +90,8 @@ def markdown(checkpoints: list[Checkpoint], tables: Tables, pictures: Mapping[st
         lines += ['', *notes] if notes else []
         for path in pictures.get(name, []):
             lines += ['', f'![{path.stem}]({path.name})']
-    return '\n'.join(lines) + '\n'
+    # The name of a file or folder need not be text, and UTF-8 cannot say what stands for the rest.
+    return '\n'.join(lines).encode(errors='replace').decode() + '\n'
 
 
 def table_lines(columns: Mapping[str, Table]) -> list[str]:

@@ -62,7 +62,8 @@ def ood(
     if k < 1:
         raise SettingError(f'k is {k}, but it must be at least 1.')
     inside = collect(model, loader, progress=progress, text='ood: in-distribution')
-    stored = None if bank is None else collect(model, bank, progress=progress, text='ood: training images')
+    stored = None if bank is None else collect(model, _without_target(bank), progress=progress,
+                                               text='ood: training images')
     k = k if stored is None else min(k, len(stored))
     scores_in = scores(inside, stored, k)
     rows: dict[str, float] = {'in-distribution images': len(inside)}
@@ -83,7 +84,7 @@ def ood(
 
 
 def _without_target(source: Source) -> Source:
-    """Classes of other sets mean nothing to the model, and need not be among its own."""
+    """Classes of other sets mean nothing to the model, and need not be among its own. KNN looks at no class either."""
     if isinstance(source, Outputs):
         return source
     return ((images, torch.zeros(len(images), dtype=torch.long)) for images, *_ in source)
