@@ -20,6 +20,7 @@ from timm_multimix.data import DigitsReader
 from timm_multimix.evaluate.report import markdown, plain, table_lines, write
 from timm_multimix.evaluate.table import Table, Value, rows_of
 from timm_multimix.hub import save_plain
+from timm_multimix.runs.screen import say
 
 DATA = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear', 'crop_pct': 1.0,
         'crop_mode': 'center'}
@@ -133,13 +134,15 @@ def test_training_images_that_cannot_be_read_are_left_out_too(tmp_path: Path) ->
     assert 'of 18 images' not in few  # only those that KNN takes were looked at
 
 
-def test_a_name_that_is_no_text_does_not_take_the_report(tmp_path: Path) -> None:
+def test_a_name_that_is_no_text_does_not_take_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A class folder of an old archive, say, whose name is in Latin-1."""
     name = os.fsdecode(b'caf\xe9')
     table = Table('accuracy', rows_of({f'recall | {name}, %': 50.0}))
     write(tmp_path, [], {'accuracy': {'m': table}}, {}, {}, {'images': name})
     assert '| caf?, % | 50.00 |' in (tmp_path / 'report.md').read_text(encoding='utf-8')
     assert name in json.loads((tmp_path / 'results.json').read_text())['images']
+    say(f'Found {name}.')
+    assert capsys.readouterr().out == 'Found caf?.\n'
 
 
 def test_cells() -> None:
