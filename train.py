@@ -241,7 +241,8 @@ def train_epoch(state: TrainState, loader: PlacedLoader, args: argparse.Namespac
     if task.config is not None and task.config.teacher is not None:
         metrics[TAUGHT] = (task.policy.counts - progress.counted)[TAUGHT]
     metrics.update(skipped=progress.skipped, images=batches * state.shape['batch_size'] * world(),
-                   images_per_second=world() * images / (time.time() - started))
+                   # None: a run that was stopped behind the last batch, and goes on there
+                   images_per_second=world() * images / (time.time() - started) if images else None)
     if sizes := [count for count in state.data['training'] or () if count]:
         metrics.update(smallest_class=min(sizes), largest_class=max(sizes))
     return metrics

@@ -186,6 +186,7 @@ PLAIN = {'loss': 1.2344, 'top1': 98.11, 'skipped': 0, 'images_per_second': 1200.
     (PLAIN, EVALUATED, 'train loss 1.234, top-1 98.1 %; val loss 0.512, top-1 97.18 %; 1200 img/s, 0:03:30 left'),
     ({**PLAIN, 'loss': None, 'top1': None, 'skipped': 3}, {},
      'train loss nan; 3 updates without a finite gradient left out; 1200 img/s'),
+    ({**PLAIN, 'images_per_second': None}, {}, 'top-1 98.1 %; 0:03:30 left'),  # stopped behind the last batch
 ])
 def test_an_epoch_in_a_line(found: dict[str, Any], evaluated: dict[str, Any], words: str) -> None:
     line = epoch_line(2, 12, 0, found, evaluated, 70)

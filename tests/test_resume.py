@@ -114,6 +114,9 @@ def test_killed_after_an_epoch_without_validation(tmp_path: Path, data: Path) ->
     batches = len(list(data.glob('train/*/*'))) // 4
     out = with_kills(tmp_path / 'killed', data, f'step:{batches + 1}', flags=flags)
     assert f'resuming at epoch 1, after batch {batches}' in out  # trained, and nothing of it is lost
+    assert ' 0 img/s' not in out
+    speeds = [row['train_images_per_second'] for row in read_summary(tmp_path / 'killed' / 'x' / 'summary.csv')]
+    assert speeds[0] == '' and all(float(speed) > 0 for speed in speeds[1:])  # this process loaded none of them
     assert_same(tmp_path / 'unbroken', tmp_path / 'killed')
 
 
@@ -189,6 +192,8 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, data: Path) -> None:
     assert f'{run}/model could not be written' in done.stderr
     assert (run / 'last.pth.tar').read_bytes() == before and not [n for n in os.listdir(run) if 'tmp' in n]
     assert train.main(['--resume', str(run), '--epochs', '4']) == 0
+    assert len(read_summary(run / 'summary-4-epochs.csv')) == 4  # what was trained and could not be kept
+    (run / 'summary-4-epochs.csv').unlink()
     assert_same(tmp_path / 'whole', tmp_path / 'full')
 
 
@@ -274,22 +279,52 @@ def test_auto_takes_the_newest_run_that_no_flag_contradicts(
     shutil.rmtree(fresh)
 
 
-def test_going_back_removes_what_came_after(tmp_path: Path, data: Path) -> None:
+def test_going_back_removes_what_came_after(
+        tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(tmp_path, data, '--epochs', '3') == 0
     run = tmp_path / 'x'
     shutil.copy(run / 'last.pth.tar', run / 'recovery-3-1.pth.tar')
+    before = (run / 'summary.csv').read_bytes()
+    capsys.readouterr()
     assert train.main(['--resume', str(run / 'checkpoint-0.pth.tar'), '--epochs', '2']) == 0
+    assert (f'Warning: the run goes back to epoch 2: 2 later epochs leave summary.csv. {run}/summary-3-epochs.csv '
+            f'keeps them.') in capsys.readouterr().out
     assert not list(run.glob('recovery-*')) and candidates(run)[0] == run / 'last.pth.tar'
     assert torch.load(run / 'last.pth.tar', weights_only=True)['epoch'] == 1
     assert [row['epoch'] for row in read_summary(run / 'summary.csv')] == ['0', '1']
+    two = (run / 'summary.csv').read_bytes()
+    for name in ('summary-2-epochs.csv', 'summary-2-epochs-2.csv'):  # one epoch, and it is done
+        assert train.main(['--resume', str(run / 'checkpoint-0.pth.tar'), '--epochs', '2']) == 0
+        assert '1 later epoch leaves summary.csv' in capsys.readouterr().out and (run / name).exists()
+    assert (run / 'summary-2-epochs.csv').read_bytes() == two and (run / 'summary-3-epochs.csv').read_bytes() == before
+    os.link(run / 'checkpoint-0.pth.tar', tmp_path / 'first')
+    os.replace(tmp_path / 'first', run / 'last.pth.tar')  # killed between the second epoch's row and its checkpoint
+    (run / 'checkpoint-1.pth.tar').unlink()
+    assert train.main(['--resume', str(run), '--epochs', '2']) == 0
+    assert 'later epoch' not in capsys.readouterr().out and len(list(run.glob('summary-*'))) == 3
+
+
+def test_results_without_checkpoints_are_a_run(
+        tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who frees a disk removes what is large."""
+    run = tmp_path / 'x'
+    for name, content in (('model/config.json', '{}'), ('summary.csv', 'epoch,eval_top1\n0,50\n1,60\n')):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(content)
+        for more in ([], ['--resume', 'auto']):
+            assert start(tmp_path, data, '--epochs', '1', *more) == 2
+            assert f'{run} holds a run already. It has no checkpoint: choose another --experiment.' in (
+                capsys.readouterr().err)
+            assert (run / name).read_text() == content
+        shutil.rmtree(run)
+    run.mkdir()
+    (run / 'summary.csv').write_text('epoch,eval_top1\n0,50\n')  # killed before the first checkpoint
+    assert start(tmp_path, data, '--epochs', '1', '--resume', 'auto') == 0
 
 
 def test_another_batch_size_starts_the_epoch_again(
         tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(tmp_path, data, '--epochs', '1', '--recovery-interval', '3') == 0
     run = tmp_path / 'x'
-    for path in run.glob('*.pth.tar'):
-        path.unlink()
     saver = train.AtomicCheckpointSaver.drop_recoveries
     try:
         train.AtomicCheckpointSaver.drop_recoveries = lambda *a, **k: None  # type: ignore[method-assign]
@@ -477,6 +512,7 @@ def test_a_beginning_is_over(image_folder: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert train.main(['--resume', str(tmp_path / 'x')]) == 0  # nothing has changed
     assert 'have changed' not in capsys.readouterr().out
+    assert parse_args([*flags[:-2], '--resume', 'auto']).resume == str(tmp_path / 'x')  # a tuple is YAML's list
     assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2', '--head-init-scale', '0.1']) == 2
     assert '--head-init-scale is 0.1 and was None, but it says what a run begins with' in capsys.readouterr().err
 

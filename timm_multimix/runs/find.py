@@ -53,10 +53,7 @@ def candidates(path: Union[str, Path]) -> list[Path]:
     if path.is_file():
         return [path, *(p for p in candidates(path.parent) if p.name != path.name)] if SUFFIX in path.name else [path]
     last, best = path / f'last{SUFFIX}', path / f'model_best{SUFFIX}'
-    try:
-        done = int(load(last)['epoch']) + 1
-    except Exception:  # missing or damaged
-        done = 0
+    done = epochs_done(path)
     numbered: dict[Path, tuple[int, int]] = {}
     for found in path.glob(f'*{SUFFIX}'):
         if match := re.fullmatch(r'recovery-(\d+)-(\d+)', found.name.removesuffix(SUFFIX)):
@@ -66,6 +63,14 @@ def candidates(path: Union[str, Path]) -> list[Path]:
     order = sorted(numbered, key=lambda p: numbered[p], reverse=True)
     ahead = [p for p in order if p.name.startswith('recovery-') and numbered[p] >= (done, 0)]
     return [p for p in (*ahead, last, *(p for p in order if p not in ahead), best) if p.exists()]
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs a run has done by its last.pth.tar; 0 where that is missing or damaged."""
+    try:
+        return int(load(folder / f'last{SUFFIX}')['epoch']) + 1
+    except Exception:  # broken bytes break the reader in any way
+        return 0
 
 
 def newest_whole(path: Union[str, Path]) -> tuple[Optional[Path], list[str]]:
@@ -126,7 +131,7 @@ def find_run(args: argparse.Namespace, flags: Mapping[str, Any]) -> str:
     if given.get('pretrained') and is_repo(given.get('model')):  # args.yaml has where the weights come from
         given['initial_checkpoint'] = starting_folder(given.pop('model'))
         del given['pretrained']
-    given.update(absolute_paths(given))
+    given = plain({**given, **absolute_paths(given)})
     for _, run in newest:
         try:
             saved = load_yaml(run / 'args.yaml')
@@ -185,3 +190,10 @@ def settings_of_run(resume: str, parser: argparse.ArgumentParser) -> tuple[Optio
 def is_repo(name: object) -> bool:
     """Whether a name is one of a repository or of a folder like one, as timm.create_model takes it."""
     return isinstance(name, str) and name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
+
+
+def plain(value: Any) -> Any:
+    """A setting as args.yaml gives it back, with lists in place of tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value

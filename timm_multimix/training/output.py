@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch.nn as nn
 import yaml
@@ -22,7 +24,7 @@ from ..errors import SettingError
 from ..files import check_writable, write_text
 from ..hub import BackgroundPush, save_plain
 from ..policy import TAUGHT, told
-from ..runs.find import OUTPUT, absolute_paths, candidates, is_repo, resume_checkpoint
+from ..runs.find import OUTPUT, absolute_paths, candidates, epochs_done, is_repo, resume_checkpoint
 from ..runs.recipes import program
 from ..runs.screen import say
 from ..runs.summary import read_summary, write_summary
@@ -32,7 +34,7 @@ from .images import Images
 from .lock import alone_in
 from .loggers import Logger, open_loggers
 from .report import of_classes, write_report
-from .words import headline, in_plain_timm
+from .words import headline, in_plain_timm, number_of
 
 # How a run was started, which the next one with this args.yaml is not.
 _OF_THE_START = ('config', 'resume', 'resume_auto', 'wandb_resume_id', 'start_epoch', 'stop_epoch')
@@ -66,7 +68,7 @@ class RunFolder:
         # Weights in a file are of unknown origin: not of the one that timm has for the model.
         self.origin = is_repo(args.initial_checkpoint) or (
             args.pretrained and not args.pretrained_path and not args.initial_checkpoint)
-        self.path: Path = from_first(_open(args, images.config['input_size'][-1], at_end) if rank() == 0 else None)
+        self.path: Path = from_first(_open(args, images, at_end) if rank() == 0 else None)
         self.pusher = BackgroundPush(args.push_to_hub, self.path, args.push_private, say) if (
             args.push_to_hub and rank() == 0) else None
         self.summary, self.curves = self.path / 'summary.csv', self.path / 'curves.png'
@@ -83,6 +85,7 @@ class RunFolder:
         found = {int(row['epoch']): row for row in read_summary(self.summary)}
         self.rows = [row for epoch, row in found.items() if epoch < start]
         try:
+            self._keep_later(start, len(found), len(found) - len(self.rows))
             if self.rows:
                 write_summary(self.summary, self.rows)
             else:
@@ -97,6 +100,21 @@ class RunFolder:
         for logger in self.loggers:
             say(f'Metrics also go to {logger.where}.')
         self.started = self.drawn = time.time()
+
+    def _keep_later(self, start: int, epochs: int, later: int) -> None:
+        """Keep summary.csv beside where the run goes back, and its `later` epochs leave it.
+
+        The last epoch alone may be the one that was running: its row is written before its checkpoint.
+        """
+        if later < 2 and not (later and epochs_done(self.path) > start):
+            return
+        kept, again = self.path / f'summary-{epochs}-epochs.csv', 1
+        while kept.exists():
+            again += 1
+            kept = self.path / f'summary-{epochs}-epochs-{again}.csv'
+        shutil.copy2(self.summary, kept)
+        say(f'Warning: the run goes back to epoch {start + 1}: {number_of(later, "later epoch")} '
+            f'leave{"s" * (later == 1)} summary.csv. {kept} keeps {"it" if later == 1 else "them"}.')
 
     def _write_settings(self) -> None:
         write_text(self.path / 'args.yaml', yaml.safe_dump(self.settings, default_flow_style=False))
@@ -235,11 +253,15 @@ class RunFolder:
         return found if self.pusher else [*found, [*program('push'), run, 'user/name']]
 
 
-def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:
+def _open(args: argparse.Namespace, images: Images, at_end: ExitStack) -> Path:
     """The folder of a new run, or that of the run which is resumed; of this process alone until `at_end`."""
     root = args.output or OUTPUT
     name = args.experiment or '-'.join(
-        [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'), str(size)])
+        [datetime.now().strftime('%Y%m%d-%H%M%S'), args.model.replace('/', '_').replace(':', '_'),
+         str(images.config['input_size'][-1])])
+    if not args.resume and (inside := _root_around(Path(root) / name, images)):
+        raise SettingError(f'--output is {root!r}, which lies among the images of {inside}: the curves.png of this run '
+                           f'would be a class of the next one. Give a folder outside of it.')
     try:
         if args.resume:
             folder = resume_checkpoint(args.resume).parent
@@ -247,9 +269,21 @@ def _open(args: argparse.Namespace, size: int, at_end: ExitStack) -> Path:
             folder = Path(get_outdir(root, name, inc=not args.experiment))
         check_writable(folder)
         at_end.enter_context(alone_in(folder))
-        if not args.resume and args.experiment and (candidates(folder) or (folder / 'last.pth.tar').exists()):
-            raise SettingError(f'{folder} holds a run already. Go on with it by --resume {folder}, or choose '
-                               f'another --experiment.')
+        there = candidates(folder)
+        # Who frees a disk removes checkpoints and keeps results. One row alone may be that of a run which was killed
+        # before its first checkpoint, and begins again.
+        results = (folder / 'model').exists() or len(read_summary(folder / 'summary.csv')) > 1
+        if not args.resume and args.experiment and (there or results):
+            go_on = f'Go on with it by --resume {folder}, or choose' if there else 'It has no checkpoint: choose'
+            raise SettingError(f'{folder} holds a run already. {go_on} another --experiment.')
     except OSError as e:
         raise SettingError(f'--output is {root!r}, but {name!r} cannot be written there: {e.strerror or e}.') from e
     return folder
+
+
+def _root_around(folder: Path, images: Images) -> Optional[str]:
+    """The folder of class folders, of a split or of all, that a folder lies in; None for none."""
+    readers = [getattr(data, 'reader', None) for data in (images.train_set, images.val_set)]
+    roots = [str(getattr(reader, 'root', '')) for reader in readers if hasattr(reader, 'samples')]
+    above = folder.resolve().parents
+    return next((root for root in roots if os.path.isdir(root) and Path(root).resolve() in above), None)

@@ -14,7 +14,7 @@ from timm.utils import NativeScaler, distribute_bn
 from ..data.class_weight import class_counts
 from ..distributed import from_all, local_rank, rank, world
 from ..errors import SettingError, in_words, reason
-from ..runs.find import candidates, load, newest_whole, resume_checkpoint
+from ..runs.find import candidates, load, newest_whole, plain, resume_checkpoint
 from ..runs.flags import FREE_ON_RESUME
 from ..runs.screen import say
 from ..task import MultiMixTask
@@ -295,11 +295,6 @@ def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Optional[s
     Raises:
         SettingError: a setting that says what a run begins with.
     """
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(one) for key, one in value.items()}
-        return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
     names = [name for name in now if name in then and name not in (*FREE_ON_RESUME, 'recipe', 'data_dir')
              and plain(then[name]) != plain(now[name])]
     if not names:

@@ -207,7 +207,8 @@ def epoch_line(epoch: int, epochs: int, start: int, found: Mapping[str, Any], ev
         parts.append(f'val loss {evaluated["loss"]:.3f}, top-1 {evaluated["top1"]:.2f} %{raw}{over_classes}')
     if found.get('skipped'):
         parts.append(f'{found["skipped"]} updates without a finite gradient left out')
-    parts.append(f'{found["images_per_second"]:.0f} img/s, ' + (f'{clock(left)} left' if left else clock(seconds)))
+    speed = f'{found["images_per_second"]:.0f} img/s, ' if found['images_per_second'] else ''
+    parts.append(speed + (f'{clock(left)} left' if left else clock(seconds)))
     return f'Epoch {epoch + 1:{len(str(epochs))}d}/{epochs}: {"; ".join(parts)}'
 
 
