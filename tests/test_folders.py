@@ -61,6 +61,35 @@ def test_types_of_files(image_folder: Path, recwarn: pytest.WarningsRecorder) ->
         "1 folder of 'train' holds no image and is no class: phone."]
 
 
+def test_photographs_of_a_phone_alone_are_named(tmp_path: Path) -> None:
+    for split in ('', 'train'):
+        (tmp_path / 'photos' / split / 'cat').mkdir(parents=True)
+        (tmp_path / 'photos' / split / 'cat' / 'a.HEIC').write_bytes(b'of a phone')
+        with pytest.raises(SettingError, match=r'holds no image of a type that is read \(.png, .*Files left out of '
+                                               r"'train', since their type is not read: 1 .heic. Save them as JPEG"):
+            create_train_val('', str(tmp_path / 'photos'))
+        shutil.rmtree(tmp_path / 'photos')
+
+
+def test_a_run_among_the_images_is_no_class(
+        image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused; one that an older version left there is passed over. Beside the splits is not among them."""
+    command = [*SMALL, '--experiment', 'x', '--data-dir']
+    whole = image_folder / 'train'
+    for folder in (image_folder, whole):
+        output = whole / 'runs'
+        assert train.main([*command, str(folder), '--output', str(output)]) == 2
+        assert f"--output is '{output}', which lies among the images of {whole}: " in capsys.readouterr().err
+        assert not output.exists()
+    assert train.main([*command, str(image_folder), '--output', str(image_folder / 'runs')]) == 0
+    shutil.move(image_folder / 'runs', whole / 'runs')
+    Image.new('RGB', (32, 32)).save(whole / 'runs' / 'x' / 'curves.png')
+    assert (whole / 'runs' / 'x' / 'args.yaml').exists()
+    with pytest.warns(UserWarning, match="1 images of 'train' that are hidden or a run's are left out, in runs/x."):
+        data, _ = create_train_val('', str(whole))
+    assert class_names(data) == ['class_0', 'class_1', 'class_2']
+
+
 def test_a_class_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_images(tmp_path / 'images')
     for image in sorted((root / 'train' / 'class_1').glob('*.png'))[1:]:

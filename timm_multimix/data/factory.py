@@ -150,6 +150,10 @@ def create_split(name: str, root: Optional[str], split: str, **kwargs: Any) -> A
         raise
     except Exception as e:  # whatever the library behind the name raises: say which data set it was about
         why = reason(e, 5)  # one library lists all its data sets
+        where = next((p for p in (Path(str(root), split), Path(str(root))) if p.is_dir()), None)
+        if not name and where and 'Found 0 images' in why:  # timm does not say what is there in their place
+            others = left_out(where, split)
+            why = f'it holds no image of a type that is read ({", ".join(extensions())}).' + f' {others}' * bool(others)
         hint = ' Say it with --train-num-samples and --val-num-samples.' if 'num_samples' in why else ''
         raise in_words(f'The {split!r} split of {name or root!r} cannot be read: {why}{hint}', e) from e
 

@@ -27,10 +27,10 @@ def left_out(root: Path, split: str) -> Optional[str]:
     """A sentence on image files of other types, and on class folders without an image; None where there are none."""
     known, others, empty = extensions(), Counter[str](), []
     for folder, inside, files in os.walk(root, followlinks=True):
-        inside[:] = [name for name in inside if not name.startswith('.')]
+        inside[:] = [name for name in inside if not name.startswith('.') and not _is_run(os.path.join(folder, name))]
         types = Counter(os.path.splitext(name)[1].lower() for name in files if not name.startswith('.'))
         others.update({suffix: types[suffix] for suffix in NOT_READ if types[suffix]})
-        if not inside and not any(types[suffix] for suffix in known):
+        if not inside and folder != str(root) and not any(types[suffix] for suffix in known):
             empty.append(os.path.relpath(folder, root))
     told = []
     if others:
@@ -41,6 +41,11 @@ def left_out(root: Path, split: str) -> Optional[str]:
                     f'and {"are no classes" if len(empty) > 1 else "is no class"}: {", ".join(sorted(empty)[:3])}'
                     + (', …' if len(empty) > 3 else '') + '.')
     return ' '.join(told) or None
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a folder is that of a training, whose pictures are no photographs."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ('args.yaml', 'summary.csv'))
 
 
 def check_links(root: Path) -> None:
@@ -68,7 +73,8 @@ def check_links(root: Path) -> None:
 
 
 def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[str]:
-    """Take hidden folders and files out of a data set of timm's that is a folder; a sentence on them, else None.
+    """Take hidden folders and files, and those of runs, out of a data set of timm's that is a folder; a sentence on
+    them, else None.
 
     Args:
         dataset: timm's `ImageDataset`.
@@ -82,16 +88,20 @@ def tidy(dataset: Any, root: Path, split: str, class_map: str = '') -> Optional[
     """
     reader = dataset.reader
     places = [os.path.relpath(os.path.dirname(path), root) for path, _ in reader.samples]
-    hidden = [any(part.startswith('.') and part != '.' for part in (*place.split(os.sep), os.path.basename(path)))
-              for place, (path, _) in zip(places, reader.samples)]
+    runs = {place for place in set(places) if any(
+        _is_run(os.path.join(root, above)) for above in (place, *map(str, Path(place).parents)) if above != '.')}
+    hidden = [place in runs or any(
+        part.startswith('.') and part != '.' for part in (*place.split(os.sep), os.path.basename(path)))
+        for place, (path, _) in zip(places, reader.samples)]
     told = None
     if any(hidden):
+        what = f"{sum(hidden)} images of {split!r} that are hidden or a run's" if runs else (
+            f'{sum(hidden)} hidden images of {split!r}')
         names = sorted({place for place, is_hidden in zip(places, hidden) if is_hidden})
-        told = (f'{sum(hidden)} hidden images of {split!r} are left out, in {", ".join(names[:3])}'
-                + (', …' if len(names) > 3 else '') + '.')
+        told = f'{what} are left out, in {", ".join(names[:3])}' + (', …' if len(names) > 3 else '') + '.'
         kept = [(sample, place) for sample, place, is_hidden in zip(reader.samples, places, hidden) if not is_hidden]
         if not kept:
-            raise SettingError(f'{str(root)!r} holds hidden images only.')
+            raise SettingError(f'{str(root)!r} holds nothing but {what}.')
         places = [place for _, place in kept]
         if class_map:
             reader.samples = [sample for sample, _ in kept]
