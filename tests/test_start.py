@@ -155,6 +155,26 @@ def test_a_run_starts_another_of_other_classes(
     assert 'resuming at epoch 2' in out and 'Weights:' not in out
 
 
+def test_a_run_goes_on_without_the_file_it_began_with(tmp_path: Path, image_folder: Path) -> None:
+    weights = tmp_path / 'x.safetensors'
+    save_file(net(3).state_dict(), weights)
+    assert train.main([str(image_folder), *FEW, '--model', 'test_resnet', '--pretrained-path', str(weights), '--epochs',
+                       '1', '--output', str(tmp_path), '--experiment', 'x']) == 0
+    weights.unlink()
+    assert train.main(['--resume', str(tmp_path / 'x'), '--epochs', '2']) == 0
+
+
+def test_a_model_without_grad_checkpointing_says_so() -> None:
+    class Without(torch.nn.Linear):
+        def set_grad_checkpointing(self, enable: bool = True) -> None:
+            assert not enable, 'gradient checkpointing not supported'  # as timm's models have it
+
+    args = parse_args(['--model', 'vgg11', '--grad-checkpointing'])
+    for model in (Without(1, 1), torch.nn.Linear(1, 1)):
+        with pytest.raises(SettingError, match='--grad-checkpointing is on, but vgg11 does not have it: leave it out'):
+            build.place_model(args, model, torch.device('cpu'))
+
+
 def test_a_run_that_has_not_come_to_its_end(tmp_path: Path) -> None:
     torch.save({'epoch': 0, 'state_dict': {}}, tmp_path / 'last.pth.tar')
     with pytest.raises(SettingError, match='not come to its end. Name its checkpoint, .*last.pth.tar, and --model'):

@@ -157,7 +157,10 @@ def _fitting(args: argparse.Namespace, model: torch.nn.Module, result: Any) -> s
 def place_model(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:
     """Move the model where and as it trains."""
     if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+        try:
+            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as e:  # timm's way to say that a model has none
+            raise SettingError(f'--grad-checkpointing is on, but {args.model} does not have it: leave it out.') from e
     model.to(device, getattr(torch, args.model_dtype or 'float32'))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -49,7 +49,7 @@ def _check_model(args: argparse.Namespace) -> None:
     if 'file' in args.pretrained_cfg_overlay:
         raise SettingError(f'--pretrained-cfg-overlay has file={args.pretrained_cfg_overlay["file"]!r}: that is '
                            f'--pretrained-path.')
-    if args.pretrained_path and not os.path.isfile(args.pretrained_path):
+    if args.pretrained_path and not args.resume and not os.path.isfile(args.pretrained_path):
         raise SettingError(f'--pretrained-path is {args.pretrained_path!r}, but there is no such file.')
     if args.bn_eval and args.bn_momentum is not None:
         raise SettingError(f'--bn-momentum is {args.bn_momentum:g}, but with --bn-eval the statistics of batch norms '
