@@ -22,6 +22,7 @@ from timm_multimix.mixing import expected_signal
 from timm_multimix.policy import FEW, MixingPolicy
 from timm_multimix.runs.settings import parse_args
 from timm_multimix.runs.summary import read_summary, write_summary
+from timm_multimix.training.build import ema_note
 from timm_multimix.training.curves import draw_curves, plot_curves
 from timm_multimix.training.report import write_report
 from timm_multimix.training.words import (
@@ -346,6 +347,14 @@ def test_a_report_tells_what_was_mixed(tmp_path: Path) -> None:
     assert '| | epoch | top-1 % | top-5 % | validation loss |' in text
     assert '| last | 12 | 86.50 | 99.00 | 0.1667 |' in text
     assert '\nDense MultiMix, so and so.\n' in text
+
+
+def test_an_average_that_was_not_validated_gets_no_numbers(tmp_path: Path) -> None:
+    for more, validated in ((['--model-ema-force-cpu'], False), ([], True)):
+        flags = ['--model-ema', *more]
+        assert ('`model/` holds their average, which was not validated' in report(tmp_path, *flags)) != validated
+        note = ema_note(parse_args(['--model', 'resnet18', *flags]), 20)
+        assert note is not None and ('which is validated and saved.' if validated else 'which is saved.') in note
 
 
 def test_a_report_claims_nothing_that_did_not_happen(tmp_path: Path) -> None:

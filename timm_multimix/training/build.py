@@ -300,6 +300,7 @@ def ema_note(args: argparse.Namespace, updates: int) -> Optional[str]:
     decay = args.model_ema_decay
     if not args.model_ema or args.model_ema_warmup or decay ** updates <= 0.05:
         return None
+    validated = '' if args.model_ema_force_cpu else 'validated and '
     return (f'--model-ema-decay {decay:g} over {updates} updates leaves {decay ** updates:.0%} of the untrained '
-            f'weights in the average, which is validated and saved. Add --model-ema-warmup, or use a decay of about '
+            f'weights in the average, which is {validated}saved. Add --model-ema-warmup, or use a decay of about '
             f'{max(0.0, 1 - 10 / updates):.3g}.')

@@ -58,6 +58,9 @@ def write_report(
             lines.append(f'| {name} | {int(row["epoch"]) + 1} | {" | ".join(cells)} |')
         holds = ('`model_best.pth.tar` holds it, `model/` the last one.' if (folder / 'model_best.pth.tar').exists()
                  else '`model/` holds the last one.')
+        if settings.get('model_ema') and settings.get('model_ema_force_cpu'):
+            holds += (' The numbers are of the weights as they were trained. `model/` holds their average, which was '
+                      'not validated (--model-ema-force-cpu); its `raw/` holds them.')
         lines += ['', f'The best epoch was chosen by {key[5:]} on these validation images, so its numbers are a little '
                       f'too good. {holds}', '']
     if (folder / 'curves.png').exists():
