@@ -16,8 +16,10 @@ import evaluate
 import train
 from timm_multimix import SettingError
 from timm_multimix.data import class_names, create_train_val
-from timm_multimix.data.split import hold_out, read_parts, split_folder
+from timm_multimix.data.split import copies, hold_out, read_parts, split_folder
 from timm_multimix.evaluate.images import open_split
+from timm_multimix.runs.settings import parse_args
+from timm_multimix.training.images import open_data_sets
 
 pytestmark = pytest.mark.usefixtures('blank_pictures')
 SMALL = ('--model', 'test_resnet', '--epochs', '1', '-j', '0', '--img-size', '32', '-b', '8', '--warmup-epochs', '0')
@@ -62,6 +64,34 @@ def test_an_image_more_moves_no_other() -> None:
 def test_nothing_can_be_held_out_of_single_images(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match='no class with two images'):
         create_train_val('', str(photographs(tmp_path / 'x', cat=1, dog=1)))
+
+
+def test_a_class_with_the_name_of_a_split_says_so(photos: Path) -> None:
+    (photos / 'dog').rename(photos / 'valid')
+    with pytest.raises(SettingError, match="It holds: cat, eel, fox, valid. If 'valid' is a class, rename its folder."):
+        create_train_val('', str(photos))
+    (photos / 'valid').rename(photos / 'train')
+    with pytest.raises(SettingError, match="If 'train' is a class, rename its folder"):
+        create_train_val('', str(photos))
+
+
+def test_a_split_whose_images_are_gone_says_so(photos: Path) -> None:
+    parts = {'cat/gone.jpg': ('validation', 9), 'cat/0.jpg': ('train', 9)}
+    with pytest.raises(SettingError, match='None of the images that the run held out .* Put them back, or start a new'):
+        create_train_val('', str(photos), parts=parts)
+
+
+def test_copies_on_both_sides_are_warned_of(photos: Path) -> None:
+    train_set, val_set = create_train_val('', str(photos))
+    assert copies(train_set, val_set) is None
+    (trained, _), (held, _) = train_set.reader.samples[0], val_set.reader.samples[-1]
+    same = Path(trained).read_bytes()
+    Path(held).write_bytes(b'!' + same[1:])  # of the same size and end
+    assert copies(train_set, val_set) is None
+    Path(held).write_bytes(same)
+    with pytest.warns(UserWarning, match='1 of 6 held-out images are exact copies of images that train, such as '
+                                         f'{os.path.relpath(held, photos)} of {os.path.relpath(trained, photos)}: '):
+        open_data_sets(parse_args([str(photos), '-b', '4', '-j', '0']))
 
 
 def test_photographs_train_without_a_flag_and_are_judged_on_the_same_part(

@@ -187,6 +187,9 @@ def _check_apart(train: Any, val: Any, root: str, train_split: str, val_split: s
         part = split_folder(root, train_split)
         instead = (f' Name the one to validate on, --val-split; or give --data-dir {os.path.join(root, part)}, of '
                    f'whose classes a share is then held out.' if part else '')
+        for name in filter(None, (part, split_folder(root, val_split))):
+            if any(p.suffix.lower() in extensions() for p in Path(root, name).glob('*')):
+                instead += f' If {name!r} is a class, rename its folder.'
         raise SettingError(
             f'{root!r} has no sub-folder for both splits, --train-split {train_split} and --val-split {val_split}: '
             f'training and validation would see the same images. It holds: {listed or "no folders"}.{instead}')

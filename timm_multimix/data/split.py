@@ -78,6 +78,9 @@ def divide(train: Any, val: Any, fraction: float, known: Optional[Split] = None)
     names = [name_below(train.reader.root, path) for path, _ in samples]
     held = ({name for name in names if known.get(name, ('', 0))[0] == 'validation'} if known
             else hold_out(zip(names, (target for _, target in samples)), fraction))
+    if not held and known:
+        raise SettingError(f'None of the images that the run held out to validate on ({FILE} of the run) is left in '
+                           f'{str(train.reader.root)!r}. Put them back, or start a new run.')
     if not held:
         raise SettingError(f'{str(train.reader.root)!r} has no class with two images, so none can be held out to '
                            f'validate on.')
@@ -91,6 +94,41 @@ def divided(train: Any, val: Any) -> bool:
     readers = [getattr(dataset, 'reader', None) for dataset in (train, val)]
     roots = [getattr(reader, 'root', None) for reader in readers if hasattr(reader, 'samples')]
     return len(roots) == 2 and roots[0] is not None and roots[0] == roots[1] and os.path.isdir(str(roots[0]))
+
+
+def copies(train: Any, val: Any) -> Optional[str]:
+    """A sentence on held-out images that train as well, as exact copies under another name; None without any.
+
+    It opens only files whose size is in both parts, and reads whole only those whose ends are the same, too.
+    """
+    ours, theirs = ([path for path, _ in data.reader.samples] for data in (train, val))
+    try:
+        for key in (_bytes, _end, _digest):
+            keys, others = ({path: key(path) for path in part} for part in (ours, theirs))
+            both = set(keys.values()) & set(others.values())
+            ours, theirs = ([path for path in part if part_keys[path] in both]
+                            for part, part_keys in ((ours, keys), (theirs, others)))
+    except OSError:  # an image that cannot be opened: whoever reads it says so
+        return None
+    if not theirs:
+        return None
+    first, root = theirs[0], train.reader.root
+    copy = next(path for path in ours if keys[path] == others[first])
+    return (f'{len(theirs)} of {len(val.reader.samples)} held-out images are exact copies of images that train, such '
+            f'as {name_below(root, first)} of {name_below(root, copy)}: the accuracy on them only shows what was '
+            f'learned by heart. Remove the copies.')
+
+
+def _end(path: str) -> bytes:
+    """What tells nearly all photographs of one size apart."""
+    with open(path, 'rb') as f:
+        f.seek(max(0, os.path.getsize(path) - 64))
+        return f.read()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, 'rb') as f:
+        return hashlib.sha256(f.read()).digest()
 
 
 def write_parts(path: Union[str, Path], train: Any, val: Any) -> None:

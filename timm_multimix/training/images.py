@@ -20,7 +20,7 @@ from ..data import (
     image_mode,
 )
 from ..data.augment import as_published
-from ..data.split import FILE, HELD_OUT, TEST, divided, read_parts, split_folder
+from ..data.split import FILE, HELD_OUT, TEST, copies, divided, read_parts, split_folder
 from ..distributed import one_by_one, world
 from ..errors import SettingError, in_words, reason
 from ..runs.find import resume_checkpoint
@@ -112,6 +112,8 @@ def _say_splits(args: argparse.Namespace, train_set: Any, val_set: Any, resumed:
             f'{len(train_set) + len(val_set)} images are held out to validate on ({how}); {FILE} lists them.')
         if alone := _unwatched(train_set, val_set):
             warnings.warn(alone, stacklevel=3)
+        if args.bad_images != 'ignore' and (same := copies(train_set, val_set)):  # else nothing reads all files here
+            warnings.warn(same, stacklevel=3)
         return
     if args.val_fraction != HELD_OUT:
         warnings.warn(f'--val-fraction is {args.val_fraction:g}, but it has no effect: there is a validation split.',
