@@ -279,6 +279,18 @@ def test_auto_takes_the_newest_run_that_no_flag_contradicts(
     shutil.rmtree(fresh)
 
 
+def test_a_run_that_was_resumed_keeps_its_recipe(tmp_path: Path, data: Path) -> None:
+    (tmp_path / 'mine.yaml').write_text('smoothing: 0.2\n')
+    assert start(tmp_path / 'out', data, '--epochs', '1', '-c', str(tmp_path / 'mine.yaml')) == 0
+    run = tmp_path / 'out' / 'x'
+    for epochs in ('2', '3'):
+        assert train.main(['--resume', str(run), '--epochs', epochs]) == 0
+    assert yaml.safe_load((run / 'args.yaml').read_text())['recipe'] == str(tmp_path / 'mine.yaml')
+    auto = [*SHORT, '--data-dir', str(data), '--output', str(tmp_path / 'out'), '--resume', 'auto', '-c']
+    assert parse_args([*auto, str(tmp_path / 'mine.yaml')]).resume == str(run)
+    assert parse_args([*auto, 'finetune']).resume == ''
+
+
 def test_going_back_removes_what_came_after(
         tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(tmp_path, data, '--epochs', '3') == 0

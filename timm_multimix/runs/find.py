@@ -140,7 +140,7 @@ def find_run(args: argparse.Namespace, flags: Mapping[str, Any]) -> str:
         if not isinstance(saved, dict):
             continue
         recipe = Path(str(saved.get('recipe') or '')).name
-        same_recipe = not args.config or recipe in (Path(args.config).name, 'args.yaml')
+        same_recipe = not args.config or recipe == Path(args.config).name
         if same_recipe and all(saved.get(k) == v for k, v in given.items()):
             return str(run)
     return ''

@@ -21,7 +21,7 @@ from ..data import DIGITS
 from ..data.split import FILE, divided, write_parts
 from ..distributed import from_first, rank
 from ..errors import SettingError
-from ..files import check_writable, write_text
+from ..files import check_writable, load_yaml, write_text
 from ..hub import BackgroundPush, save_plain
 from ..policy import TAUGHT, told
 from ..runs.find import OUTPUT, absolute_paths, candidates, epochs_done, is_repo, resume_checkpoint
@@ -69,6 +69,8 @@ class RunFolder:
         self.origin = is_repo(args.initial_checkpoint) or (
             args.pretrained and not args.pretrained_path and not args.initial_checkpoint)
         self.path: Path = from_first(_open(args, images, at_end) if rank() == 0 else None)
+        if args.resume and Path(args.recipe) == self.path / 'args.yaml':  # the run's own settings are no recipe
+            self.settings['recipe'] = _recipe(self.path) or args.recipe
         self.pusher = BackgroundPush(args.push_to_hub, self.path, args.push_private, say) if (
             args.push_to_hub and rank() == 0) else None
         self.summary, self.curves = self.path / 'summary.csv', self.path / 'curves.png'
@@ -279,6 +281,15 @@ def _open(args: argparse.Namespace, images: Images, at_end: ExitStack) -> Path:
     except OSError as e:
         raise SettingError(f'--output is {root!r}, but {name!r} cannot be written there: {e.strerror or e}.') from e
     return folder
+
+
+def _recipe(folder: Path) -> str:
+    """The recipe of a run, by its args.yaml; '' where that does not say."""
+    try:
+        saved = load_yaml(folder / 'args.yaml')
+    except SettingError:  # damaged: its checkpoint had the settings
+        return ''
+    return str(saved.get('recipe') or '') if isinstance(saved, dict) else ''
 
 
 def _root_around(folder: Path, images: Images) -> Optional[str]:
