@@ -71,8 +71,7 @@ def test_photographs_of_a_phone_alone_are_named(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / 'photos')
 
 
-def test_a_run_among_the_images_is_no_class(
-        image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_among_the_images_is_no_class(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is refused; one that an older version left there is passed over. Beside the splits is not among them."""
     command = [*SMALL, '--experiment', 'x', '--data-dir']
     whole = image_folder / 'train'

@@ -94,6 +94,7 @@ DIFFERENT: dict[str, str] = {
     'head_init_scale': 'a classifier that comes with the weights is left as it is',
     'head_init_bias': 'a classifier that comes with the weights is left as it is',
     'workers': 'default 4, or as many as there are cores (timm: 4)',
+    'worker_seeding': 'of streams alone: every other image is seeded by its place, in whatever process',
     'val_interval': 'epochs without validation still get a row in `summary.csv`',
     'output': 'a folder that holds a run is never written over',
     'experiment': 'a folder that holds a run is never written over',

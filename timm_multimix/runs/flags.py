@@ -320,7 +320,8 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Run').add_argument
     g('--seed', type=SEED, default=42, metavar='N', help='seed of all random numbers')
     g('--worker-seeding', choices=('all', 'part'), default='all',
-      help='seed all generators of a data loading process, or part of them as timm did before')
+      help='seed all generators of a data loading process, or part of them as timm did before; of streams alone, other '
+           'images are seeded by their place')
     g('-j', '--workers', type=whole(least=0), default=min(4, CORES), metavar='N',
       help='data loading processes; 4 by default, or as many as there are cores')
     g('--persistent-workers', action=on_off, default=True, help='keep data loading processes between epochs')
