@@ -256,13 +256,13 @@ def test_a_triton_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engines.triton_engine, 'INTERPRETED', False)
     monkeypatch.setattr('triton.runtime.driver', Driver())
-    engines._why_it_does_not_start.cache_clear()
+    engines.triton_engine.why_it_does_not_start.cache_clear()
     try:
         assert engines.choose(LossOptions(), torch.device('cuda'), torch.float32) is engines.torch_engine.ENGINE
         with pytest.raises(SettingError, match='it does not start here .RuntimeError: Failed to find C compiler'):
             engines.choose(LossOptions(engine='triton'), torch.device('cuda'), torch.float32)
     finally:
-        engines._why_it_does_not_start.cache_clear()
+        engines.triton_engine.why_it_does_not_start.cache_clear()
 
 
 COMPILE = '''

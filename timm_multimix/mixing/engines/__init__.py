@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from ...config import ENGINES
-from ...errors import SettingError, nearest, reason
+from ...errors import SettingError, nearest
 from ..options import LossOptions
 from . import torch_engine
 from .stream import Engine
@@ -53,17 +53,7 @@ def _triton_problem(options: LossOptions, device: str, dtype: torch.dtype) -> st
         return f'it does not import ({error}).'
     if device != 'cuda' and not triton_engine.INTERPRETED:
         return f'its kernels run on CUDA, and the logits are on {device}.'
-    return None if triton_engine.INTERPRETED else _why_it_does_not_start()
-
-
-@cache
-def _why_it_does_not_start() -> str | None:
-    from triton.runtime import driver
-    try:  # it compiles its driver, by the C compiler and Python's headers
-        driver.active.get_current_target()
-    except Exception as error:  # whatever is missing
-        return f'it does not start here ({type(error).__name__}: {reason(error, 1)}).'
-    return None
+    return None if triton_engine.INTERPRETED else triton_engine.why_it_does_not_start()
 
 
 @cache

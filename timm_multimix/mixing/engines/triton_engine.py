@@ -21,14 +21,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Union
+from functools import cache
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import runtime
 
+from ...errors import reason
 from ..dirichlet import Sticks
 from ..targets import MASKED
 from .stream import TINY, Batch, Engine, Sums
@@ -289,6 +292,16 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
 def _aligned(logits: Tensor) -> Tensor:
     """With classes behind that no mixture has, so that each row begins where many numbers can be loaded at once."""
     return F.pad(logits, (0, -logits.shape[-1] % ALIGNED), value=MASKED).contiguous()
+
+
+@cache
+def why_it_does_not_start() -> Optional[str]:
+    """Why not, if so: on first use Triton compiles its driver, by a C compiler and Python's headers."""
+    try:
+        runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever is missing
+        return f'it does not start here ({type(error).__name__}: {reason(error, 1)}).'
+    return None
 
 
 class _Split:
