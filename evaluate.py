@@ -40,7 +40,7 @@ from timm_multimix.evaluate import Checkpoint, Outputs, Table, estimate, images,
 from timm_multimix.evaluate.detection import data as detection_data
 from timm_multimix.evaluate.detection.transfer import need_packages
 from timm_multimix.evaluate.flags import QUICK, parse_args
-from timm_multimix.evaluate.load import learned_attention, unique_names
+from timm_multimix.evaluate.load import learned_attention, unique_names, weights_alone
 from timm_multimix.files import check_writable
 from timm_multimix.runs.recipes import program
 from timm_multimix.runs.screen import say
@@ -133,6 +133,11 @@ class Evaluation:
 
     def _load(self) -> list[Checkpoint]:
         args = self.args
+        of_files = {'--model': args.model, '--num-classes': args.num_classes, '--model-kwargs': args.model_kwargs}
+        given = next((flag for flag, value in of_files.items() if value), None)
+        if given and not any(map(weights_alone, args.checkpoints)):
+            raise SettingError(f'{given} is {of_files[given]!r}, but it is for files of weights, and each checkpoint '
+                               f'here says its model: drop it.')
         data = {k: getattr(args, k) for k in ('mean', 'std', 'interpolation', 'crop_pct') if getattr(args, k)}
         loaded = [load_checkpoint(source, args.model, num_classes=args.num_classes, model_kwargs=args.model_kwargs,
                                   img_size=args.img_size,

@@ -92,6 +92,7 @@ def test_two_checkpoints_on_everything(folders: list[Path], tmp_path: Path) -> N
     (['CHECKPOINT', '--transfer-data', 'x'], "--transfer-data is 'x', but --on has no transfer"),
     (['CHECKPOINT', '--on', 'ood', '--ood', 'nowhere'], "--ood has 'nowhere'"),
     (['CHECKPOINT', '--bins', '0'], '--bins is 0'),
+    (['CHECKPOINT', '--num-classes', '5'], '--num-classes is 5, but it is for files of weights'),
 ])
 def test_bad_input(folders: list[Path], args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
                    monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,12 @@ def split_name(source: str) -> tuple[str, str]:
     return (parts[-1] if parts else source).rpartition(':')[2], source
 
 
+def weights_alone(source: str) -> bool:
+    """Whether a checkpoint is a file of weights, which does not say its model."""
+    path = split_name(source)[1]
+    return os.path.isfile(path) and _folder(path) is None
+
+
 def unique_names(names: list[str]) -> list[str]:
     """Columns need names that differ: a second 'run' becomes 'run (2)'."""
     found: list[str] = []
