@@ -291,7 +291,8 @@ def add_mixtures(sums: Sums, batch: Batch, lam: Union[Tensor, Sticks]) -> None:
 
 def _aligned(logits: Tensor) -> Tensor:
     """With classes behind that no mixture has, so that each row begins where many numbers can be loaded at once."""
-    return F.pad(logits, (0, -logits.shape[-1] % ALIGNED), value=MASKED).contiguous()
+    missing = -logits.shape[-1] % ALIGNED  # padding by nothing would copy them all the same
+    return F.pad(logits, (0, missing), value=MASKED) if missing else logits.contiguous()
 
 
 @cache
