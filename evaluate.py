@@ -194,8 +194,9 @@ class Evaluation:
         return self.outputs[c.name]
 
     def accuracy(self, c: Checkpoint) -> Table:
-        return evaluate.accuracy(c.model, self.seen(c), class_names=self.names[c.name],
-                                 resamples=self.args.resamples, seed=self.args.seed)
+        seen, a = self.seen(c), self.args
+        return evaluate.accuracy(c.model, seen, class_names=self.names[c.name], resamples=a.resamples, seed=a.seed,
+                                 files=images.file_names(self.dataset, len(seen), a.seed))
 
     def calibration(self, c: Checkpoint) -> Table:
         return evaluate.calibration(c.model, self.seen(c), bins=self.args.bins, seed=self.args.seed)

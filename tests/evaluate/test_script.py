@@ -1,6 +1,7 @@
 """evaluate.py as a user runs it."""
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import ImageDataset, create_transform
 from torch.utils.data import DataLoader
 
@@ -156,3 +158,33 @@ def test_cells() -> None:
     assert 'a, %    12.35 [1.00, 20.00]' in str(table)
     assert plain({'a': (float('nan'), 1), 2: float('inf')}) == {'a': [None, 1], '2': None}
     assert '## Calibration' in markdown([], {'calibration': {'p': table}}, {}, {}, {})
+
+
+def test_a_list_of_the_wrongly_classified_images(tmp_path: Path) -> None:
+    import evaluate
+    data = write_images(tmp_path / 'images')
+    torch.manual_seed(0)
+    names = ['class_0', 'class_1', 'class_2']
+    for name in 'ab':
+        model = timm.create_model('test_resnet', num_classes=3, output_stride=8).eval()
+        save_plain(model, tmp_path / name, DATA, {'output_stride': 8}, names)
+    out = tmp_path / 'out'
+    assert evaluate.main([str(tmp_path / 'a'), str(tmp_path / 'b'), '--data-dir', str(data), '--on', 'accuracy', '-j',
+                          '0', '--device', 'cpu', '--num-images', '15', '--output', str(out)]) == 0
+    with (out / 'mistakes.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    tables = json.loads((out / 'results.json').read_text())['tables']['accuracy']
+    for name in 'ab':
+        own = [row for row in rows if row['checkpoint'] == name]
+        assert len(own) == round(15 * (1 - tables[name]['rows']['top-1, %'][0] / 100)) > 0
+        assert f'{name}: mistakes.csv lists its {len(own)} wrongly' in (out / 'report.md').read_text()
+        model = timm.create_model(f'local-dir:{tmp_path / name}', pretrained=True).eval()
+        transform = create_transform(**DATA)
+        for row in own:
+            assert row['image'].startswith(f'{row["class"]}/')
+            with torch.no_grad(), Image.open(data / 'validation' / row['image']) as image:
+                says = model(transform(image).unsqueeze(0)).softmax(1)[0]
+            assert names[says.argmax()] == row['called'] != row['class']
+            assert float(row['probability']) == pytest.approx(float(says.max()), abs=2e-4)
+        sure = [float(row['probability']) for row in own]
+        assert sure == sorted(sure, reverse=True)

@@ -144,6 +144,13 @@ def _order(dataset: Any, limit: Optional[int], seed: int) -> list[int]:
     return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
 
 
+def file_names(dataset: Any, limit: int, seed: int) -> Optional[list[str]]:
+    """Of the images that `prepared` takes, below the folder of the split; None where images are no files."""
+    if not hasattr(getattr(dataset, 'reader', None), 'samples'):
+        return None
+    return [str(dataset.filename(i)) for i in _order(dataset, limit, seed)]
+
+
 def keep_at_random(dataset: Any, limit: int, seed: int) -> None:
     """Keep of a folder of images those alone that `prepared` takes."""
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)

@@ -1,7 +1,8 @@
 """Accuracy, with how far it may be trusted."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
 from ...data.class_weight import uneven
+from ...files import whole
 from ..outputs import Source, collect
 from ..table import Table, Value, panels, rows_of, save_figure, short, title
 
 TITLE = 'Accuracy'
+MISTAKES = 'mistakes.csv'
 ABOUT = """\
 Top-1 and top-5: share of images whose class is the first, or among the first five, of the model's classes. NLL: mean
 negative log-likelihood of the true class, in nats. Per class: recall, the share of a class's images that are called
@@ -29,6 +32,7 @@ def accuracy(
         loader: Source,
         *,
         class_names: Optional[list[str]] = None,
+        files: Optional[Sequence[str]] = None,
         resamples: int = 2000,
         seed: int = 0,
         progress: bool = False,
@@ -39,6 +43,7 @@ def accuracy(
         model: any nn.Module that gives logits.
         loader: of (images, target), or what `collect` returned.
         class_names: for the table and the picture; default numbers.
+        files: names of the images, of which `draw` then lists those that are wrongly classified.
         resamples: of the bootstrap (Efron, 1979): images drawn with replacement; ends of the interval are the 2.5th
             and 97.5th percentiles of the resampled means.
         seed: of the bootstrap.
@@ -50,7 +55,8 @@ def accuracy(
     logits, target = outputs.logits, outputs.target
     C = logits.shape[1]
     names = class_names or [str(c) for c in range(C)]
-    hit = logits.topk(min(5, C), 1).indices == target[:, None]
+    called = logits.topk(min(5, C), 1).indices
+    hit = called == target[:, None]
     top1 = 100 * hit[:, 0].double().numpy()
     nll = F.cross_entropy(logits.double(), target, reduction='none').numpy()
     confusion = confusion_matrix(target, logits.argmax(1), labels=range(C))
@@ -64,12 +70,18 @@ def accuracy(
     worst = int(recall.argmin())
     rows['worst class, %'] = recall[worst]
     known = [name for name, there in zip(names, present) if there]
+    notes = [f'The worst class is {known[worst]}.']
+    wrong = None
+    if files is not None:
+        sure = logits.double().softmax(1).amax(1)
+        wrong = sorted(((files[i], names[int(target[i])], names[int(called[i, 0])], round(float(sure[i]), 4))
+                        for i in np.flatnonzero(top1 == 0).tolist()), key=lambda row: -row[3])
+        notes.append(f'{MISTAKES} lists its {len(wrong)} wrongly classified images, the most confident first.')
     return Table(
         'accuracy', rows_of(rows),
         {'per_class': dict(zip(known, recall.tolist())), 'uneven': _uneven(target.numpy()),
          'confusion': confusion.tolist(), 'classes': names[:C], 'resamples': resamples, 'seed': seed},
-        [f'The worst class is {known[worst]}.'],
-        {'top1': top1, 'target': target.numpy(), 'resamples': resamples, 'seed': seed})
+        notes, {'top1': top1, 'target': target.numpy(), 'wrong': wrong, 'resamples': resamples, 'seed': seed})
 
 
 def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Value:
@@ -112,7 +124,13 @@ def _uneven(target: np.ndarray) -> bool:
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
-    """Confusion matrices as shares of each true class, and accuracy per class."""
+    """Confusion matrices as shares of each true class; and the list of wrongly classified images."""
+    mistakes = {name: wrong for name, table in tables.items() if (wrong := table.arrays['wrong']) is not None}
+    if mistakes:
+        with whole(folder / MISTAKES) as path, path.open('w', newline='', encoding='utf-8', errors='replace') as file:
+            rows = csv.writer(file)
+            rows.writerow(('checkpoint', 'image', 'class', 'called', 'probability'))
+            rows.writerows((name, *row) for name, wrong in mistakes.items() for row in wrong)
     classes = [short(name) for name in next(iter(tables.values())).data['classes']]
     side = min(9.0, max(2.6, 0.32 * len(classes)))
     named = len(classes) <= 30
