@@ -79,12 +79,13 @@ CASES = [
 ]
 PHOTOGRAPHS = ('textures', 'textures10', 10), ('flowers', 'flowers5', 5), ('monkeys', 'monkeys10', 10)
 CASES += [  # fine-tuning, beside the recipe, which smooths labels
-    Where(f'EfficientNet-{net}, 20 {what} a class', [(study, 'label smoothing')], {
+    Where(f'EfficientNet-{net}, {images} {what} a class', [(study, 'label smoothing')], {
         INPUTS: (study, 'input mixup and CutMix'),
         'manifold mixup': (study, 'manifold mixup at the embedding'),
         DENSE: (study, 'Dense MultiMix')}, (study, 'label smoothing'), classes, PRETRAINED)
-    for net, infix in (('Lite0', ''), ('Lite1', 'lite1_'))
-    for what, data, classes in PHOTOGRAPHS
+    for net, infix, counts in (('Lite0', '', (20, 20, 20)), ('Lite1', 'lite1_', (20, 20, 20)),
+                               ('Lite0', 'all_', (80, 600, 80)))
+    for images, (what, data, classes) in zip(counts, PHOTOGRAPHS)
     for study in [f'finetune_{infix}{data}']]
 BOTH = 'label smoothing and class weights'
 PAIRS, BESIDE = f'manifold mixup, {BOTH}', f'Dense MultiMix, {BOTH}'
