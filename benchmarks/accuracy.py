@@ -12,7 +12,9 @@ validate on the first N judging images only, which is what the median of the las
 are always judged on all. `data: {imbalance: N}` leaves the last class an Nth of the first one's training images, and
 those between a share that falls geometrically. A run with `variant: NAME` trains with that task of
 `benchmarks/variants.py`.
-A run with `after: NAME` is a second phase: it begins with the weights that the run of that name ends with.
+A run with `after: NAME` is a second phase: it begins with the weights that the run of that name ends with. One with
+`multimix_teacher: {run: NAME}` is taught by the run of that name, and with `study: OTHER.yaml` beside it by one of that
+study, on the same images. `run --keep FOLDER` keeps the runs that others need, which are trained once then.
 `like: OTHER.yaml` takes `data` and `base` from another study, and this one's come on top; seeds, judge and runs too,
 where this one has none. `data: {subset: seed}` draws other images for every seed, as a study of few images must.
 
@@ -30,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -42,11 +45,22 @@ from typing import Any, Optional
 import timm
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import claimed, describe, make_room
-from benchmarks.study import beside, key_of, make_folder, read_study, settings_of, write_digits, write_images
+from benchmarks.study import (
+    TEACHER,
+    beside,
+    key_of,
+    key_of_settings,
+    make_folder,
+    read_study,
+    settings_of,
+    write_digits,
+    write_images,
+)
 from benchmarks.study_report import plot, read_results, report
 from benchmarks.variants import VARIANTS
 from benchmarks.variants import __name__ as VARIANTS_MODULE
@@ -104,7 +118,7 @@ def evaluate(model_folder: Path, images: Path, train: Optional[Path] = None) -> 
 
 def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], results: Path,
         seeds: Optional[list[int]] = None, subset: int = 0, only: Optional[list[str]] = None,
-        weights: Optional[Path] = None) -> None:
+        weights: Optional[Path] = None, keep: Optional[Path] = None) -> None:
     study = read_study(study_path, subset)
     if (study['data'].get('images') is None) == (data_dir is None):
         raise SettingError(f'{study_path} is of the embedded digits, so --data-dir {data_dir} must go.' if data_dir else
@@ -131,7 +145,7 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
                     print(f'{name}, seed {seed}: another process has it', flush=True)
                     continue
                 row = {'name': name, 'seed': seed, 'judge': study['judge'], 'key': key,
-                       **one(settings_of(study, name, seed), study, data_dir, weights)}
+                       **one(settings_of(study, name, seed), study, data_dir, weights, keep)}
                 with results.open('a') as f:
                     f.write(json.dumps(row) + '\n')
                 print(f'{name}, seed {seed}: {row["top1"]:.2f} %, NLL {row["nll"]:.3f}, {row["minutes"]:.1f} min',
@@ -152,8 +166,23 @@ def train(settings: dict[str, Any], images: Path, out: Path, weights: Optional[P
     return out / 'run'
 
 
+def before(settings: dict[str, Any], study: dict[str, Any], images: Path, out: Path, weights: Optional[Path],
+           keep: Optional[Path]) -> Path:
+    """The folder of a run that another needs first; of `keep`, where it is there."""
+    if keep is None:
+        return train(settings, images, out, weights)
+    kept = keep.resolve() / key_of_settings(settings, study)
+    with FileLock(make_room(f'{kept}.lock')):
+        if not kept.is_dir():
+            part = Path(f'{kept}.part')
+            shutil.rmtree(part, ignore_errors=True)
+            train(settings, images, part, weights).rename(kept)
+            part.rmdir()
+    return kept
+
+
 def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path],
-        weights: Optional[Path] = None) -> dict[str, Any]:
+        weights: Optional[Path] = None, keep: Optional[Path] = None) -> dict[str, Any]:
     started = time.time()
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(tmp) / 'data', Path(tmp) / 'out'
@@ -162,10 +191,12 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
             write_digits(data_dir)
         by_seed = {'subset': settings['seed']} if study['data'].get('subset') == 'seed' else {}
         make_folder(data_dir, {**study['data'], **by_seed}, study['judge'], folder)
-        given = dict(settings)
-        if before := given.pop('after', None):
-            first = train(before, folder, Path(tmp) / 'first', weights)
-            given = {key: value for key, value in given.items() if key not in BEGINNING} | {'initial_checkpoint': first}
+        first = {what: before(settings[what], study, folder, Path(tmp) / what, weights, keep)
+                 for what in ('after', TEACHER) if isinstance(settings.get(what), dict)}
+        given = {**settings, **first}
+        if 'after' in given:
+            given['initial_checkpoint'] = given.pop('after')
+            given = {key: value for key, value in given.items() if key not in BEGINNING}
         train(given, folder, out, weights if given.get('pretrained') else None)
         epochs = read_summary(out / 'run' / 'summary.csv')
         tail = folder / 'train' if study['data'].get('imbalance') else None
@@ -198,6 +229,7 @@ def main() -> None:
     train.add_argument('--subset', type=int, default=0, help='another choice of images from the same folders')
     train.add_argument('--only', nargs='+', metavar='RUN', help="instead of all of the study's")
     train.add_argument('--pretrained-path', type=Path, metavar='FILE', help='weights to start from')
+    train.add_argument('--keep', type=Path, metavar='FOLDER', help='keep the runs that others need, to train them once')
     train.add_argument('--results', type=Path, metavar='STUDY.jsonl',
                        help='default: beside it; of studies/, in results/')
     images = commands.add_parser('images', help="write a study's image folder, to train on it otherwise")
@@ -220,7 +252,7 @@ def main() -> None:
             results = args.results or beside(args.study, 'studies', 'results', '.jsonl')
             results.parent.mkdir(exist_ok=True)
             run(args.study, args.data_dir, args.budget, results, args.seeds, args.subset, args.only,
-                args.pretrained_path)
+                args.pretrained_path, args.keep)
         elif args.command == 'images':
             write_images(read_study(args.study), args.data_dir, args.folder)
         else:

@@ -18,6 +18,7 @@ from timm_multimix.files import whole_folder
 KEYS = ('data', 'base', 'seeds', 'judge', 'runs')
 MORE_KEYS = ('rivals', 'times')
 PARTS = ('held_out', 'test')
+TEACHER = 'multimix_teacher'
 
 
 def beside(path: Path, folder: str, other: str, suffix: str) -> Path:
@@ -56,16 +57,26 @@ def read_study(path: Path, subset: int = 0) -> dict[str, Any]:
         if name not in study['runs']:
             raise SettingError(f'{path}: {name!r} of rivals is not one of the runs.{nearest(name, study["runs"])}')
     for name, settings in study['runs'].items():
-        if (before := (settings or {}).get('after')) is None:
-            continue
-        if before not in study['runs']:
-            raise SettingError(f'{path}: {name!r} is after {before!r}, which is not one of the runs.'
-                               f'{nearest(before, study["runs"])}')
-        if 'after' in (study['runs'][before] or {}):
-            raise SettingError(f'{path}: {name!r} is after {before!r}, which is a second phase itself.')
+        teacher = (settings or {}).get(TEACHER)
+        if isinstance(teacher, dict) and 'study' in teacher:
+            teacher['of'] = read_study(path.with_name(teacher['study']), subset)
+        for what, (of, before) in befores(study, settings or {}).items():
+            if before not in of['runs']:
+                raise SettingError(f'{path}: {name!r} has {what} {before!r}, which is not one of the runs.'
+                                   f'{nearest(before, of["runs"])}')
+            if befores(of, of['runs'][before] or {}):
+                raise SettingError(f'{path}: {name!r} has {what} {before!r}, which needs another run itself.')
     if subset:
         study['data']['subset'] = subset
     return study
+
+
+def befores(study: dict[str, Any], settings: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """The runs that one of these settings needs first, each as its study and its name: `after`, and the teacher."""
+    found = {} if settings.get('after') is None else {'after': (study, settings['after'])}
+    if isinstance(teacher := settings.get(TEACHER), dict):
+        found[TEACHER] = teacher.get('of', study), teacher['run']
+    return found
 
 
 def write_digits(folder: Path) -> None:
@@ -124,14 +135,16 @@ def write_images(study: dict[str, Any], data_dir: Path, folder: Path) -> None:
 
 
 def settings_of(study: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
-    """Flags of train.py, and perhaps a variant, of one run; `after` is those of the run before it."""
+    """Flags of train.py, and perhaps a variant, of one run; of a run that it needs first, the flags of that."""
     settings = {**study['base'], **(study['runs'][name] or {}), 'seed': seed}
-    if 'after' in settings:
-        settings['after'] = settings_of(study, settings['after'], seed)
-    return settings
+    return settings | {what: settings_of(*before, seed) for what, before in befores(study, settings).items()}
 
 
 def key_of(study: dict[str, Any], name: str, seed: int) -> str:
     """What a finished run is known by: its settings, its images and who judges, whatever it is called."""
-    what = json.dumps([settings_of(study, name, seed), study['data'], study['judge']], sort_keys=True)
+    return key_of_settings(settings_of(study, name, seed), study)
+
+
+def key_of_settings(settings: dict[str, Any], study: dict[str, Any]) -> str:
+    what = json.dumps([settings, study['data'], study['judge']], sort_keys=True)
     return hashlib.sha1(what.encode()).hexdigest()

@@ -272,6 +272,25 @@ def test_a_second_phase_begins_where_the_first_ended(study: Path, tmp_path: Path
     assert phase == pytest.approx(none, rel=1e-4) and abs(alone - none) > 1e-3
 
 
+def test_a_finished_run_teaches_and_is_kept(study: Path, tmp_path: Path) -> None:
+    """A run of another study, on the images of this one, that teaches two."""
+    data = write_images(tmp_path / 'images', classes=3, per_class=6)
+    settings = yaml.safe_load(study.read_text())
+    settings['base'].update(opt='sgd', lr=0.05, warmup_epochs=0, clip_grad=1.0)
+    study.with_name('other.yaml').write_text(yaml.safe_dump({**settings, 'runs': {'first': {'epochs': 2}}}))
+    taught = {'multimix': 'dense', 'multimix_prob': 0, 'mixup': 0, 'cutmix': 0, 'multimix_teacher_start': 0,
+              'multimix_teacher': {'study': 'other.yaml', 'run': 'first'}}
+    settings['runs'] = {'half': taught, 'all': {**taught, 'multimix_teacher_weight': 1}}
+    study.write_text(yaml.safe_dump(settings, sort_keys=False))
+    done = command('run', study, '--data-dir', data, '--keep', tmp_path / 'kept')
+    assert done.returncode == 0, done.stdout + done.stderr
+    (kept,) = (p for p in (tmp_path / 'kept').iterdir() if p.is_dir())
+    half, whole = accuracy.read_results(study.with_suffix('.jsonl'))
+    assert half['nll'] != whole['nll'] and half['settings']['multimix_teacher']['epochs'] == 2
+    args = yaml.safe_load((kept / 'args.yaml').read_text())
+    assert (args['epochs'], args['seed'], args['multimix']) == (2, 1, 'none')
+
+
 def test_a_study_like_another_takes_what_it_does_not_say(study: Path) -> None:
     other = study.with_name('other.yaml')
     other.write_text(yaml.safe_dump({'like': study.name, 'base': {'epochs': 2}, 'seeds': [3]}))
@@ -309,8 +328,9 @@ def test_held_out_and_training_images_are_different(tmp_path: Path) -> None:
     ({'seed': [1]}, "'seed' is not a part of a study. Did you mean seeds"), ({'judge': 'validation'}, 'held_out, test'),
     ({'runs': None}, "'runs' is missing"),
     ({'rivals': ['dence']}, "'dence' of rivals is not one of the runs. Did you mean dense"),
-    ({'runs': {'a': {}, 'b': {'after': 'c'}}}, "'b' is after 'c', which is not one of the runs"),
-    ({'runs': {'a': {}, 'b': {'after': 'a'}, 'c': {'after': 'b'}}}, 'is a second phase itself')])
+    ({'runs': {'a': {}, 'b': {'after': 'c'}}}, "'b' has after 'c', which is not one of the runs"),
+    ({'runs': {'a': {}, 'b': {'multimix_teacher': {'run': 'c'}}}}, "'b' has multimix_teacher 'c', which is not one of"),
+    ({'runs': {'a': {}, 'b': {'after': 'a'}, 'c': {'after': 'b'}}}, 'which needs another run itself')])
 def test_bad_studies(study: Path, change: dict, words: str) -> None:
     study.write_text(yaml.safe_dump({**yaml.safe_load(study.read_text()), **change}))
     with pytest.raises(SettingError, match=words):
@@ -327,6 +347,8 @@ def test_studies_that_come_with_us_are_whole(path: Path) -> None:
     for run in runs:
         assert run.pop('variant', 'dominant') in variants.VARIANTS
         run.pop('after', None)
+        if isinstance(run.get('multimix_teacher'), dict):
+            run['multimix_teacher'] = 'local-dir:teacher'
         line = accuracy.flags(run)
         args = parse_args([*line, '--data-dir', 'images'])
         check_args(args)
