@@ -140,7 +140,7 @@ def test_it_starts_when_the_settings_say() -> None:
         assert model.policy.teaches == teaches and model.policy.choose(7).teaches == teaches
     with pytest.raises(SettingError, match='teacher_start_epoch is 3, so the policy must know the epoch'):
         model.set_progress(0.5)
-    other = quiet_wrap(build('resnet')[0], 'multimix', teacher=same)
+    other = quiet_wrap(build('resnet')[0], 'multimix', teacher=same, teacher_start=0.5)
     with pytest.warns(UserWarning, match='so the teacher has its share from the first step on'):
         other(images, target)
     assert other.policy.counts['taught'] == 1
@@ -235,6 +235,10 @@ def test_errors() -> None:
                            (dict(teacher='ema', teacher_start=0.5, teacher_start_epoch=1), 'give only one')):
         with pytest.raises(SettingError, match=says):
             MultiMixConfig(**settings)  # type: ignore[arg-type]
+    starts = {MultiMixConfig('dense', teacher=name).teacher_start for name in ('resnet18', 'given')}
+    assert starts == {0.0} and MultiMixConfig('dense', teacher='ema').teacher_start == 0.5
+    assert MultiMixConfig('dense', teacher='resnet18', teacher_start=0.2).teacher_start == 0.2
+    assert MultiMixConfig('dense', teacher='resnet18', teacher_start_epoch=2).teacher_start is None
     config = MultiMixConfig('dense', teacher='ema', teacher_start_epoch=2)
     assert MultiMixConfig.from_dict(config.to_dict()) == config and config.teacher_start is None
     assert not any(name.startswith('teacher') for name in MultiMixConfig('dense').to_dict())

@@ -46,8 +46,7 @@ PRESET_WORDS = {
     'regmixup': 'pairs of images on every step, beside the clean images, as RegMixup',
 }
 
-# Two ways of saying one thing each.
-PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'), ('teacher_start', 'teacher_start_epoch'))
+PAIRS = (('alpha', 'effective'), ('ramp', 'ramp_epochs'), ('teacher_start', 'teacher_start_epoch'))  # of one meaning
 
 # Settings that are flags of timm's too, and keep their names.
 TIMMS = ('mixup', 'cutmix', 'bce_loss', 'bce_sum', 'bce_target_thresh')
@@ -226,8 +225,8 @@ class MultiMixConfig:
     teacher_temperature: float = setting(
         None, "what the teacher's logits are divided by", number(above=0), metavar='T', needs='teacher', usual=1.0)
     teacher_start: Optional[float] = setting(
-        None, 'the teacher has its share from this fraction of the training on', number(least=0, below=1),
-        metavar='R', needs='teacher', usual=0.5, more='A young teacher knows little.')
+        None, 'the teacher has its share from this fraction of the training on; of a trained network the default is 0',
+        number(least=0, below=1), metavar='R', needs='teacher', usual=0.5)
     teacher_start_epoch: Optional[float] = setting(
         None, 'the same in epochs', number(least=0), metavar='E', needs='teacher',
         more='Give this or `teacher_start`, not both.')
@@ -258,10 +257,11 @@ class MultiMixConfig:
         preset = {name: about.usual for name, about in SETTINGS.items()
                   if about.usual is not None and (self.dense or about.modes != ('dense',))
                   and (not about.needs or getattr(self, about.needs) is not None)} | PRESETS[self.preset]
-        if self.ramp_epochs is not None:
-            preset.pop('ramp')
-        if self.teacher_start_epoch is not None:
-            preset.pop('teacher_start', None)
+        if self.teacher not in (None, EMA):  # a trained network knows as much from the start
+            preset['teacher_start'] = 0.0
+        for fraction, epochs in PAIRS[1:]:
+            if getattr(self, epochs) is not None:
+                preset.pop(fraction, None)
         if self.attention != 'learned':
             preset.pop('attention_lr', None)
         if self.alpha is not None or self.effective is not None:  # either one replaces what the preset says
