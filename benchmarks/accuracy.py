@@ -155,7 +155,7 @@ def run(study_path: Path, data_dir: Optional[Path], budget: Optional[float], res
 def train(settings: dict[str, Any], images: Path, out: Path, weights: Optional[Path]) -> Path:
     """Run train.py; its run folder."""
     given = dict(settings)
-    if weights is not None:
+    if weights is not None and given.get('pretrained'):
         given['pretrained_path'] = weights.resolve()
     if 'variant' in given:
         given['multimix_task'] = f'{VARIANTS_MODULE}:{VARIANTS[given.pop("variant")].__name__}'
@@ -197,7 +197,7 @@ def one(settings: dict[str, Any], study: dict[str, Any], data_dir: Optional[Path
         if 'after' in given:
             given['initial_checkpoint'] = given.pop('after')
             given = {key: value for key, value in given.items() if key not in BEGINNING}
-        train(given, folder, out, weights if given.get('pretrained') else None)
+        train(given, folder, out, weights)
         epochs = read_summary(out / 'run' / 'summary.csv')
         tail = folder / 'train' if study['data'].get('imbalance') else None
         found = evaluate(out / 'run' / 'model', folder / 'judge', tail)
